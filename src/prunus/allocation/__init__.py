@@ -1,0 +1,73 @@
+"""Allocators: how much each site gives, in one pass. One file each; the file name is the name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..budget import Allocation, Budget
+from ..errors import RecipeError
+from ..granularity import Columns, Granularity, snap
+from ..sites import ChannelSite, LinearSite, Site, SublayerSite
+from ..stats import InputStats, Needs
+
+__all__ = ["Allocator", "fit", "reach"]
+
+
+@runtime_checkable
+class Allocator(Protocol):
+    """States how a budget is shared among sites.
+
+    A frozen dataclass whose fields are its hyper-parameters. `measure` is called once per site, while statistics
+    stream by, and returns something small; `allocate` turns all measurements into an allocation that meets the
+    budget after rounding to whole weights, does not depend on the order of the sites, and is uniform on identical sites.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """The least statistics it can live on."""
+        ...
+
+    def measure(self, site: Site, weight: Tensor, stats: InputStats) -> Any:
+        """What is remembered of one site."""
+        ...
+
+    def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,
+                 granularity: Granularity) -> Allocation:
+        """Site name to sparsity."""
+        ...
+
+
+def reach(site: Site, sparsity: float, granularity: Granularity) -> float:
+    """The sparsity that a site will really have, in whole weights, channels or branches."""
+    match site:
+        case LinearSite():
+            return snap(sparsity, site.shape, granularity)
+        case ChannelSite():
+            return snap(sparsity, (1, site.count), Columns(1))
+        case SublayerSite():
+            return float(sparsity >= 0.5)
+
+
+def fit(preference: Callable[[Site, float], float], sites: Sequence[Site], budget: Budget,
+        granularity: Granularity) -> Allocation:
+    """Meet a budget exactly: the smallest level x for which `preference(site, x)`, in reachable steps, is within it.
+
+    Raises RecipeError when no level is.
+    """
+    def at(level: float) -> dict[str, float]:
+        return {site.name: min(max(preference(site, level), 0.0), 1.0) for site in sites}
+
+    def met(level: float) -> bool:
+        asked = at(level)
+        return budget.met(sites, {site.name: reach(site, asked[site.name], granularity) for site in sites})
+
+    if met(budget.sparsity):
+        return at(budget.sparsity)
+    low, high = budget.sparsity, 1.0
+    if not met(high):
+        raise RecipeError(f"budget {budget.limit:g}: cannot be met by {len(sites)} sites at granularity {granularity}.")
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if met(middle) else (middle, high)
+    return at(high)

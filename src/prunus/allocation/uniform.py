@@ -1,0 +1,29 @@
+"""Every site gives the same share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..budget import Allocation, Budget
+from ..granularity import Granularity
+from ..sites import Site
+from ..stats import InputStats, Needs
+from . import fit
+
+__all__ = ["Uniform"]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The same sparsity everywhere; needs no data."""
+
+    needs: ClassVar[Needs] = "nothing"
+
+    def measure(self, site: Site, weight: Tensor, stats: InputStats) -> None:
+        return None
+
+    def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,
+                 granularity: Granularity) -> Allocation:
+        return fit(lambda site, level: level, sites, budget, granularity)

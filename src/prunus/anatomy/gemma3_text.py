@@ -1,0 +1,12 @@
+"""Gemma 3 (text): as Gemma 2; local and global attention differ in mask and rotary base only."""
+
+from typing import Any
+
+from ..sites import Anatomy, attention, gated_mlp, stack
+
+__all__ = ["family"]
+
+
+def family(config: Any) -> Anatomy:
+    """The stack at `layers`; each block is an attention and a gated MLP."""
+    return stack("layers", config.num_hidden_layers, attention(config), gated_mlp(config))

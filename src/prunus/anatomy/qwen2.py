@@ -1,0 +1,12 @@
+"""Qwen2: as Llama, with biases on q, k, v."""
+
+from typing import Any
+
+from ..sites import Anatomy, attention, gated_mlp, stack
+
+__all__ = ["family"]
+
+
+def family(config: Any) -> Anatomy:
+    """The stack at `layers`; each block is an attention and a gated MLP."""
+    return stack("layers", config.num_hidden_layers, attention(config), gated_mlp(config))

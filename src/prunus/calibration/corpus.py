@@ -1,0 +1,208 @@
+"""Where tokens come from: named corpora, files, and windows of equal length cut from them."""
+
+import gzip
+import hashlib
+import importlib
+import json
+import os
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import CorpusError, MissingExtra
+
+__all__ = ["HUB", "Text", "overlap", "read", "windows"]
+
+HUB = {  # name: (hub id, configuration, column)
+    "c4": ("allenai/c4", "en", "text"),
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text"),
+    "ptb": ("ptb-text-only/ptb_text_only", "penn_treebank", "sentence"),
+}
+_FILES = {  # split: how the names of its files begin or what they contain, in this order
+    "train": ("train", "calib", "sample", "input"),
+    "validation": ("valid",),
+    "test": ("test",),
+}
+_ENDINGS = (".jsonl.gz", ".jsonl", ".txt.gz", ".txt", ".raw.gz", ".raw", ".md")
+_JOINED = "documents joined by '\\n\\n'"
+_JOIN = {"wikitext2": "\n\n", "ptb": " "}  # rows of these corpora are lines of one text (GPTQ's protocol)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents of one split of one corpus."""
+
+    name: str
+    split: str
+    documents: tuple[str, ...]
+    joined: str  # how documents become one text, for the protocol
+
+    @property
+    def digest(self) -> str:
+        """A hash of the content."""
+        return hashlib.sha256("\x00".join(self.documents).encode()).hexdigest()[:16]
+
+
+def read(corpus: str, split: str = "train") -> Text:
+    """The text of a named corpus or of a file.
+
+    A name is looked for in the folder that the environment variable PRUNUS_DATA names (`<name>/*<split>*.jsonl.gz`,
+    `.txt.gz`, …), then on the hub; "builtin" is English reference text that ships with CPython.
+    Raises CorpusError when there is none, when it is empty, or when the split does not exist.
+    """
+    if corpus == "builtin":
+        text = _builtin(split)
+    elif Path(corpus).is_file():
+        text = _text(Path(corpus).name, split, _rows(Path(corpus)))
+    elif os.sep in corpus or corpus.endswith(_ENDINGS):
+        raise CorpusError(f"corpus '{corpus}': no such file.")
+    elif (folder := Path(os.environ.get("PRUNUS_DATA", "")) / corpus).is_dir() and os.environ.get("PRUNUS_DATA"):
+        text = _text(corpus, split, _rows(_file_of(folder, split)))
+    elif corpus in HUB:
+        text = _text(corpus, split, _download(corpus, split))
+    else:
+        raise CorpusError(f"corpus '{corpus}' is unknown: no such file, no such folder in PRUNUS_DATA "
+                          f"({os.environ.get('PRUNUS_DATA') or 'not set'}), and not one of {', '.join([*HUB, 'builtin', 'self'])}.")
+    if not any(document.strip() for document in text.documents):
+        raise CorpusError(f"corpus '{corpus}', split {split}: it is empty.")
+    return text
+
+
+def _text(name: str, split: str, rows: Iterable[str]) -> Text:
+    """Rows as documents; lines of corpora that are one running text are joined as the field does."""
+    if name in _JOIN:
+        return Text(name, split, (_JOIN[name].join(rows),), f"rows joined by {_JOIN[name]!r}")
+    return Text(name, split, tuple(rows), _JOINED)
+
+
+def _file_of(folder: Path, split: str) -> Path:
+    if split not in _FILES:
+        raise CorpusError(f"corpus '{folder.name}': split '{split}' is unknown. Known: {', '.join(_FILES)}.")
+    files = sorted(file for file in folder.iterdir() if file.name.endswith(_ENDINGS))
+    for word in _FILES[split]:
+        for file in files:
+            if word in file.name:
+                return file
+    found = ", ".join(file.name for file in files) or "no text file"
+    raise CorpusError(f"corpus '{folder.name}' has no split '{split}' in {folder}: found {found}.")
+
+
+def _rows(file: Path) -> list[str]:
+    """JSONL: the "text" of every row. Other text: one document, or WikiText's lines as the hub's rows have them."""
+    try:
+        opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
+        with opened as lines:
+            if ".jsonl" in file.name:
+                return [_field(json.loads(line), file, number) for number, line in enumerate(lines, 1) if line.strip()]
+            if file.parent.name == "wikitext2":
+                return [line if line.strip() else "" for line in lines]
+            if file.parent.name == "ptb":
+                return [line.strip() for line in lines]
+            return [lines.read()]
+    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorpusError(f"corpus file {file}: cannot be read as UTF-8 {'JSONL' if '.jsonl' in file.name else 'text'}: {error}") from None
+
+
+def _field(row: Any, file: Path, number: int) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        found = f"keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
+        raise CorpusError(f"corpus file {file}, line {number}: expected an object with a string \"text\", found {found}.")
+    return str(row["text"])
+
+
+def _builtin(split: str) -> Text:
+    """Python's own language reference: every other topic calibrates, the rest is for reports; no line in both."""
+    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    names = sorted(topics)
+    ours = tuple(topics[name] for name in names[::2])
+    if split == "train":
+        return Text("builtin", split, ours, _JOINED)
+    if split not in ("validation", "test"):
+        raise CorpusError(f"corpus 'builtin': split '{split}' is unknown. Known: train, validation, test.")
+    known = set(_lines(ours))
+    theirs = tuple("\n\n".join(paragraph for paragraph in topics[name].split("\n\n") if known.isdisjoint(_lines([paragraph])))
+                   for name in names[1::2])
+    return Text("builtin", split, theirs, _JOINED)
+
+
+def _download(corpus: str, split: str) -> list[str]:
+    """Rows from the hub; of a huge corpus the first file of the split."""
+    identity, configuration, column = HUB[corpus]
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise MissingExtra(f"corpus '{corpus}' (not found in PRUNUS_DATA)", "data") from None
+    files = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
+    if corpus == "c4" and split not in files:
+        raise CorpusError(f"corpus 'c4' has no split '{split}'. Known: {', '.join(files)}.")
+    try:
+        if corpus == "c4":
+            rows = load_dataset(identity, data_files={split: files[split]}, split=split)
+        else:
+            rows = load_dataset(identity, configuration, split=split)
+    except Exception as error:  # the hub's client raises many kinds; the reason is passed on
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CorpusError(f"corpus '{corpus}': not in PRUNUS_DATA ({os.environ.get('PRUNUS_DATA') or 'not set'}) and "
+                          f"the hub gave no answer ({reason}). Set PRUNUS_DATA, name a file, or use 'builtin'.") from None
+    return [str(row[column]) for row in rows]
+
+
+def windows(text: Text, tokenizer: Any, length: int, count: int | None, seed: int | None = None,
+            bos: bool = False) -> Int[Tensor, "samples length"]:
+    """At most `count` windows of `length` tokens that do not overlap.
+
+    Without a seed: from the beginning of the text, in order. With one: documents in random order, or windows of a
+    text that is one document. With `bos` every window begins with the tokenizer's BOS token.
+    Raises CorpusError when the text is shorter than one window.
+    """
+    body = length - 1 if bos else length
+    shuffled = random.Random(seed)
+    documents = list(text.documents)
+    if seed is not None and len(documents) > 1:
+        shuffled.shuffle(documents)
+    running = len(documents) == 1
+    needed = None if count is None or running else count * body
+    tokens = _tokens(documents, tokenizer, needed)
+    found = len(tokens) // body
+    if found == 0:
+        raise CorpusError(f"corpus '{text.name}', split {text.split}: {len(tokens)} tokens, shorter than one sequence "
+                          f"of {length}. Use a shorter --length or a longer text.")
+    order = list(range(found))
+    if seed is not None and running:
+        shuffled.shuffle(order)
+    chosen = sorted(order[:count])
+    table = tokens[: found * body].view(found, body)[chosen]
+    if not bos:
+        return table
+    return torch.cat([torch.full((len(table), 1), tokenizer.bos_token_id), table], dim=1)
+
+
+def _tokens(documents: list[str], tokenizer: Any, needed: int | None) -> Tensor:
+    """Documents joined by an empty line and tokenised, until there are enough; special tokens at the beginning only."""
+    pieces: list[int] = []
+    for start in range(0, len(documents), 64):
+        joined = "\n\n".join(documents[start : start + 64])
+        if start:
+            joined = "\n\n" + joined
+        pieces += tokenizer(joined, add_special_tokens=start == 0, verbose=False)["input_ids"]
+        if needed is not None and len(pieces) >= needed:
+            break
+    return torch.tensor(pieces, dtype=torch.long)
+
+
+def overlap(ours: Text, theirs: Text) -> float:
+    """The fraction of `theirs` (by characters, in lines of 40 or more) that stands in `ours` as well."""
+    known, asked = set(_lines(ours.documents)), _lines(theirs.documents)
+    total = sum(map(len, asked))
+    return sum(len(line) for line in asked if line in known) / total if total else 0.0
+
+
+def _lines(documents: Iterable[str]) -> list[str]:
+    """The lines long enough that two texts do not share them by chance."""
+    return [line.strip() for document in documents for line in document.splitlines() if len(line.strip()) >= 40]

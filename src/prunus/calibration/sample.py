@@ -1,0 +1,86 @@
+"""Which text calibrates, and how much of it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from ..errors import CorpusError, RecipeError
+from .corpus import Text, read, windows
+
+__all__ = ["Calibration", "check_length", "with_bos"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`samples` sequences of `length` tokens from a corpus."""
+
+    corpus: str = "builtin"  # a name (builtin, c4, wikitext2, ptb, …), a .txt or .jsonl file, or "self"
+    split: str = "train"
+    samples: int = 128  # sequences; fewer are used when the text has no more
+    length: int = 512  # tokens per sequence
+    bos: bool | None = None  # begin every sequence with BOS; None: as the tokenizer does by itself
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.length < 2:
+            raise RecipeError(f"calibration: samples = {self.samples}, length = {self.length}: "
+                              "expected at least 1 sequence of at least 2 tokens.")
+
+    def text(self) -> Text | None:
+        """The text it draws from; None when the model writes it itself."""
+        return None if self.corpus == "self" else read(self.corpus, self.split)
+
+    def tokens(self, tokenizer: Any, model: nn.Module, seed: int) -> Int[Tensor, "samples length"]:
+        """The sequences, chosen by `seed`. Raises CorpusError, or RecipeError when the model cannot take the length."""
+        check_length(model, self.length, "calibration.length")
+        text = self.text()
+        if text is None:
+            return _written(tokenizer, model, self.samples, self.length, seed)
+        return windows(text, tokenizer, self.length, self.samples, seed, with_bos(tokenizer, self.bos))
+
+    def taking(self, samples: int) -> "Calibration":
+        """The same with the number of sequences that the text really gave."""
+        return replace(self, samples=samples)
+
+
+def with_bos(tokenizer: Any, asked: bool | None) -> bool:
+    """Whether windows begin with BOS: as asked, or as the tokenizer does for any text."""
+    start = getattr(tokenizer, "bos_token_id", None)
+    if asked is None:
+        return start is not None and tokenizer("a")["input_ids"][:1] == [start]
+    if asked and start is None:
+        raise RecipeError("bos = true: the tokenizer has no BOS token.")
+    return asked
+
+
+def check_length(model: nn.Module, length: int, where: str) -> None:
+    """Refuse sequences longer than the model's positions. Raises RecipeError."""
+    config: Any = model.config
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and config.model_type == "roberta":
+        limit -= config.pad_token_id + 1  # its positions start after the padding index
+    if limit is not None and length > limit:
+        raise RecipeError(f"{where} = {length}: the model takes at most {limit} tokens. Use a shorter length.")
+
+
+@torch.no_grad()
+def _written(tokenizer: Any, model: Any, samples: int, length: int, seed: int) -> Tensor:
+    """Text that the model samples from its own distribution, temperature 1, from BOS on (or EOS, where there is none)."""
+    if not getattr(model, "can_generate", lambda: False)():
+        raise CorpusError("corpus 'self': this model cannot generate text. Name a corpus or a file.")
+    start = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
+    if start is None:
+        raise CorpusError("corpus 'self': the tokenizer has neither BOS nor EOS to start from. Name a corpus or a file.")
+    device = next(model.parameters()).device
+    rows = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # generate() draws from the global generator, which fork_rng puts back
+        for first in range(0, samples, 16):
+            prompt = torch.full((min(16, samples - first), 1), start, device=device)
+            rows.append(model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                max_new_tokens=length - 1, min_new_tokens=length - 1, pad_token_id=start,
+            ).cpu())
+    return torch.cat(rows)

@@ -1,0 +1,29 @@
+"""prunus list FOLDER."""
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["list_names"]
+
+_FOLDERS = {"solvers": "solvers", "criteria": "criteria", "allocators": "allocation", "metrics": "evaluation",
+            "families": "anatomy", "formats": "export", "reports": "report"}
+
+
+def list_names(what: Annotated[str, typer.Argument(help=f"One of: {', '.join(_FOLDERS)}.")]) -> None:
+    """List what can be named in a recipe, with one line on each."""
+    import ast
+    import importlib
+    from pathlib import Path
+
+    from ..errors import UnknownName
+    from ..lookup import names
+
+    if what not in _FOLDERS:
+        raise UnknownName("list", what, list(_FOLDERS))
+    folder = _FOLDERS[what]
+    known = names(folder)
+    home = Path(next(iter(importlib.import_module(f"prunus.{folder}").__path__)))
+    for name in known:
+        line = (ast.get_docstring(ast.parse((home / f"{name}.py").read_text(encoding="utf-8"))) or "").splitlines()[0]
+        typer.echo(f"{name:{max(map(len, known))}}  {line}")

@@ -1,0 +1,97 @@
+"""The flags that `prune` and `recipe` share, and the recipe that they mean."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+__all__ = [
+    "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationText", "Granularity", "Length", "Model", "RecipeFile",
+    "Samples", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "recipe_of",
+]
+
+Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe (TOML) instead of the flags below.")]
+Sites = Annotated[str | None, typer.Option(help="What is pruned: linear or channel. [default: linear]")]
+Sparsity = Annotated[float | None, typer.Option(help="Fraction of the weights removed, in [0, 1). [default: 0.5]")]
+Granularity = Annotated[str | None, typer.Option(help="Shape of the zeros: unstructured[:row|:matrix], n:m (2:4 keeps 2 of 4), tile:RxC, columns[:W].")]
+Solver = Annotated[str | None, typer.Option(help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: sparsegpt,damping=0.1. [default: alps]")]
+Allocation = Annotated[str | None, typer.Option(help="How much each site gives. [default: uniform]")]
+Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone, as a glob pattern; may be repeated.")]
+CalibrationText = Annotated[str | None, typer.Option("--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
+Samples = Annotated[int | None, typer.Option(help="Calibration sequences. [default: 128]")]
+Length = Annotated[int | None, typer.Option(help="Tokens per calibration sequence. [default: 512]")]
+EvaluationText = Annotated[str | None, typer.Option("--evaluate", help="Text for the perplexity before and after; none for no measurement. [default: builtin]")]
+Seed = Annotated[int | None, typer.Option(help="Chooses the calibration sequences. [default: 0]")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+
+
+def recipe_of(recipe: Path | None, flags: dict[str, Any]) -> "Recipe":
+    """The recipe of a file, or of flags; the two do not mix. Raises RecipeError."""
+    from ..errors import RecipeError
+    from ..recipe import Recipe, build
+
+    given = {key: value for key, value in flags.items() if value is not None and value != []}
+    if recipe is not None:
+        if given:
+            raise RecipeError(f"--{next(iter(given)).replace('_', '-')} does not go with --recipe: write it into the recipe.")
+        return Recipe.load(recipe)
+    built: Recipe = build(Recipe, _data(given), "recipe")
+    return built
+
+
+def _data(given: dict[str, Any]) -> dict[str, Any]:
+    """Flags as the plain data of a recipe with one stage."""
+    from ..granularity import NM
+    from ..recipe import parse_granularity
+
+    granularity = parse_granularity(given.get("granularity", "unstructured"), "--granularity")
+    fixed = 1 - granularity.n / granularity.m if isinstance(granularity, NM) else 0.5
+    stage: dict[str, Any] = {
+        "sites": [given.get("sites", "linear")],
+        "budget": {"limit": _limit(given.get("sparsity", fixed))},
+        "granularity": str(granularity),
+        "solver": _named(given.get("solver", "alps"), "--solver"),
+        "allocation": _named(given.get("allocation", "uniform"), "--allocation"),
+        "skip": given.get("skip", []),
+    }
+    text = {key: given[flag] for flag, key in (("calibration", "corpus"), ("samples", "samples"), ("length", "length")) if flag in given}
+    data: dict[str, Any] = {"stage": [stage], "calibration": text, "seed": given.get("seed", 0)}
+    evaluation = given.get("evaluate", "builtin")
+    data["metrics"] = [] if evaluation == "none" else [{"name": "perplexity", "corpus": evaluation}]
+    if evaluation == "none":
+        data["prompts"] = []
+    return data
+
+
+def _limit(sparsity: float) -> float:
+    from ..errors import RecipeError
+
+    if not 0 <= sparsity < 1:
+        hint = f" Did you mean {sparsity / 100:g}?" if 1 <= sparsity < 100 else ""
+        raise RecipeError(f"--sparsity {sparsity:g}: expected the fraction of weights removed, in [0, 1).{hint}")
+    return round(1 - sparsity, 12)
+
+
+def _named(text: str, where: str) -> dict[str, Any]:
+    """`name,key=value,…` as a table; values are read as TOML, or as text when they are none."""
+    import tomllib
+
+    from ..errors import RecipeError
+
+    name, *settings = text.split(",")
+    table: dict[str, Any] = {"name": name.strip()}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"{where} {text}: expected key=value after the name, found '{setting}'.")
+        try:
+            table[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            table[key.strip()] = value.strip()
+    return table

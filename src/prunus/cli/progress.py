@@ -1,0 +1,92 @@
+"""Progress on the terminal: one line that moves, with figures of the last site and the time that is left."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Screen"]
+
+
+class Screen:
+    """Shows the progress of one run on standard error; prints nothing when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False)
+        self._live = Live(Text(""), console=self._console, refresh_per_second=4, transient=True)
+        self._start = time.perf_counter()
+        self._phase = ""
+        self._shown = 0.0
+
+    def __enter__(self) -> "Screen":
+        if not self._quiet:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._quiet:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if not self._quiet:
+            self._console.print(line)
+
+    def warn(self, line: str) -> None:
+        """A line that stays even when quiet."""
+        self._console.print(line)
+
+    def watch(self, progress: Any) -> None:
+        """Show how far the run has come."""
+        if self._quiet:
+            return
+        if progress.phase != self._phase:
+            self._phase, self._start = progress.phase, time.perf_counter()
+        line = _line(progress, time.perf_counter() - self._start)
+        self._live.update(Text(line))
+        if not self._console.is_terminal and (progress.done == progress.total or time.perf_counter() - self._shown > 10):
+            self._shown = time.perf_counter()
+            self._console.print(line)
+
+    def summary(self, report: Any, out: Path) -> None:
+        """What was reached, and where it is."""
+        if self._quiet:
+            return
+        from ..uncertainty import paired_ratio_interval
+
+        table = Table("", "dense", "pruned", "pruned / dense [95 %]", box=None, pad_edge=False)
+        for before, after in zip(report.before, report.after, strict=True):
+            low, high = paired_ratio_interval(before.parts, after.parts)
+            table.add_row(before.label, f"{before.value:.2f}", f"{after.value:.2f}",
+                          f"{after.value / before.value:.3f} [{low:.3f}, {high:.3f}]")
+        self._console.print(f"Sparsity {report.sparsity:.2%} of all block matrices, counted. Pruning took "
+                            f"{report.seconds['pruning']:.0f} s, of which solving {report.seconds['solving']:.0f} s.")
+        if report.before:
+            self._console.print(table)
+        for prompt, before, after in zip(report.prompts, report.answers_before, report.answers_after, strict=False):
+            self._console.print(Text(f"\n{prompt} …", style="bold"))
+            self._console.print(Text(f"  dense:  {' '.join(before.split())}"))
+            self._console.print(Text(f"  pruned: {' '.join(after.split())}"))
+        for note in report.notes:
+            self._console.print(f"Note: {note}")
+        self._console.print(f"\nSaved to {out} (transformers loads it); the figures are in {out / 'README.md'}.")
+
+
+def _line(progress: Any, seconds: float) -> str:
+    share = progress.done / max(progress.total, 1)
+    if progress.record is None:
+        return f"Measuring the {progress.phase}: {progress.done} of {progress.total}"
+    left = seconds * (1 - share) / share if share else 0.0
+    error = "" if progress.record.error is None else f", error {progress.record.error:.4f}"
+    return f"{share:4.0%}  about {_clock(left)} left  {progress.record.site}: sparsity {progress.record.reached:.3f}{error}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

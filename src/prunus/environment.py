@@ -1,0 +1,41 @@
+"""Where a number was measured."""
+
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+__all__ = ["environment", "peak_bytes"]
+
+
+def environment(model: Any, device: str, source: str = "") -> dict[str, str]:
+    """Versions, machine, model and the memory that this process has needed at most."""
+    found = {"model": source or getattr(model.config, "_name_or_path", "") or model.config.model_type,
+             "dtype": str(model.dtype).removeprefix("torch."), "device": device}
+    for package in ("prunus", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    found["python"] = platform.python_version()
+    found["machine"] = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    found["peak resident memory"] = f"{peak_bytes() / 2**20:.0f} MiB"
+    return found
+
+
+def peak_bytes() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

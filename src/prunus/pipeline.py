@@ -1,0 +1,267 @@
+"""The road from a model and a recipe to a pruned model and its report: the only place where the parts meet."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .allocation import reach
+from .anatomy import describe
+from .budget import Allocation
+from .calibration.corpus import overlap
+from .calibration.placement import Placement
+from .calibration.stream import View, stream
+from .environment import environment
+from .errors import CorpusError, RecipeError
+from .evaluation import Context, Measurement
+from .generations import generate
+from .granularity import Columns, Granularity, Unstructured, check_shape
+from .journal import Journal, fingerprint
+from .problem import LayerProblem
+from .recipe import Recipe, Stage
+from .result import Pruned, Report, SiteRecord
+from .sites import Anatomy, ChannelSite, LinearSite, Site
+from .solvers import Solver
+from .stats import most
+from .surgery.write import clear_rows, read_weight, write
+
+__all__ = ["Progress", "Watch", "evaluate", "prune"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: `done` of `total` units of one phase, and the record of the site just finished."""
+
+    phase: str  # "dense model", "pruning", "pruned model"
+    done: int  # weights solved, or metrics measured
+    total: int
+    record: SiteRecord | None = None
+
+
+Watch = Callable[[Progress], None]
+
+
+def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement: Placement = Placement(),
+          watch: Watch | None = None, resume: Path | None = None, source: str = "") -> Pruned:
+    """Prune `model` in place, stage by stage, and measure it before and after.
+
+    `tokenizer` may be left out only when no stage needs calibration, and nothing is measured. With `resume`, finished
+    blocks are kept in that folder, and blocks found there are not solved again. Everything that can be refused is
+    refused before the model is touched: RecipeError, CorpusError, LoadError. CalibrationError may come later.
+    """
+    tell: Watch = watch or (lambda progress: None)
+    clock = _Clock()
+    anatomy = describe(model)
+    chosen = [_select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
+    needs = most(*(stage.solver.needs for stage in recipe.stage))
+    if tokenizer is None and (needs != "nothing" or recipe.metrics or recipe.prompts):
+        raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
+                          "metrics=(), prompts=() and a solver that needs no data.")
+    _check_texts(recipe, needs != "nothing")
+    tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if needs != "nothing" else torch.empty(0, 0).long()
+    notes = _notes(recipe, tokens, needs != "nothing")
+    run = _Run(model, anatomy, tokens, placement, tell, clock, _journal(resume, recipe, model, tokens))
+    with clock("dense"):
+        before = evaluate(model, recipe, tokenizer, tell, "dense model")
+        answers = generate(model, tokenizer, recipe.prompts)
+    records: list[SiteRecord] = []
+    allocations: list[Allocation] = []
+    for index, stage in enumerate(recipe.stage):
+        allocations.append(_decide(chosen[index], stage))
+        records += run.carry_out(index, stage, chosen[index], allocations[-1])
+    with clock("pruned"):
+        after = evaluate(model, recipe, tokenizer, tell, "pruned model")
+        answers_after = generate(model, tokenizer, recipe.prompts)
+    report = Report(recipe, tuple(allocations), tuple(records), _zeros(model, anatomy), before, after, recipe.prompts,
+                    answers, answers_after, clock.seconds, environment(model, placement.device, source), notes)
+    return Pruned(model, tokenizer, report)
+
+
+def evaluate(model: nn.Module, recipe: Recipe, tokenizer: Any, watch: Watch | None = None,
+             phase: str = "model") -> tuple[Measurement, ...]:
+    """All metrics of the recipe, in order."""
+    measured: list[Measurement] = []
+    for metric in recipe.metrics:
+        measured.append(metric.measure(model, Context(tokenizer)))
+        if watch:
+            watch(Progress(phase, len(measured), len(recipe.metrics)))
+    return tuple(measured)
+
+
+class _Clock:
+    """Seconds by stage of the work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
+    """The sites of a stage, each checked against its granularity."""
+    where = f"recipe.stage[{index}]"
+    sites = tuple(site for site in anatomy.sites(*stage.sites)
+                  if not any(fnmatch(site.name, pattern) for pattern in stage.skip))
+    if not sites:
+        raise RecipeError(f"{where}.skip = {list(stage.skip)}: leaves no {stage.sites[0]} site to prune.")
+    for site in sites:
+        if isinstance(site, LinearSite):
+            check_shape(site.shape, stage.granularity, site.name)
+    return sites
+
+
+def _decide(sites: tuple[Site, ...], stage: Stage) -> Allocation:
+    return stage.allocation.allocate(sites, {}, stage.budget, stage.granularity)
+
+
+def _check_texts(recipe: Recipe, calibrated: bool) -> None:
+    """Calibration and report text never overlap, by content."""
+    ours = recipe.calibration.text() if calibrated else None
+    for metric in recipe.metrics:
+        theirs = metric.text() if hasattr(metric, "text") else None
+        if ours is not None and theirs is not None and (share := overlap(ours, theirs)) > 0.01:
+            raise CorpusError(f"calibration text ({ours.name} {ours.split}) holds {share:.0%} of the report text "
+                              f"({theirs.name} {theirs.split}). Report on another corpus or split.")
+
+
+def _notes(recipe: Recipe, tokens: Tensor, calibrated: bool) -> tuple[str, ...]:
+    asked = recipe.calibration.samples
+    if calibrated and len(tokens) < asked:
+        return (f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.",)
+    return ()
+
+
+def _journal(folder: Path | None, recipe: Recipe, model: Any, tokens: Tensor) -> "tuple[Journal, str] | None":
+    if folder is None:
+        return None
+    first = next(model.parameters())
+    identity = fingerprint(recipe.to_toml(), model.config.to_json_string(), str(first.dtype), str(tokens.tolist()),
+                           str(float(first.double().abs().sum())))
+    journal = Journal(folder)
+    journal.begin(identity)
+    return journal, identity
+
+
+@dataclass
+class _Run:
+    """One run's fixed surroundings."""
+
+    model: nn.Module
+    anatomy: Anatomy
+    tokens: Tensor
+    placement: Placement
+    tell: Watch
+    clock: _Clock
+    journal: tuple[Journal, str] | None
+
+    def carry_out(self, index: int, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
+        """Prune every site of a stage, block by block."""
+        plan = _plan(self.anatomy, sites, stage)
+        total = sum(site.size for site in plan)
+        done = self.journal[0].done(index) if self.journal else frozenset()
+        batch = max(1, 2048 // max(1, self.tokens.shape[1]))
+        records: list[SiteRecord] = []
+        solved = 0
+        blocks = stream(self.model, self.anatomy, list(plan), self.tokens, stage.solver.needs, self.placement, batch, done)
+        with self.clock("pruning"):
+            for views in blocks:
+                for view, record in self._block(index, stage, views, plan, allocation, done):
+                    records.append(record)
+                    solved += view.site.size
+                    self.tell(Progress("pruning", solved, total, record))
+        return records
+
+    def _block(self, index: int, stage: Stage, views: list[View], plan: "Mapping[LinearSite, _Task]",
+               allocation: Allocation, done: frozenset[int]) -> Iterator[tuple[View, SiteRecord]]:
+        """Solve and write the sites of one block, or recall them from an interrupted run."""
+        block = views[0].site.block
+        if self.journal and block in done:
+            tensors, records = self.journal[0].recall(index, block)
+            self.model.load_state_dict(tensors, strict=False)
+            yield from zip(views, records, strict=True)
+            return
+        records = []
+        for view in views:
+            record = self._solve(view, stage.solver, plan[view.site], allocation)
+            records.append(record)
+            yield view, record
+        if self.journal:
+            self.journal[0].keep(self.journal[1], index, block, self._tensors(views, plan), records)
+
+    def _solve(self, view: View, solver: Solver, task: "_Task", allocation: Allocation) -> SiteRecord:
+        start = time.perf_counter()
+        with self.clock("solving"):
+            asked = allocation[task.site.name]
+            weight = read_weight(view.module).to(self.placement.device)
+            problem = LayerProblem(weight, view.stats, task.granularity, asked, view.site.name)
+            solution = solver.solve(problem)
+            error = problem.error(solution.weight)
+            write(view.module, solution)
+            if isinstance(task.site, ChannelSite):
+                kept = solution.mask[0].view(task.site.count, task.site.width)[:, 0].cpu()
+                clear_rows(self.model, task.site.producers, (~kept).nonzero().flatten())
+        reached = 1 - float(solution.mask.float().mean())
+        return SiteRecord(task.site.name, asked, reached, error, time.perf_counter() - start)
+
+    def _tensors(self, views: list[View], plan: "Mapping[LinearSite, _Task]") -> dict[str, Tensor]:
+        """The parameters that solving a block has changed."""
+        names = {view.site.name for view in views}
+        for view in views:
+            site = plan[view.site].site
+            if isinstance(site, ChannelSite):
+                names |= {producer.name for producer in site.producers}
+        return {f"{name}.{key}": value for name in sorted(names)
+                for key, value in self.model.get_submodule(name).named_parameters()}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked of one matrix, and on behalf of which site."""
+
+    site: Site
+    granularity: Granularity
+
+
+def _plan(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage) -> dict[LinearSite, _Task]:
+    """The matrices to solve: linear sites themselves, channel sites on their consumer by whole groups of columns."""
+    granularity = _resolved(stage.granularity, stage.solver)
+    matrices = {site.name: site for site in anatomy.sites("linear") if isinstance(site, LinearSite)}
+    plan: dict[LinearSite, _Task] = {}
+    for site in sites:
+        match site:
+            case LinearSite():
+                plan[site] = _Task(site, granularity)
+            case ChannelSite():
+                plan[matrices[site.consumer]] = _Task(site, Columns(site.width))
+            case _:
+                raise RecipeError(f"{site.name}: sublayer sites are described but cannot be pruned yet.")
+    return plan
+
+
+def _resolved(granularity: Granularity, solver: Solver) -> Granularity:
+    """The scope that the solver's paper uses, where the recipe leaves it open."""
+    if granularity == Unstructured("native"):
+        return replace(granularity, scope=solver.scope)
+    return granularity
+
+
+def _zeros(model: nn.Module, anatomy: Anatomy) -> float:
+    """The fraction of zeros among the weights of all matrices of the blocks, counted."""
+    zeros = total = 0
+    for site in anatomy.sites("linear"):
+        weight: Any = model.get_submodule(site.name).weight
+        zeros += int((weight == 0).sum())
+        total += weight.numel()
+    return zeros / total

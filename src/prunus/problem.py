@@ -1,0 +1,55 @@
+"""One matrix to prune, and the answer."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .errors import CalibrationError
+from .granularity import Granularity
+from .stats import InputStats
+
+__all__ = ["LayerProblem", "LayerSolution"]
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """Prune `weight` to `sparsity` in the shape of `granularity`, given what its inputs looked like."""
+
+    weight: Float[Tensor, "out in"]  # a float32 COPY; solvers may read it, never write it
+    stats: InputStats
+    granularity: Granularity  # its scope is resolved: row or matrix, never native
+    sparsity: float  # fraction removed, in [0, 1)
+    name: str = "weight"  # the site, for messages
+
+    def error(self, weight: Float[Tensor, "out in"]) -> float | None:
+        """||(W - W') X||^2 / ||W X||^2 of a candidate W' (ALPS, section 4); None when there is no Gram.
+
+        0 when the layer's output is 0 whatever the weights.
+        """
+        if self.stats.needs != "gram":
+            return None
+        gram = self.stats.gram
+        difference = self.weight - weight
+        lost = float(((difference @ gram) * difference).sum(dtype=torch.float64))
+        whole = float(((self.weight @ gram) * self.weight).sum(dtype=torch.float64))
+        return max(lost, 0.0) / whole if whole > 0 else 0.0
+
+    def check(self) -> None:
+        """Refuse numbers that no solver can use. Raises CalibrationError that names the site."""
+        if not bool(torch.isfinite(self.weight).all()):
+            bad = int((~torch.isfinite(self.weight)).sum())
+            raise CalibrationError(f"{self.name}: {bad} of its {self.weight.numel()} weights are not finite. "
+                                   "The checkpoint is damaged; load an intact one.")
+        if self.stats.needs != "nothing":
+            self.stats.check()
+
+
+@dataclass(frozen=True)
+class LayerSolution:
+    """What stays, and what it becomes; `weight` is 0 wherever `mask` is False."""
+
+    weight: Float[Tensor, "out in"]
+    mask: Bool[Tensor, "out in"]  # True = kept
+    bias: Float[Tensor, "out"] | None = None  # added to the layer's bias, if the solver compensates

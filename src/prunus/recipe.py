@@ -1,0 +1,220 @@
+"""Intentions: what a run will do, as values; and plain data (TOML, flags) turned into them, checked whole."""
+
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from .allocation import Allocator
+from .allocation.uniform import Uniform
+from .budget import Budget
+from .calibration.sample import Calibration
+from .criteria import Criterion
+from .errors import PrunusError, RecipeError, nearest
+from .evaluation import Metric
+from .evaluation.perplexity import Perplexity
+from .generations import PROMPTS
+from .granularity import NM, Columns, Granularity, Tile, Unstructured
+from .lookup import find, names
+from .sites import Kind
+from .solvers import Solver
+from .solvers.sparsegpt import SparseGPT
+
+__all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of site, how much of it may remain, in which shape, and who decides."""
+
+    sites: tuple[Kind, ...] = ("linear",)
+    budget: Budget = Budget(0.5)
+    granularity: Granularity = Unstructured()
+    solver: Solver = SparseGPT()
+    allocation: Allocator = Uniform()
+    skip: tuple[str, ...] = ()  # glob patterns of site names to leave alone
+
+    def __post_init__(self) -> None:
+        if len(self.sites) != 1:
+            raise RecipeError(f"stage.sites = {list(self.sites)}: expected one kind per stage. Use several stages.")
+        if self.sites == ("channel",) and not isinstance(self.granularity, Unstructured):
+            raise RecipeError(f"stage: channel sites give whole channels; granularity {self.granularity} does not apply.")
+        if isinstance(self.granularity, NM):
+            _check_ratio(self.granularity, self.budget)
+        shape: type = Columns if self.sites == ("channel",) else type(self.granularity)
+        if self.sites != ("sublayer",) and shape not in self.solver.supports:
+            able = ", ".join(kind.__name__.lower() for kind in self.solver.supports)
+            raise RecipeError(f"stage.solver: {type(self.solver).__name__} cannot do {shape.__name__.lower()}; it can do {able}.")
+
+
+def _check_ratio(granularity: NM, budget: Budget) -> None:
+    kept = granularity.n / granularity.m
+    if abs(budget.limit - kept) > 1e-9:
+        raise RecipeError(f"stage: granularity {granularity} keeps {kept:g} of the weights, but the budget keeps "
+                          f"{budget.limit:g} (sparsity {budget.sparsity:g}). n:m fixes the sparsity at {1 - kept:g}.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a result, but the model and the machine."""
+
+    stage: tuple[Stage, ...] = (Stage(),)  # run in order
+    calibration: Calibration = Calibration()
+    metrics: tuple[Metric, ...] = (Perplexity(),)  # measured before and after
+    prompts: tuple[str, ...] = field(default=PROMPTS)  # answered before and after
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.stage:
+            raise RecipeError("recipe.stage: expected at least one stage.")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recipe":
+        """A recipe from a TOML file. Raises RecipeError that names the place of what is wrong."""
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {path}: not valid TOML: {error}") from None
+        recipe = build(cls, data, "recipe")
+        assert isinstance(recipe, cls)
+        return recipe
+
+    def to_toml(self) -> str:
+        """The recipe in full, as a file that `load` reads."""
+        import tomli_w
+
+        return tomli_w.dumps(plain(self))
+
+
+# Plug-in types and the folders they are looked up in.
+_FOLDERS: dict[Any, str] = {Solver: "solvers", Criterion: "criteria", Allocator: "allocation", Metric: "evaluation"}
+_SHAPES: dict[str, type] = {"unstructured": Unstructured, "nm": NM, "tile": Tile, "columns": Columns}
+
+
+def build(kind: Any, data: Any, where: str) -> Any:
+    """Plain data as a value of type `kind`; every error names the place, as `recipe.stage[0].solver.damping`."""
+    if kind in _FOLDERS:
+        return _plugin(_FOLDERS[kind], data, where)
+    if kind == Granularity:
+        return _granularity(data, where)
+    if is_dataclass(kind):
+        return _record(kind, data, where)
+    match get_origin(kind):
+        case typing.Literal:
+            if data not in get_args(kind):
+                raise RecipeError(f"{where} = {data!r}: expected one of {', '.join(map(repr, get_args(kind)))}"
+                                  f"{nearest(str(data), [str(word) for word in get_args(kind)])}")
+            return data
+        case origin if origin is tuple:
+            if not isinstance(data, list | tuple):
+                raise RecipeError(f"{where} = {data!r}: expected a list.")
+            return tuple(build(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(data))
+        case origin if origin in (Union, types.UnionType):
+            options = [option for option in get_args(kind) if option is not type(None)]
+            return None if data is None else build(options[0], data, where)
+    return _scalar(kind, data, where)
+
+
+def _scalar(kind: type, data: Any, where: str) -> Any:
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if not isinstance(data, kind) or (kind is not bool and isinstance(data, bool)):
+        raise RecipeError(f"{where} = {data!r}: expected {kind.__name__}, found {type(data).__name__}.")
+    return data
+
+
+def _record(kind: Any, data: Any, where: str) -> Any:
+    """A dataclass from a table."""
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where} = {data!r}: expected a table, found {type(data).__name__}.")
+    hints = typing.get_type_hints(kind)
+    known = [item.name for item in fields(kind)]
+    for key in data:
+        if key not in known:
+            raise RecipeError(f"{where}.{key}: unknown key{nearest(key, known)} Known: {', '.join(known) or 'none'}.")
+    missing = [item.name for item in fields(kind)
+               if item.name not in data and item.default is MISSING and item.default_factory is MISSING]
+    if missing:
+        raise RecipeError(f"{where}: '{missing[0]}' is missing.")
+    values = {key: build(hints[key], value, f"{where}.{key}") for key, value in data.items()}
+    try:
+        return kind(**values)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _plugin(folder: str, data: Any, where: str) -> Any:
+    """A plug-in from its name, or from a table with `name` and its settings; a criterion stands for a mask solver."""
+    table = {"name": data} if isinstance(data, str) else data
+    if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+        raise RecipeError(f"{where} = {data!r}: expected a name or a table with a name.")
+    name, settings = table["name"], {key: value for key, value in table.items() if key != "name"}
+    if folder == "solvers" and name not in names(folder) and name in names("criteria"):
+        criterion = _plugin("criteria", table, where)
+        return find(folder, "mask")(criterion)
+    try:
+        kind = find(folder, name)
+    except PrunusError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    return _record(kind, settings, where)
+
+
+def _granularity(data: Any, where: str) -> Granularity:
+    if isinstance(data, str):
+        return parse_granularity(data, where)
+    if not isinstance(data, Mapping) or data.get("name") not in _SHAPES:
+        raise RecipeError(f"{where} = {data!r}: expected a name such as 'unstructured' or '2:4', or a table with a name "
+                          f"among {', '.join(_SHAPES)}.")
+    settings = {key: value for key, value in data.items() if key != "name"}
+    granularity: Granularity = _record(_SHAPES[data["name"]], settings, where)
+    return granularity
+
+
+def parse_granularity(text: str, where: str = "granularity") -> Granularity:
+    """`unstructured`, `unstructured:row`, `2:4`, `tile:4x4`, `columns` or `columns:8`. Raises RecipeError."""
+    head, _, rest = text.partition(":")
+    scope: Literal["native", "row", "matrix"]
+    try:
+        match head:
+            case "unstructured":
+                scope = rest or "native"  # type: ignore[assignment]
+                return Unstructured(scope)
+            case "columns":
+                return Columns(int(rest or 1))
+            case "tile":
+                rows, _, columns = rest.partition("x")
+                return Tile(int(rows), int(columns))
+            case _:
+                return NM(int(head), int(rest))
+    except ValueError:
+        raise RecipeError(f"{where} = '{text}': expected unstructured, unstructured:row, unstructured:matrix, n:m (2:4), "
+                          "tile:4x4, columns or columns:8.") from None
+
+
+def plain(value: Any) -> Any:
+    """A value as plain data that `build` turns back into it; None is left out."""
+    if isinstance(value, Unstructured | NM | Tile | Columns):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        table = {item.name: plain(getattr(value, item.name)) for item in fields(value)
+                 if getattr(value, item.name) is not None}
+        return {"name": _name(type(value)), **table} if _is_plugin(value) else table
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value
+
+
+def _is_plugin(value: Any) -> bool:
+    return any(isinstance(value, protocol) for protocol in _FOLDERS)
+
+
+def _name(kind: type) -> str:
+    """The file name of one of our plug-ins; `module:Class` of one from outside."""
+    package, _, file = kind.__module__.rpartition(".")
+    ours = {f"prunus.{folder}" for folder in _FOLDERS.values()}
+    return file if package in ours else f"{kind.__module__}:{kind.__qualname__}"

@@ -1,0 +1,111 @@
+"""The report as Markdown: the model card of a pruned model."""
+
+import statistics
+from dataclasses import dataclass
+
+from ..evaluation import Measurement
+from ..granularity import Unstructured
+from ..result import Report, SiteRecord
+from ..uncertainty import paired_ratio_interval, perplexity_interval
+
+__all__ = ["Markdown"]
+
+
+@dataclass(frozen=True)
+class Markdown:
+    """What was done, what it cost, what is left, and how to do it again."""
+
+    title: str = "Pruned model"
+
+    def render(self, report: Report) -> str:
+        sections = [
+            f"# {self.title}", _summary(report), *_quality(report), *_answers(report), _sites(report.sites),
+            _cost(report), _use(), _reproduce(report),
+        ]
+        return "\n\n".join(sections) + "\n"
+
+
+def _summary(report: Report) -> str:
+    stages = "; then ".join(
+        f"{stage.sites[0]} sites to sparsity {stage.budget.sparsity:g}, {stage.granularity}, by {type(stage.solver).__name__}"
+        for stage in report.recipe.stage
+    )
+    lines = [
+        f"`{report.environment['model']}` pruned with [Prunus](https://pypi.org/project/prunus/): {stages}.",
+        f"**{report.sparsity:.2%}** of the weights of all block matrices are zero, counted in the saved weights.",
+    ]
+    if any(isinstance(stage.granularity, Unstructured) for stage in report.recipe.stage):
+        lines.append("Zeros are stored as zeros: the file is as large as the dense one, and stock runtimes do not compute "
+                     "it faster.")
+    lines += [f"Note: {note}" for note in report.notes]
+    return "\n".join(lines)
+
+
+def _quality(report: Report) -> list[str]:
+    if not report.before:
+        return []
+    rows = ["## Quality", "", "| | dense | pruned | pruned / dense |", "|---|---|---|---|"]
+    rows += [_row(before, after) for before, after in zip(report.before, report.after, strict=True)]
+    rows += ["", "In brackets: 95 % bootstrap interval over windows; the ratio's is paired.", ""]
+    rows += [f"Protocol: {before.protocol}." for before in report.before]
+    return ["\n".join(rows)]
+
+
+def _row(before: Measurement, after: Measurement) -> str:
+    def cell(item: Measurement) -> str:
+        low, high = perplexity_interval(item.parts)
+        return f"{item.value:.2f} [{low:.2f}, {high:.2f}]"
+
+    low, high = paired_ratio_interval(before.parts, after.parts)
+    ratio = after.value / before.value
+    return f"| {before.label} | {cell(before)} | {cell(after)} | {ratio:.3f} [{low:.3f}, {high:.3f}] |"
+
+
+def _answers(report: Report) -> list[str]:
+    if not report.answers_before:
+        return []
+    parts = ["## The same prompts before and after", "", "Greedy decoding."]
+    for prompt, before, after in zip(report.prompts, report.answers_before, report.answers_after, strict=True):
+        parts += ["", f"**{prompt}**", "", f"- dense: {_one_line(before)}", f"- pruned: {_one_line(after)}"]
+    return ["\n".join(parts)]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) or "(nothing)"
+
+
+def _sites(records: tuple[SiteRecord, ...]) -> str:
+    """One row per kind of matrix; the full list is in report.json."""
+    kinds: dict[str, list[SiteRecord]] = {}
+    for record in records:
+        kinds.setdefault(".".join(part for part in record.site.split(".")[-2:]), []).append(record)
+    rows = ["## Sites", "", "| site | count | sparsity | relative output error: mean | largest | seconds |", "|---|---|---|---|---|---|"]
+    for kind, group in kinds.items():
+        errors = [record.error for record in group if record.error is not None]
+        error = f"{statistics.fmean(errors):.4f} | {max(errors):.4f}" if errors else "not measured | "
+        reached = statistics.fmean(record.reached for record in group)
+        rows.append(f"| {kind} | {len(group)} | {reached:.4f} | {error} | {sum(record.seconds for record in group):.1f} |")
+    return "\n".join(rows)
+
+
+def _cost(report: Report) -> str:
+    names = {"dense": "measuring the dense model", "pruning": "calibrating and pruning",
+             "solving": "of which solving", "pruned": "measuring the pruned model"}
+    rows = ["## Cost", "", "| | seconds |", "|---|---|"]
+    rows += [f"| {names.get(name, name)} | {seconds:.1f} |" for name, seconds in report.seconds.items()]
+    rows += ["", "; ".join(f"{name}: {value}" for name, value in report.environment.items()) + "."]
+    return "\n".join(rows)
+
+
+def _use() -> str:
+    return "\n".join([
+        "## Use", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+        'model = AutoModelForCausalLM.from_pretrained("this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("this/folder")', "```",
+    ])
+
+
+def _reproduce(report: Report) -> str:
+    return "\n".join(["## Reproduce", "", "```", f"prunus prune {report.environment['model']} --recipe recipe.toml "
+                      f"--dtype {report.environment['dtype']} --out out/", "```", "", "`recipe.toml`:", "", "```toml",
+                      report.recipe.to_toml().strip(), "```"])

@@ -1,0 +1,51 @@
+"""Results: the pruned model and everything that was measured on the way."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .budget import Allocation
+from .evaluation import Measurement
+from .recipe import Recipe
+
+__all__ = ["Pruned", "Report", "SiteRecord"]
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """What happened at one site."""
+
+    site: str
+    asked: float  # sparsity
+    reached: float  # sparsity, counted on the mask
+    error: float | None  # relative output error on calibration data; None when no Gram was collected
+    seconds: float  # solving alone
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done, what it cost and what is left."""
+
+    recipe: Recipe
+    allocation: tuple[Allocation, ...]  # one per stage
+    sites: tuple[SiteRecord, ...]
+    sparsity: float  # counted from the weights of all matrices of the blocks
+    before: tuple[Measurement, ...]  # of the dense model
+    after: tuple[Measurement, ...]
+    prompts: tuple[str, ...]
+    answers_before: tuple[str, ...]
+    answers_after: tuple[str, ...]
+    seconds: Mapping[str, float]  # by stage of the work
+    environment: Mapping[str, str]
+    notes: tuple[str, ...] = ()  # what a reader should know
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model, ready to save or use."""
+
+    model: nn.Module
+    tokenizer: Any
+    report: Report

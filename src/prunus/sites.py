@@ -1,0 +1,178 @@
+"""The places of a model that can give up weights: values without tensors, and the branches they come in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+__all__ = [
+    "Anatomy", "Block", "ChannelSite", "Kind", "LinearSite", "Producer", "Site", "SublayerSite",
+    "attention", "branch", "gated_mlp", "grouped_rows", "plain_mlp", "stack",
+]
+
+Kind = Literal["linear", "channel", "sublayer"]
+
+
+@dataclass(frozen=True)
+class LinearSite:
+    """One weight matrix."""
+
+    name: str  # module path, "model.layers.3.mlp.down_proj"
+    block: int  # depth, from 0
+    shape: tuple[int, int]  # (out, in)
+    reads: str  # the activation it multiplies; sites with equal `reads` share statistics
+
+    @property
+    def size(self) -> int:
+        """Its weights."""
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Producer:
+    """Rows of one matrix that make a channel: channel c owns `rows` rows from offset + c * rows on."""
+
+    name: str  # module path
+    rows: int  # per channel
+    offset: int = 0  # first row; a fused matrix holds several producers
+
+
+@dataclass(frozen=True)
+class ChannelSite:
+    """Channels shared by several matrices: rows of the producers, columns of the consumer."""
+
+    name: str  # "model.layers.3.mlp.channels"
+    block: int
+    count: int  # channels: MLP width, or key/value groups with their queries
+    consumer: str  # path of the matrix whose columns go: down_proj, o_proj
+    width: int  # its columns per channel
+    producers: tuple[Producer, ...]
+    size: int  # weights of producers and consumer together
+
+
+@dataclass(frozen=True)
+class SublayerSite:
+    """A residual branch that can be skipped: attention or MLP."""
+
+    name: str  # "model.layers.3.mlp"
+    block: int
+    size: int  # weights of its matrices
+    output: str  # path of the matrix whose product leaves the branch
+
+
+Site = LinearSite | ChannelSite | SublayerSite
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer of the stack, with its sites in the order of the forward pass."""
+
+    name: str
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All blocks of a model, from the input up."""
+
+    blocks: tuple[Block, ...]
+
+    def sites(self, *kinds: Kind) -> tuple[Site, ...]:
+        """The sites of the given kinds (all when none is given), in depth order."""
+        wanted = tuple(_KINDS[kind] for kind in kinds) or tuple(_KINDS.values())
+        return tuple(site for block in self.blocks for site in block.sites if isinstance(site, wanted))
+
+    def below(self, prefix: str) -> "Anatomy":
+        """The same anatomy with `prefix` before every path."""
+        return Anatomy(tuple(Block(prefix + block.name, tuple(_renamed(prefix, site) for site in block.sites))
+                             for block in self.blocks))
+
+
+_KINDS: dict[str, type] = {"linear": LinearSite, "channel": ChannelSite, "sublayer": SublayerSite}
+
+
+def _renamed(prefix: str, site: Site) -> Site:
+    match site:
+        case LinearSite():
+            return replace(site, name=prefix + site.name, reads=prefix + site.reads)
+        case ChannelSite():
+            producers = tuple(replace(producer, name=prefix + producer.name) for producer in site.producers)
+            return replace(site, name=prefix + site.name, consumer=prefix + site.consumer, producers=producers)
+        case SublayerSite():
+            return replace(site, name=prefix + site.name, output=prefix + site.output)
+
+
+# What family files are written with. All paths are relative to the block and get its name in front.
+
+Matrix = tuple[str, int, int, str]  # path, out, in, reads
+Branch = tuple[Site, ...]
+
+
+def stack(path: str, depth: int, *branches: Any) -> Anatomy:
+    """`depth` equal blocks under `path`; each branch is a function (block name, depth) -> sites, in forward order."""
+    blocks = []
+    for level in range(depth):
+        name = f"{path}.{level}"
+        blocks.append(Block(name, tuple(site for make in branches for site in make(name, level))))
+    return Anatomy(tuple(blocks))
+
+
+def branch(path: str, matrices: Sequence[Matrix], *, count: int, consumer: str, producers: Sequence[Producer]) -> Any:
+    """A residual branch at `path`: its matrices, its `count` channels and the branch itself.
+
+    The channels share the consumer's inputs evenly. Gives the function that `stack` calls for each block.
+    """
+    width = next(inputs for name, _, inputs, _ in matrices if name == consumer) // count
+
+    def make(block: str, depth: int) -> Branch:
+        def full(name: str) -> str:
+            return f"{block}.{name}"
+
+        linear = tuple(LinearSite(full(name), depth, (out, inputs), full(reads)) for name, out, inputs, reads in matrices)
+        size = sum(site.size for site in linear)
+        rows = tuple(replace(producer, name=full(producer.name)) for producer in producers)
+        channels = ChannelSite(full(f"{path}.channels"), depth, count, full(consumer), width, rows, size)
+        return (*linear, channels, SublayerSite(full(path), depth, size, full(consumer)))
+
+    return make
+
+
+def grouped_rows(queries: int, groups: int, head: int) -> tuple[int, int]:
+    """Rows per key/value group of the query matrix and of the key (or value) matrix, with `head` rows per head."""
+    return queries // groups * head, head
+
+
+def attention(config: Any, path: str = "self_attn", query: str = "q_proj", key: str = "k_proj", value: str = "v_proj",
+              output: str = "o_proj") -> Any:
+    """Attention with separate q, k, v matrices, grouped queries or not; a channel is a key/value group with its queries."""
+    hidden, queries = config.hidden_size, config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or queries
+    head = getattr(config, "head_dim", None) or hidden // queries
+    query_rows, rows = grouped_rows(queries, groups, head)
+    reads = f"{path}.input"
+    matrices = [
+        (f"{path}.{query}", queries * head, hidden, reads),
+        (f"{path}.{key}", groups * head, hidden, reads),
+        (f"{path}.{value}", groups * head, hidden, reads),
+        (f"{path}.{output}", hidden, queries * head, f"{path}.{output}.input"),
+    ]
+    producers = [Producer(f"{path}.{query}", query_rows), Producer(f"{path}.{key}", rows), Producer(f"{path}.{value}", rows)]
+    return branch(path, matrices, count=groups, consumer=f"{path}.{output}", producers=producers)
+
+
+def gated_mlp(config: Any, path: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> Any:
+    """An MLP whose gate and up matrices read the same input; a channel is a row of each."""
+    hidden, width = config.hidden_size, config.intermediate_size
+    reads = f"{path}.input"
+    matrices = [
+        (f"{path}.{gate}", width, hidden, reads),
+        (f"{path}.{up}", width, hidden, reads),
+        (f"{path}.{down}", hidden, width, f"{path}.{down}.input"),
+    ]
+    producers = [Producer(f"{path}.{gate}", 1), Producer(f"{path}.{up}", 1)]
+    return branch(path, matrices, count=width, consumer=f"{path}.{down}", producers=producers)
+
+
+def plain_mlp(hidden: int, width: int, first: str, second: str, path: str = "mlp") -> Any:
+    """An MLP of two matrices with an activation between; `first` and `second` are their full paths in the block."""
+    matrices = [(first, width, hidden, f"{first}.input"), (second, hidden, width, f"{second}.input")]
+    return branch(path, matrices, count=width, consumer=second, producers=[Producer(first, 1)])

@@ -1,0 +1,35 @@
+"""Zero the least salient weights and leave the others as they are."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..criteria import Criterion
+from ..criteria.wanda import Wanda
+from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
+from ..problem import LayerProblem, LayerSolution
+from ..stats import Needs
+
+__all__ = ["Mask"]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Prune by a criterion alone: with magnitude, the oldest method; with Wanda, Sun et al. 2024."""
+
+    criterion: Criterion = Wanda()
+
+    supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
+
+    @property
+    def needs(self) -> Needs:
+        return self.criterion.needs
+
+    @property
+    def scope(self) -> str:
+        return self.criterion.scope
+
+    def solve(self, problem: LayerProblem) -> LayerSolution:
+        problem.check()
+        saliency = self.criterion.saliency(problem.weight, problem.stats)
+        mask = keep_mask(saliency, problem.sparsity, problem.granularity)
+        return LayerSolution(problem.weight * mask, mask)

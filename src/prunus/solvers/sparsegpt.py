@@ -1,0 +1,144 @@
+"""Column by column, pushing each error into the columns still to come (Frantar & Alistarh 2023)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..granularity import NM, Columns, Unstructured, keep_largest, keep_mask, removed_count
+from ..problem import LayerProblem, LayerSolution
+from ..stats import Needs
+
+__all__ = ["SparseGPT"]
+
+_INNER = 16  # columns between two matrix products; what is pushed inside is one matrix-vector product per column
+
+
+@dataclass(frozen=True)
+class SparseGPT:
+    """Frantar & Alistarh 2023, Algorithm 1; whole columns by grouped OBS (Kurtic et al. 2023, section 3.1).
+
+    Departs from the first: ranks instead of a threshold, so counts are exact; with row scope every row of a block
+    gives its own share. Errors reach a column only when its turn comes, which changes the order of the sums alone.
+    """
+
+    damping: float = 0.01  # added to the Gram's diagonal, as a fraction of its mean
+    block: int = 128  # columns whose mask is chosen together
+
+    needs: ClassVar[Needs] = "gram"
+    scope: ClassVar[str] = "matrix"
+    supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Columns)
+
+    def solve(self, problem: LayerProblem) -> LayerSolution:
+        problem.check()
+        factor = problem.stats.inverse_cholesky(self.damping)
+        if problem.sparsity == 0:
+            return LayerSolution(problem.weight.clone(), torch.ones_like(problem.weight, dtype=torch.bool))
+        if isinstance(problem.granularity, Columns):
+            return _eliminate(problem, factor, problem.granularity.width)
+        sweep = _Sweep(problem, factor)
+        for start in range(0, len(sweep.work), self.block):
+            sweep.block(start, min(start + self.block, len(sweep.work)))
+        return sweep.solution()
+
+
+class _Sweep:
+    """The state of one pass, on the transposed weight, so that a column of the weight lies together in memory.
+
+    Rows of the factor are divided by their diagonal: the error of a pruned weight is then the weight itself.
+    """
+
+    def __init__(self, problem: LayerProblem, factor: Tensor) -> None:
+        diagonal = factor.diagonal()[:, None]
+        self.work = problem.weight.T.contiguous()
+        self.unit = factor / diagonal
+        self.scale = diagonal.square()  # saliency = w^2 / scale
+        self.pruned = torch.zeros_like(self.work)  # 1 where pruned
+        self.error = torch.empty_like(self.work)
+        self.granularity = problem.granularity
+        self.sparsity = problem.sparsity
+
+    def block(self, start: int, end: int) -> None:
+        """Prune the columns from `start` to `end`, and push their errors into all later ones."""
+        if not isinstance(self.granularity, NM):
+            saliency = self.work[start:end].square() / self.scale[start:end]
+            self.pruned[start:end] = (~self._mask(saliency, start, end)).to(self.pruned)
+        step = _INNER if not isinstance(self.granularity, NM) else max(_INNER // self.granularity.m, 1) * self.granularity.m
+        for low in range(start, end, step):
+            high = min(low + step, end)
+            self._columns(low, high)
+            self.work[high:end].addmm_(self.unit[low:high, high:end].T, self.error[low:high], alpha=-1)
+        self.work[end:].addmm_(self.unit[start:end, end:].T, self.error[start:end], alpha=-1)
+
+    def _mask(self, saliency: Tensor, start: int, end: int) -> Tensor:
+        """The kept weights of a block; quotas of the blocks add up to the exact total."""
+        rows = saliency.shape[1]
+        if self.granularity == Unstructured("row"):
+            return keep_largest(saliency.T.contiguous(), end - start - self._quota(start, end, 1)).T
+        flat = saliency.reshape(1, -1)
+        return keep_largest(flat, flat.numel() - self._quota(start, end, rows)).view_as(saliency)
+
+    def _quota(self, start: int, end: int, rows: int) -> int:
+        """How many of the weights of the columns from `start` to `end` go."""
+        total = len(self.work)
+        whole = removed_count(self.sparsity, rows * total)
+        return whole * end // total - whole * start // total
+
+    def _columns(self, low: int, high: int) -> None:
+        for column in range(low, high):
+            first = low
+            if isinstance(self.granularity, NM):
+                first = column - column % self.granularity.m
+                if column == first:
+                    self._choose(low, column, self.granularity)
+            if column > first:
+                self.work[column].addmv_(self.error[first:column].T, self.unit[first:column, column], alpha=-1)
+            torch.mul(self.work[column], self.pruned[column], out=self.error[column])
+
+    def _choose(self, low: int, column: int, granularity: NM) -> None:
+        """Choose the n:m mask of the next group, once all earlier errors have arrived."""
+        end = column + granularity.m
+        if column > low:
+            self.work[column:end].addmm_(self.unit[low:column, column:end].T, self.error[low:column], alpha=-1)
+        saliency = self.work[column:end].square() / self.scale[column:end]
+        self.pruned[column:end] = (~keep_mask(saliency.T, 0.5, granularity).T).to(self.pruned)
+
+    def solution(self) -> LayerSolution:
+        """The weight without what was pruned."""
+        mask: Bool[Tensor, "out in"] = (self.pruned == 0).T.contiguous()
+        return LayerSolution(self.work.sub_(self.error).T.contiguous() * mask, mask)
+
+
+def _eliminate(problem: LayerProblem, factor: Float[Tensor, "in in"], width: int) -> LayerSolution:
+    """Remove groups of columns, a few at a time, those first whose loss after the best update is least.
+
+    The loss of a group g is tr(W_g [G^-1]_gg^-1 W_g^T); the update spreads it over all columns that are left.
+    """
+    weight, inverse = problem.weight.to(torch.float64), (factor.T @ factor).to(torch.float64)
+    groups = weight.shape[1] // width
+    gone = removed_count(problem.sparsity, groups)
+    alive = torch.ones(groups, dtype=torch.bool, device=weight.device)
+    per_round = max(1, -(-gone // 64))
+    while (left := gone - int((~alive).sum())) > 0:
+        loss = _group_loss(weight, inverse, width)
+        loss[~alive] = torch.inf
+        chosen = loss.argsort(stable=True)[: min(per_round, left)]
+        alive[chosen] = False
+        columns = (chosen[:, None] * width + torch.arange(width, device=weight.device)).flatten()
+        push = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
+        weight -= weight[:, columns] @ push
+        inverse -= inverse[:, columns] @ push
+        inverse[columns, columns] = 1.0  # keeps the blocks of removed groups invertible; they are never read again
+    mask = alive.repeat_interleave(width).expand(problem.weight.shape).clone()
+    return LayerSolution(weight.to(problem.weight) * mask, mask)
+
+
+def _group_loss(weight: Tensor, inverse: Tensor, width: int) -> Tensor:
+    groups = weight.shape[1] // width
+    index = torch.arange(groups, device=weight.device)
+    blocks = inverse.view(groups, width, groups, width)[index, :, index, :]
+    parts = weight.view(-1, groups, width).permute(1, 2, 0)  # groups, width, out
+    return (parts * torch.linalg.solve(blocks, parts)).sum(dim=(1, 2))
+
