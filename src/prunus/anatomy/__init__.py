@@ -36,7 +36,7 @@ def describe(model: nn.Module) -> Anatomy:
     return anatomy
 
 
-def _check(model: nn.Module, site: LinearSite) -> None:
+def _check(model: Any, site: LinearSite) -> None:
     try:
         found = weight_shape(model.get_submodule(site.name))
     except AttributeError:

@@ -68,7 +68,8 @@ def read(corpus: str, split: str = "train") -> Text:
         text = _text(corpus, split, _download(corpus, split))
     else:
         raise CorpusError(f"corpus '{corpus}' is unknown: no such file, no such folder in PRUNUS_DATA "
-                          f"({os.environ.get('PRUNUS_DATA') or 'not set'}), and not one of {', '.join([*HUB, 'builtin', 'self'])}.")
+                          f"({os.environ.get('PRUNUS_DATA') or 'not set'}), and not one of "
+                          f"{', '.join([*HUB, 'builtin', 'self'])}.")
     if not any(document.strip() for document in text.documents):
         raise CorpusError(f"corpus '{corpus}', split {split}: it is empty.")
     return text
@@ -106,7 +107,8 @@ def _rows(file: Path) -> list[str]:
                 return [line.strip() for line in lines]
             return [lines.read()]
     except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorpusError(f"corpus file {file}: cannot be read as UTF-8 {'JSONL' if '.jsonl' in file.name else 'text'}: {error}") from None
+        form = "JSONL" if ".jsonl" in file.name else "text"
+        raise CorpusError(f"corpus file {file}: cannot be read as UTF-8 {form}: {error}") from None
 
 
 def _field(row: Any, file: Path, number: int) -> str:

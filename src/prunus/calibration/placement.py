@@ -31,6 +31,13 @@ class Placement:
             reason = str(error).splitlines()[0]
             raise RecipeError(f"device '{self.device}' cannot be used here: {reason} Use --device cpu.") from None
 
+    def fits(self, model: nn.Module) -> bool:
+        """Whether a whole model fits on the device, with half as much again for the work."""
+        if not self.device.startswith("cuda"):
+            return True
+        needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        return torch.cuda.mem_get_info(self.device)[0] > 1.5 * needed
+
     @contextmanager
     def hidden(self, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
         """An uninitialised tensor for the hidden states of all sequences."""

@@ -1,7 +1,7 @@
 """Data to statistics, one block at a time: a generator whose caller prunes between its yields."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,10 +127,8 @@ def _collect(module: nn.Module, depth: int, states: _States, views: list[View]) 
     try:
         for rows in states.batches():
             seen.clear()
-            try:
+            with suppress(_Enough):
                 states.run(module, depth, rows)
-            except _Enough:
-                pass
     finally:
         for handle in handles:
             handle.remove()
@@ -225,9 +223,8 @@ def _forward(model: nn.Module, tokens: Tensor, hooks: dict[nn.Module, Any]) -> N
     handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks.items()]
     cached = {"use_cache": False} if getattr(model, "can_generate", lambda: False)() else {}
     try:
-        model(input_ids=tokens, **cached)
-    except _Enough:
-        pass
+        with suppress(_Enough):
+            model(input_ids=tokens, **cached)
     finally:
         for handle in handles:
             handle.remove()

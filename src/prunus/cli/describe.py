@@ -1,6 +1,6 @@
 """prunus describe MODEL."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,16 +22,16 @@ def describe(
     from ..anatomy import describe as describe_model
     from ..loading import load
 
-    loaded = load(model, trust_remote_code=trust_remote_code)
-    anatomy = describe_model(loaded.model)
+    network: Any = load(model, trust_remote_code=trust_remote_code).model
+    anatomy = describe_model(network)
     sites = anatomy.sites()
     if json:
         typer.echo(writer.dumps([{"kind": _kind(site), "size": site.size, **asdict(site)} for site in sites], indent=2))
         return
-    total = sum(parameter.numel() for parameter in loaded.model.parameters())
+    total = sum(parameter.numel() for parameter in network.parameters())
     linear = sum(site.size for site in anatomy.sites("linear"))
-    dtype = str(loaded.model.dtype).removeprefix("torch.")
-    typer.echo(f"{model}: {loaded.model.config.model_type}, {len(anatomy.blocks)} blocks, {total:,} parameters ({dtype}), "
+    dtype = str(network.dtype).removeprefix("torch.")
+    typer.echo(f"{model}: {network.config.model_type}, {len(anatomy.blocks)} blocks, {total:,} parameters ({dtype}), "
                f"{linear:,} ({linear / total:.1%}) of them in matrices that can be pruned.")
     rows = [(_kind(site), site.name, _shape(site), f"{site.size:,}") for site in sites if all_sites or site.block == 0]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

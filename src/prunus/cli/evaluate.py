@@ -1,6 +1,6 @@
 """prunus evaluate MODEL --corpus NAME."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,7 +38,7 @@ def evaluate(
     _print(rows, json)
 
 
-def _print(rows: list, as_json: bool) -> None:  # type: ignore[type-arg]
+def _print(rows: list[tuple[str, Any]], as_json: bool) -> None:
     import json
     from dataclasses import asdict
 

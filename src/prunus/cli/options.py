@@ -17,14 +17,19 @@ Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe (TOML) instead of the flags below.")]
 Sites = Annotated[str | None, typer.Option(help="What is pruned: linear or channel. [default: linear]")]
 Sparsity = Annotated[float | None, typer.Option(help="Fraction of the weights removed, in [0, 1). [default: 0.5]")]
-Granularity = Annotated[str | None, typer.Option(help="Shape of the zeros: unstructured[:row|:matrix], n:m (2:4 keeps 2 of 4), tile:RxC, columns[:W].")]
-Solver = Annotated[str | None, typer.Option(help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: sparsegpt,damping=0.1. [default: alps]")]
+Granularity = Annotated[str | None, typer.Option(
+    help="Shape of the zeros: unstructured[:row|:matrix], n:m (2:4 keeps 2 of 4), tile:RxC, columns[:W].")]
+Solver = Annotated[str | None, typer.Option(
+    help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: "
+         "sparsegpt,damping=0.1. [default: alps]")]
 Allocation = Annotated[str | None, typer.Option(help="How much each site gives. [default: uniform]")]
 Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone, as a glob pattern; may be repeated.")]
-CalibrationText = Annotated[str | None, typer.Option("--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
+CalibrationText = Annotated[str | None, typer.Option(
+    "--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. [default: 128]")]
 Length = Annotated[int | None, typer.Option(help="Tokens per calibration sequence. [default: 512]")]
-EvaluationText = Annotated[str | None, typer.Option("--evaluate", help="Text for the perplexity before and after; none for no measurement. [default: builtin]")]
+EvaluationText = Annotated[str | None, typer.Option(
+    "--evaluate", help="Text for the perplexity before and after; none for no measurement. [default: builtin]")]
 Seed = Annotated[int | None, typer.Option(help="Chooses the calibration sequences. [default: 0]")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")]
@@ -60,7 +65,8 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
         "allocation": _named(given.get("allocation", "uniform"), "--allocation"),
         "skip": given.get("skip", []),
     }
-    text = {key: given[flag] for flag, key in (("calibration", "corpus"), ("samples", "samples"), ("length", "length")) if flag in given}
+    settings = {"calibration": "corpus", "samples": "samples", "length": "length"}
+    text = {key: given[flag] for flag, key in settings.items() if flag in given}
     data: dict[str, Any] = {"stage": [stage], "calibration": text, "seed": given.get("seed", 0)}
     evaluation = given.get("evaluate", "builtin")
     data["metrics"] = [] if evaluation == "none" else [{"name": "perplexity", "corpus": evaluation}]

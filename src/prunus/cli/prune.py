@@ -29,7 +29,7 @@ def prune(
     dtype: o.Dtype = "auto",
     activations: Annotated[str, typer.Option(help="Where activations wait between blocks: memory, device or disk.")] = "memory",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run of the same command stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON; progress is left out.")] = False,
     trust_remote_code: o.TrustRemoteCode = False,

@@ -79,7 +79,8 @@ def _sites(records: tuple[SiteRecord, ...]) -> str:
     kinds: dict[str, list[SiteRecord]] = {}
     for record in records:
         kinds.setdefault(".".join(part for part in record.site.split(".")[-2:]), []).append(record)
-    rows = ["## Sites", "", "| site | count | sparsity | relative output error: mean | largest | seconds |", "|---|---|---|---|---|---|"]
+    rows = ["## Sites", "", "| site | count | sparsity | relative output error: mean | largest | seconds |",
+            "|---|---|---|---|---|---|"]
     for kind, group in kinds.items():
         errors = [record.error for record in group if record.error is not None]
         error = f"{statistics.fmean(errors):.4f} | {max(errors):.4f}" if errors else "not measured | "
