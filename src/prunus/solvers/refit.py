@@ -1,0 +1,42 @@
+"""Choose a support by saliency, then re-fit every row on it by least squares."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..criteria import Criterion
+from ..criteria.wanda import Wanda
+from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
+from ..least_squares import fit_support
+from ..problem import LayerProblem, LayerSolution
+from ..stats import Needs
+
+__all__ = ["Refit"]
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The support of a criterion with the best weights on it; computed in float64 where the device has it."""
+
+    criterion: Criterion = Wanda()
+    damping: float = 0.01  # added to the Gram's diagonal, as a fraction of its mean
+    tolerance: float = 1e-7  # of the residual, relative to the right-hand side
+
+    needs: ClassVar[Needs] = "gram"
+    supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
+
+    @property
+    def scope(self) -> str:
+        return self.criterion.scope
+
+    def solve(self, problem: LayerProblem) -> LayerSolution:
+        problem.check()
+        saliency = self.criterion.saliency(problem.weight, problem.stats)
+        mask = keep_mask(saliency, problem.sparsity, problem.granularity)
+        if problem.sparsity == 0:
+            return LayerSolution(problem.weight.clone(), mask)
+        precision = torch.float32 if problem.weight.device.type == "mps" else torch.float64
+        gram = problem.stats.damped(self.damping).to(precision)
+        weight = fit_support(problem.weight.to(precision), mask, gram, tolerance=self.tolerance)
+        return LayerSolution(weight.to(problem.weight) * mask, mask)
