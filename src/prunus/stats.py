@@ -12,6 +12,7 @@ from .errors import CalibrationError
 __all__ = ["InputStats", "Needs", "most"]
 
 Needs = Literal["nothing", "power", "gram"]  # ascending cost; a plug-in declares the least it can live on
+Level = Literal["mean", "median"]  # of the Gram's diagonal
 T = TypeVar("T")
 _ORDER: tuple[Needs, ...] = ("nothing", "power", "gram")
 _PANEL = 512  # columns per panel of the Gram; only the panels on and above the diagonal are computed
@@ -98,16 +99,16 @@ class InputStats:
             raise CalibrationError(f"{self.name}: {bad} of {len(self._squares)} inputs are not finite. "
                                    "The model overflows in this dtype or its weights are damaged; try --dtype float32.")
 
-    def damped(self, damping: float) -> Float[Tensor, "in in"]:
-        """The Gram with `damping` times the mean of its diagonal added to the diagonal.
+    def damped(self, damping: float, level_of: Level = "mean") -> Float[Tensor, "in in"]:
+        """The Gram with `damping` times the mean (or the median) of its diagonal added to the diagonal.
 
-        A dead input (never active) gets that mean itself, so that the matrix is positive definite whatever the data.
+        A dead input (never active) gets that level itself, so that the matrix is positive definite whatever the data.
         """
         gram = self.gram.clone()
         diagonal = gram.diagonal()
-        mean = diagonal.mean()
-        level = mean if bool(mean > 0) else torch.ones_like(mean)
         dead = diagonal <= 0
+        alive = diagonal[~dead] if bool((~dead).any()) else torch.ones_like(diagonal)
+        level = alive.median() if level_of == "median" else alive.sum() / len(diagonal)
         diagonal += damping * level
         diagonal[dead] = level
         return gram

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..errors import CalibrationError
 from ..granularity import NM, Columns, Granularity, Tile, Unstructured, keep_mask, removed_count
 from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
@@ -30,11 +31,12 @@ class ALPS:
 
     that is one matrix product per iteration. rho changes only at checks, and a Cholesky inverse at each change,
     shared by the sites that read the same inputs, costs less than one eigendecomposition for all of them.
-    Departs from the paper: the scale blends diag(H) with 1 / diag(H^-1); ADMM ends when the support has almost
+    Departs from the paper: damping follows the median of diag(H), since a few massive inputs can lift the mean above
+    all others; the scale blends diag(H) with 1 / diag(H^-1); ADMM ends when the support has almost
     settled, as the refit repairs the rest; the refit's residual is masked, so it can stop. k is the number KEPT.
     """
 
-    damping: float = 0.01  # added to the Gram's diagonal, as a fraction of its mean
+    damping: float = 0.01  # added to the Gram's diagonal, as a fraction of its median
     rho: float = 0.15  # first penalty; the Gram has a diagonal of mean one
     check_every: int = 3  # iterations between two looks at the support
     settled: float = 0.02  # change of the support between two looks, as a fraction of k, that ends ADMM
@@ -116,13 +118,23 @@ def _curvature(stats: InputStats, damping: float, blend: float) -> _Curvature:
     The scale decides which weights the projection keeps. The diagonal of H prices a weight with all others fixed,
     that of the inverse with all others refitted; the truth lies between.
     """
-    damped = stats.damped(damping)
-    alone = damped.diagonal()
-    refitted = 1 / stats.inverse_cholesky(damping).square().sum(0)
-    scale = (alone ** (1 - blend) * refitted.minimum(alone) ** blend).sqrt()
-    scaled = damped / scale / scale[:, None]
+    damped = stats.damped(damping, "median")
+    scale = damped.diagonal().sqrt()
+    unit = damped / scale / scale[:, None]
+    shrink = _inverse_diagonal(unit, stats.name).clamp_min(1.0) ** (-blend / 2)
+    scaled = unit / shrink / shrink[:, None]
     level = scaled.diagonal().mean()
-    return _Curvature(scaled / level, scale * level.sqrt())
+    return _Curvature(scaled / level, scale * shrink * level.sqrt())
+
+
+def _inverse_diagonal(matrix: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in"]:
+    """In float32, as only a scale depends on it; in float64 where that is not enough."""
+    for dtype in (torch.float32, torch.float64):
+        factor, failed = torch.linalg.cholesky_ex(matrix.to(dtype))
+        if not int(failed):
+            return torch.cholesky_inverse(factor).diagonal().to(matrix.dtype)
+    raise CalibrationError(f"{name}: Gram matrix not positive definite after damping. "
+                           "Raise `damping` or calibrate with more tokens.")
 
 
 def _mask(iterate: Float[Tensor, "in out"], granularity: Granularity, sparsity: float) -> Bool[Tensor, "out in"]:
@@ -135,18 +147,20 @@ def _projection(granularity: Granularity, sparsity: float, size: int) -> Callabl
     if granularity != Unstructured("matrix"):
         return lambda moved: moved * _mask(moved, granularity, sparsity).T
     kept = size - removed_count(sparsity, size)
-    last: list[float] = []
+    guess, width = 0.0, 0.02  # where to look, and how far around it
 
     def project(moved: Tensor) -> Tensor:
+        nonlocal guess, width
         magnitude = moved.abs()
-        threshold = _kth_largest(magnitude.reshape(-1), kept, last[0] if last else None)
-        last[:] = [threshold]
+        threshold = _kth_largest(magnitude.reshape(-1), kept, guess, width)
+        drift = abs(threshold / guess - 1) if guess else 1.0
+        guess, width = threshold, min(max(2 * drift, 5e-4), 0.02)
         return torch.where(magnitude >= threshold, moved, 0.0)  # ties are settled by the final mask
 
     return project
 
 
-def _kth_largest(values: Float[Tensor, "n"], kept: int, guess: float | None, width: float = 0.02) -> float:
+def _kth_largest(values: Float[Tensor, "n"], kept: int, guess: float, width: float) -> float:
     """The exact `kept`-th largest value, looked for near a guess first: a selection over all costs as much as a product."""
     while guess and width < 0.4:
         low, high = guess * (1 - width), guess * (1 + width)
