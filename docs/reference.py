@@ -149,7 +149,7 @@ def section(module: str, name: str) -> str:
     definition = ast.parse(inspect.getsource(item)).body[0]
     assert isinstance(definition, ast.FunctionDef)
     result = ast.unparse(definition.returns) if definition.returns else "None"
-    return f"## {name}\n\n```python\n{name}({ast.unparse(definition.args)}) -> {result}\n```\n\n{text}"
+    return f"## {name}\n\n```python\ndef {name}({ast.unparse(definition.args)}) -> {result}: ...\n```\n\n{text}"
 
 
 def commands() -> Iterator[str]:
@@ -185,7 +185,12 @@ def filled() -> Iterator[tuple[Path, str]]:
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = path.read_text(encoding="utf-8")
         if path.parent != PAGES and _MARK.search(text):
-            yield path, _MARK.sub(lambda mark, path=path: mark[1] + shown(newest.get(mark[2]), path) + mark[3], text)
+            yield path, fill(text, newest, path)
+
+
+def fill(text: str, newest: dict[str, tuple[Path, dict[str, Any]]], path: Path) -> str:
+    """The text of the page at `path`, with the newest table between each pair of markers."""
+    return _MARK.sub(lambda mark: mark[1] + shown(newest.get(mark[2]), path) + mark[3], text)
 
 
 def results() -> dict[str, tuple[Path, dict[str, Any]]]:

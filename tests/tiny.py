@@ -53,7 +53,9 @@ def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, seed: 
                 torch.nn.init.normal_(parameter, std=0.2)
             elif name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.1)
-    return model.to(dtype).eval()
+    for parameter in model.parameters():  # as from_pretrained does: rotations stay float32
+        parameter.data = parameter.data.to(dtype)
+    return model.eval()
 
 
 def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:

@@ -96,12 +96,21 @@ def test_damping_adds_its_share_of_the_mean_and_leaves_the_gram_alone() -> None:
     assert torch.allclose(added, 0.25 * gram.diagonal().mean() * torch.eye(24), atol=4 * EPSILON * float(gram.max()))
 
 
+def test_damping_by_the_median_does_not_follow_one_massive_input() -> None:
+    x = inputs(6)
+    x[:, 4] *= 1e3
+    stats = stats_of(x)
+    added = (stats.damped(0.5, "median") - stats.gram).diagonal()
+    usual = stats.gram.diagonal().median()
+    assert float(added[0]) == pytest.approx(0.5 * float(usual), rel=1e-4)
+
+
 def test_dead_inputs_get_the_mean_so_that_the_factor_exists_without_damping() -> None:
     x = inputs(7, tokens=400)
     x[:, [2, 17]] = 0
     stats = stats_of(x)
     damped = stats.damped(0.0)
-    assert damped[2, 2] == damped[17, 17] == stats.gram.diagonal().mean()
+    assert float(damped[2, 2]) == float(damped[17, 17]) == pytest.approx(float(stats.gram.diagonal().mean()), rel=1e-6)
     assert torch.isfinite(stats.inverse_cholesky(0.0)).all()
 
 

@@ -1,0 +1,79 @@
+"""Which solver reconstructs best? Relative output error and seconds on real layers of SmolLM2, at equal sparsity.
+
+The error is that on the calibration text, with the Gram that was not damped. It depends on how much text there is:
+with little, solvers that optimise harder fit it more closely, so two amounts are shown.
+"""
+
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from _harness import arguments, model_and_tokenizer, table, write
+from _layers import BLOCKS, layers
+from prunus.criteria.magnitude import Magnitude
+from prunus.granularity import NM, Granularity, Unstructured
+from prunus.problem import LayerProblem
+from prunus.solvers.alps import ALPS
+from prunus.solvers.mask import Mask
+from prunus.solvers.sparsegpt import SparseGPT
+from prunus.surgery.write import read_weight
+
+SOLVERS: dict[str, Any] = {"magnitude": Mask(Magnitude()), "Wanda": Mask(), "SparseGPT": SparseGPT(), "ALPS": ALPS()}
+PATTERNS: dict[str, float] = {"50 %": 0.5, "60 %": 0.6, "70 %": 0.7, "80 %": 0.8, "90 %": 0.9, "2:4": 0.5}
+SAMPLES = (8, 64)
+
+
+def main() -> None:
+    options = arguments(__doc__ or "")
+    rows: list[dict[str, Any]] = []
+    for samples in (2,) if options.tiny else SAMPLES:
+        rows += _rows(options.tiny, samples)
+    shown = "\n\n".join(f"{samples} sequences of 512 tokens:\n\n{_table(rows, samples)}" for samples in
+                        sorted({row["samples"] for row in rows}))
+    print(shown)
+    if not options.tiny:
+        write("which_solver_reconstructs_best", f"C4 train, 512 tokens a sequence, dense inputs, float32, blocks {BLOCKS}", rows,
+              {"which_solver_reconstructs_best": shown})
+
+
+@torch.no_grad()
+def _rows(tiny: bool, samples: int) -> list[dict[str, Any]]:
+    model, tokenizer = model_and_tokenizer(tiny)
+    rows = []
+    for views in layers(model, tokenizer, samples, 64 if tiny else 512, BLOCKS, tiny):
+        for view in views:
+            weight = read_weight(view.module)
+            for pattern, sparsity in PATTERNS.items():
+                for name, solver in SOLVERS.items():
+                    problem = LayerProblem(weight, view.stats, _shape(pattern, solver), sparsity, view.site.name)
+                    start = time.perf_counter()
+                    solution = solver.solve(problem)
+                    seconds = time.perf_counter() - start
+                    rows.append({"site": view.site.name, "samples": samples, "pattern": pattern, "solver": name,
+                                 "error": problem.error(solution.weight), "seconds": round(seconds, 4)})
+        print(views[0].site.block, flush=True)
+    return rows
+
+
+def _shape(pattern: str, solver: Any) -> Granularity:
+    """Each solver in the scope of its paper."""
+    return NM(2, 4) if pattern == "2:4" else Unstructured(solver.scope)
+
+
+def _table(rows: list[dict[str, Any]], samples: int) -> str:
+    lines = []
+    for pattern in PATTERNS:
+        found = {name: {row["site"]: row for row in rows if (row["samples"], row["pattern"], row["solver"]) ==
+                        (samples, pattern, name)} for name in SOLVERS}
+        ratios = [found["ALPS"][site]["error"] / row["error"] for site, row in found["SparseGPT"].items()]
+        means = [f"{math.exp(statistics.fmean(math.log(row['error']) for row in found[name].values())):.4f}, "
+                 f"{sum(row['seconds'] for row in found[name].values()):.1f} s" for name in SOLVERS]
+        lines.append([pattern, *means, f"{statistics.fmean(ratios):.3f}", f"{max(ratios):.3f}"])
+    return table(["sparsity", *SOLVERS, "ALPS / SparseGPT, mean", "largest"], lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""An interrupted run that is continued ends with the same result as one that was not interrupted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunus.budget import Budget
+from prunus.calibration.sample import Calibration
+from prunus.criteria.magnitude import Magnitude
+from prunus.criteria.wanda import Wanda
+from prunus.errors import RecipeError
+from prunus.pipeline import Progress, prune
+from prunus.recipe import Recipe, Stage
+from prunus.result import Pruned
+from prunus.solvers.alps import ALPS
+from prunus.solvers.mask import Mask
+from prunus.solvers.sparsegpt import SparseGPT
+
+from ..tiny import tiny_model, tiny_tokenizer
+
+
+class Stop(Exception):
+    """What interrupts a run."""
+
+
+def stop_at(site: str) -> Callable[[Progress], None]:
+    """Interrupt when this site is finished."""
+    def watch(progress: Progress) -> None:
+        if progress.record is not None and progress.record.site == site:
+            raise Stop
+    return watch
+
+
+def run(recipe: Recipe, model: Any = None, **settings: Any) -> Pruned:
+    return prune(tiny_model(num_hidden_layers=3) if model is None else model, recipe, tokenizer=tiny_tokenizer(), **settings)
+
+
+def interrupted_and_resumed(recipe: Recipe, folder: Path, site: str, model: Callable[[], Any]) -> Pruned:
+    with pytest.raises(Stop):
+        run(recipe, model(), resume=folder, watch=stop_at(site))
+    assert list(folder.glob("stage-*"))
+    return run(recipe, model(), resume=folder)
+
+
+def assert_same(found: Pruned, expected: Pruned) -> None:
+    theirs = expected.model.state_dict()
+    for name, value in found.model.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+    for ours, other in zip(found.report.sites, expected.report.sites, strict=True):
+        assert (ours.site, ours.asked, ours.reached, ours.error) == (other.site, other.asked, other.reached, other.error)
+
+
+SECOND = {"llama": "model.layers.1.mlp.up_proj", "gpt2": "transformer.h.1.mlp.c_fc", "phi3": "model.layers.1.self_attn.o_proj"}
+
+
+@pytest.mark.parametrize("solver", [SparseGPT(), ALPS(), Mask(Wanda()), Mask(Magnitude())],
+                         ids=["sparsegpt", "alps", "wanda", "magnitude"])
+@pytest.mark.parametrize("family", SECOND)
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(family: str, solver: Any, recipe_for: Any, tmp_path: Path) -> None:
+    recipe = recipe_for(solver=solver)
+
+    def model() -> Any:
+        return tiny_model(family)
+
+    assert_same(interrupted_and_resumed(recipe, tmp_path / "run", SECOND[family], model), run(recipe, model()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_resume_with_the_rows_of_their_producers(dtype: torch.dtype, recipe_for: Any, tmp_path: Path) -> None:
+    recipe = recipe_for(sites=("channel",), solver=SparseGPT())
+
+    def model() -> Any:
+        return tiny_model("qwen2", dtype)
+
+    assert_same(interrupted_and_resumed(recipe, tmp_path / "run", "model.layers.1.mlp.channels", model), run(recipe, model()))
+
+
+def test_a_second_stage_is_resumed_after_the_whole_of_the_first(text_file: Path, tmp_path: Path) -> None:
+    stages = (Stage(("channel",), Budget(0.75), solver=SparseGPT()), Stage(solver=ALPS()))
+    recipe = Recipe(stages, Calibration(str(text_file), samples=4, length=32), (), ())
+    found = interrupted_and_resumed(recipe, tmp_path / "run", "model.layers.1.mlp.down_proj", tiny_model)
+    assert_same(found, run(recipe, tiny_model()))
+
+
+def test_finished_blocks_are_not_solved_again_and_progress_counts_them(recipe_for: Any, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    solved: list[str] = []
+    solve = SparseGPT.solve
+    monkeypatch.setattr(SparseGPT, "solve", lambda self, problem: (solved.append(problem.name), solve(self, problem))[1])
+    recipe = recipe_for(solver=SparseGPT())
+    with pytest.raises(Stop):
+        run(recipe, resume=tmp_path / "run", watch=stop_at("model.layers.1.self_attn.q_proj"))
+    solved.clear()
+    told: list[Progress] = []
+    run(recipe, resume=tmp_path / "run", watch=told.append)
+    assert len(solved) == 14
+    assert not any(".0." in name for name in solved)
+    assert [progress.done for progress in told] == sorted(progress.done for progress in told)
+    assert told[-1].done == told[-1].total
+    assert len(told) == 21
+
+
+def test_a_run_of_its_own_folder_can_be_repeated_to_the_end(recipe_for: Any, tmp_path: Path) -> None:
+    """A crash after the last block, before saving."""
+    recipe = recipe_for()
+    first = run(recipe, resume=tmp_path / "run")
+    assert_same(run(recipe, resume=tmp_path / "run"), first)
+
+
+@pytest.mark.parametrize("other", ["model", "dtype", "recipe", "text", "later weights"])
+def test_another_run_s_blocks_are_refused(other: str, recipe_for: Any, text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        run(recipe_for(), tiny_model(), resume=tmp_path / "run", watch=stop_at("model.layers.1.self_attn.q_proj"))
+    recipe, model = recipe_for(), tiny_model()
+    if other == "model":
+        model = tiny_model(seed=1)
+    elif other == "dtype":
+        model = tiny_model(dtype=torch.bfloat16)
+    elif other == "recipe":
+        recipe = recipe_for(budget=Budget(0.4))
+    elif other == "text":
+        text_file.write_text(text_file.read_text()[::-1])
+    else:
+        model.model.layers[0].mlp.up_proj.weight.data.mul_(2)
+    with pytest.raises(RecipeError, match="holds another run"):
+        run(recipe, model, resume=tmp_path / "run")
+
+
+def test_an_interrupted_run_without_a_folder_writes_nothing(recipe_for: Any, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(Stop):
+        run(recipe_for(), watch=stop_at("model.layers.1.self_attn.q_proj"))
+    assert set(tmp_path.rglob("*")) == before
