@@ -15,7 +15,7 @@ __all__ = ["environment", "peak_bytes"]
 def environment(model: Any, device: str, source: str = "") -> dict[str, str]:
     """Versions, machine, model and the memory that this process has needed at most."""
     found = {"model": source or getattr(model.config, "_name_or_path", "") or model.config.model_type,
-             "dtype": str(model.dtype).removeprefix("torch."), "device": device}
+             "class": type(model).__name__, "dtype": str(model.dtype).removeprefix("torch."), "device": device}
     for package in ("prunus", "torch", "transformers"):
         try:
             found[package] = version(package)

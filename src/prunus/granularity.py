@@ -33,8 +33,8 @@ class Unstructured:
 class NM:
     """Keep `n` of every `m` consecutive inputs of each output."""
 
-    n: int = 2
-    m: int = 4
+    n: int = 2  # kept …
+    m: int = 4  # … of every m
 
     def __post_init__(self) -> None:
         if not 0 < self.n <= self.m:
@@ -48,8 +48,8 @@ class NM:
 class Tile:
     """Whole tiles of `rows` x `columns` weights go (the field's block sparsity)."""
 
-    rows: int = 4
-    columns: int = 4
+    rows: int = 4  # outputs of a tile
+    columns: int = 4  # inputs of a tile
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns) < 1:
@@ -63,7 +63,7 @@ class Tile:
 class Columns:
     """Whole inputs go, `width` neighbours at a time."""
 
-    width: int = 1
+    width: int = 1  # neighbouring inputs that go together
 
     def __post_init__(self) -> None:
         if self.width < 1:

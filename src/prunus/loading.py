@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import nn
 
 from .errors import LoadError, MissingExtra, RecipeError
 
-__all__ = ["Loaded", "load", "parse_dtype"]
+__all__ = ["Loaded", "load", "parse_dtype", "quiet"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
            "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -28,7 +29,7 @@ class Loaded:
 
     model: nn.Module
     tokenizer: Any
-    source: str
+    source: str  # as it was named
 
     def __iter__(self) -> Iterator[Any]:
         """`model, tokenizer = load(source)`."""
@@ -53,7 +54,7 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu", t
     unknown, or the weights are pickles, which can run code when they are read.
     """
     place = _place(str(source))
-    with _quiet():
+    with quiet():
         if isinstance(place, Path) and place.suffix == ".gguf":
             place = _from_gguf(place)
         if isinstance(place, Path):
@@ -71,7 +72,7 @@ def _place(source: str) -> Path | str:
             raise LoadError(f"model '{source}': expected a folder, a hub id, a .gguf file or package:NAME, "
                             f"found a {path.suffix or 'plain'} file.")
         return path
-    if source.endswith(".gguf") or source.startswith((".", "/", "~")) or source.count("/") != 1:
+    if source.endswith(".gguf") or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source):
         raise LoadError(f"model '{source}': no such file or folder.")
     return source
 
@@ -224,7 +225,7 @@ def _hash(file: Path) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the libraries' progress bars and reports; ours come as errors."""
     from transformers.utils import logging
 

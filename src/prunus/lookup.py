@@ -1,6 +1,7 @@
 """Plug-ins by name: a file of a plug-in folder is a plug-in, and its file name is its name."""
 
 import importlib
+import importlib.util
 import pkgutil
 from typing import Any
 
@@ -11,8 +12,10 @@ __all__ = ["find", "names"]
 
 def names(folder: str) -> list[str]:
     """The plug-ins of `folder` (a dotted path below `prunus`), sorted; files with a leading underscore are not."""
-    package = importlib.import_module(f"prunus.{folder}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    spec = importlib.util.find_spec(f"prunus.{folder}")  # the folder is read, not imported
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return sorted(m.name for m in pkgutil.iter_modules(spec.submodule_search_locations) if not m.name.startswith("_"))
 
 
 def find(folder: str, name: str) -> Any:

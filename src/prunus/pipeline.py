@@ -58,7 +58,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     clock = _Clock()
     anatomy = describe(model)
     chosen = [_select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
-    needs = most(*(stage.solver.needs for stage in recipe.stage))
+    needs = most(*(need for stage in recipe.stage for need in (stage.solver.needs, stage.allocation.needs)))
     if tokenizer is None and (needs != "nothing" or recipe.metrics or recipe.prompts):
         raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
                           "metrics=(), prompts=() and a solver that needs no data.")
@@ -147,7 +147,7 @@ def _journal(folder: Path | None, recipe: Recipe, model: Any, tokens: Tensor) ->
         return None
     first = next(model.parameters())
     identity = fingerprint(recipe.to_toml(), model.config.to_json_string(), str(first.dtype), str(tokens.tolist()),
-                           str(float(first.double().abs().sum())))
+                           str(float(first.detach().double().abs().sum())))
     journal = Journal(folder)
     journal.begin(identity)
     return journal, identity
@@ -244,8 +244,6 @@ def _plan(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage) -> dict[Linea
                 plan[site] = _Task(site, granularity)
             case ChannelSite():
                 plan[matrices[site.consumer]] = _Task(site, Columns(site.width))
-            case _:
-                raise RecipeError(f"{site.name}: sublayer sites are described but cannot be pruned yet.")
     return plan
 
 

@@ -13,7 +13,7 @@ from .allocation.uniform import Uniform
 from .budget import Budget
 from .calibration.sample import Calibration
 from .criteria import Criterion
-from .errors import PrunusError, RecipeError, nearest
+from .errors import RecipeError, UnknownName, nearest
 from .evaluation import Metric
 from .evaluation.perplexity import Perplexity
 from .generations import PROMPTS
@@ -21,7 +21,7 @@ from .granularity import NM, Columns, Granularity, Tile, Unstructured
 from .lookup import find, names
 from .sites import Kind
 from .solvers import Solver
-from .solvers.sparsegpt import SparseGPT
+from .solvers.alps import ALPS
 
 __all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain"]
 
@@ -30,31 +30,34 @@ __all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain"]
 class Stage:
     """One kind of site, how much of it may remain, in which shape, and who decides."""
 
-    sites: tuple[Kind, ...] = ("linear",)
-    budget: Budget = Budget(0.5)
-    granularity: Granularity = Unstructured()
-    solver: Solver = SparseGPT()
-    allocation: Allocator = Uniform()
+    sites: tuple[Kind, ...] = ("linear",)  # linear or channel
+    budget: Budget = Budget(0.5)  # how much of these sites' weights may remain
+    granularity: Granularity = Unstructured()  # the shape of the zeros
+    solver: Solver = ALPS()  # which weights stay, and what they become
+    allocation: Allocator = Uniform()  # how much each site gives
     skip: tuple[str, ...] = ()  # glob patterns of site names to leave alone
 
     def __post_init__(self) -> None:
         if len(self.sites) != 1:
-            raise RecipeError(f"stage.sites = {list(self.sites)}: expected one kind per stage. Use several stages.")
+            raise RecipeError(f"sites = {list(self.sites)}: expected one kind per stage. Use several stages.")
+        if self.sites == ("sublayer",):
+            raise RecipeError("sites = sublayer: sublayers are described, but nothing chooses among them in this version. "
+                              "Use linear or channel.")
         if self.sites == ("channel",) and not isinstance(self.granularity, Unstructured):
-            raise RecipeError(f"stage: channel sites give whole channels; granularity {self.granularity} does not apply.")
+            raise RecipeError(f"channel sites give whole channels; granularity {self.granularity} does not apply.")
         if isinstance(self.granularity, NM):
             _check_ratio(self.granularity, self.budget)
         shape: type = Columns if self.sites == ("channel",) else type(self.granularity)
-        if self.sites != ("sublayer",) and shape not in self.solver.supports:
+        if shape not in self.solver.supports:
             able = ", ".join(kind.__name__.lower() for kind in self.solver.supports)
-            raise RecipeError(f"stage.solver: {type(self.solver).__name__} cannot do {shape.__name__.lower()}; "
+            raise RecipeError(f"solver {type(self.solver).__name__} cannot do {shape.__name__.lower()}; "
                               f"it can do {able}.")
 
 
 def _check_ratio(granularity: NM, budget: Budget) -> None:
     kept = granularity.n / granularity.m
     if abs(budget.limit - kept) > 1e-9:
-        raise RecipeError(f"stage: granularity {granularity} keeps {kept:g} of the weights, but the budget keeps "
+        raise RecipeError(f"granularity {granularity} keeps {kept:g} of the weights, but the budget keeps "
                           f"{budget.limit:g} (sparsity {budget.sparsity:g}). n:m fixes the sparsity at {1 - kept:g}.")
 
 
@@ -63,14 +66,14 @@ class Recipe:
     """All that decides a result, but the model and the machine."""
 
     stage: tuple[Stage, ...] = (Stage(),)  # run in order
-    calibration: Calibration = Calibration()
+    calibration: Calibration = Calibration()  # text for the statistics
     metrics: tuple[Metric, ...] = (Perplexity(),)  # measured before and after
     prompts: tuple[str, ...] = field(default=PROMPTS)  # answered before and after
-    seed: int = 0
+    seed: int = 0  # chooses the calibration sequences
 
     def __post_init__(self) -> None:
         if not self.stage:
-            raise RecipeError("recipe.stage: expected at least one stage.")
+            raise RecipeError("stage: expected at least one.")
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
@@ -160,8 +163,8 @@ def _plugin(folder: str, data: Any, where: str) -> Any:
         return find(folder, "mask")(criterion)
     try:
         kind = find(folder, name)
-    except PrunusError as error:
-        raise RecipeError(f"{where}: {error}") from None
+    except UnknownName as error:
+        raise RecipeError(f"{where}: {str(error).partition(': ')[2]}") from None
     return _record(kind, settings, where)
 
 

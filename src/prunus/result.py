@@ -21,7 +21,7 @@ class SiteRecord:
     asked: float  # sparsity
     reached: float  # sparsity, counted on the mask
     error: float | None  # relative output error on calibration data; None when no Gram was collected
-    seconds: float  # solving alone
+    seconds: float  # reading, solving, measuring and writing
 
 
 @dataclass(frozen=True)

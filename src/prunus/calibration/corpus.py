@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import CorpusError, MissingExtra
 
-__all__ = ["HUB", "Text", "overlap", "read", "windows"]
+__all__ = ["HUB", "Text", "has_split", "overlap", "read", "windows"]
 
 HUB = {  # name: (hub id, configuration, column)
     "c4": ("allenai/c4", "en", "text"),
@@ -59,11 +59,11 @@ def read(corpus: str, split: str = "train") -> Text:
     if corpus == "builtin":
         text = _builtin(split)
     elif Path(corpus).is_file():
-        text = _text(Path(corpus).name, split, _rows(Path(corpus)))
+        text = Text(Path(corpus).name, split, tuple(_rows(Path(corpus), "")), _JOINED)
     elif os.sep in corpus or corpus.endswith(_ENDINGS):
         raise CorpusError(f"corpus '{corpus}': no such file.")
-    elif (folder := Path(os.environ.get("PRUNUS_DATA", "")) / corpus).is_dir() and os.environ.get("PRUNUS_DATA"):
-        text = _text(corpus, split, _rows(_file_of(folder, split)))
+    elif (folder := _folder(corpus)) is not None:
+        text = _text(corpus, split, _rows(_file_of(folder, split), corpus))
     elif corpus in HUB:
         text = _text(corpus, split, _download(corpus, split))
     else:
@@ -73,6 +73,25 @@ def read(corpus: str, split: str = "train") -> Text:
     if not any(document.strip() for document in text.documents):
         raise CorpusError(f"corpus '{corpus}', split {split}: it is empty.")
     return text
+
+
+def has_split(corpus: str, split: str) -> bool:
+    """Whether a corpus has a split of this name; a file has any."""
+    if corpus == "builtin" or Path(corpus).is_file():
+        return True
+    if (folder := _folder(corpus)) is not None:
+        return any(word in file.name for word in _FILES[split] for file in _files_of(folder))
+    return corpus != "c4" or split != "test"
+
+
+def _folder(corpus: str) -> Path | None:
+    """The corpus in the folder that PRUNUS_DATA names, if it is there."""
+    base = os.environ.get("PRUNUS_DATA")
+    return Path(base) / corpus if base and (Path(base) / corpus).is_dir() else None
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.name.endswith(_ENDINGS))
 
 
 def _text(name: str, split: str, rows: Iterable[str]) -> Text:
@@ -85,7 +104,7 @@ def _text(name: str, split: str, rows: Iterable[str]) -> Text:
 def _file_of(folder: Path, split: str) -> Path:
     if split not in _FILES:
         raise CorpusError(f"corpus '{folder.name}': split '{split}' is unknown. Known: {', '.join(_FILES)}.")
-    files = sorted(file for file in folder.iterdir() if file.name.endswith(_ENDINGS))
+    files = _files_of(folder)
     for word in _FILES[split]:
         for file in files:
             if word in file.name:
@@ -94,16 +113,16 @@ def _file_of(folder: Path, split: str) -> Path:
     raise CorpusError(f"corpus '{folder.name}' has no split '{split}' in {folder}: found {found}.")
 
 
-def _rows(file: Path) -> list[str]:
+def _rows(file: Path, corpus: str) -> list[str]:
     """JSONL: the "text" of every row. Other text: one document, or WikiText's lines as the hub's rows have them."""
     try:
         opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
         with opened as lines:
             if ".jsonl" in file.name:
                 return [_field(json.loads(line), file, number) for number, line in enumerate(lines, 1) if line.strip()]
-            if file.parent.name == "wikitext2":
+            if corpus == "wikitext2":
                 return [line if line.strip() else "" for line in lines]
-            if file.parent.name == "ptb":
+            if corpus == "ptb":
                 return [line.strip() for line in lines]
             return [lines.read()]
     except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:

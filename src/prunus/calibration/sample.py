@@ -18,7 +18,7 @@ class Calibration:
     """`samples` sequences of `length` tokens from a corpus."""
 
     corpus: str = "builtin"  # a name (builtin, c4, wikitext2, ptb, …), a .txt or .jsonl file, or "self"
-    split: str = "train"
+    split: str = "train"  # train, validation or test
     samples: int = 128  # sequences; fewer are used when the text has no more
     length: int = 512  # tokens per sequence
     bos: bool | None = None  # begin every sequence with BOS; None: as the tokenizer does by itself

@@ -13,7 +13,6 @@ _FOLDERS = {"solvers": "solvers", "criteria": "criteria", "allocators": "allocat
 def list_names(what: Annotated[str, typer.Argument(help=f"One of: {', '.join(_FOLDERS)}.")]) -> None:
     """List what can be named in a recipe, with one line on each."""
     import ast
-    import importlib
     from pathlib import Path
 
     from ..errors import UnknownName
@@ -23,7 +22,7 @@ def list_names(what: Annotated[str, typer.Argument(help=f"One of: {', '.join(_FO
         raise UnknownName("list", what, list(_FOLDERS))
     folder = _FOLDERS[what]
     known = names(folder)
-    home = Path(next(iter(importlib.import_module(f"prunus.{folder}").__path__)))
+    home = Path(__file__).parent.parent / folder
     for name in known:
         line = (ast.get_docstring(ast.parse((home / f"{name}.py").read_text(encoding="utf-8"))) or "").splitlines()[0]
         typer.echo(f"{name:{max(map(len, known))}}  {line}")

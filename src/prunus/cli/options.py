@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 __all__ = [
-    "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationText", "Granularity", "Length", "Model", "RecipeFile",
+    "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Granularity", "Length", "Model", "RecipeFile",
     "Samples", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "recipe_of",
 ]
 
@@ -30,6 +30,7 @@ Samples = Annotated[int | None, typer.Option(help="Calibration sequences. [defau
 Length = Annotated[int | None, typer.Option(help="Tokens per calibration sequence. [default: 512]")]
 EvaluationText = Annotated[str | None, typer.Option(
     "--evaluate", help="Text for the perplexity before and after; none for no measurement. [default: builtin]")]
+EvaluationLength = Annotated[int | None, typer.Option("--evaluate-length", help="Tokens per window of that text. [default: 512]")]
 Seed = Annotated[int | None, typer.Option(help="Chooses the calibration sequences. [default: 0]")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")]
@@ -69,7 +70,8 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
     text = {key: given[flag] for flag, key in settings.items() if flag in given}
     data: dict[str, Any] = {"stage": [stage], "calibration": text, "seed": given.get("seed", 0)}
     evaluation = given.get("evaluate", "builtin")
-    data["metrics"] = [] if evaluation == "none" else [{"name": "perplexity", "corpus": evaluation}]
+    window = {"length": given["evaluate_length"]} if "evaluate_length" in given else {}
+    data["metrics"] = [] if evaluation == "none" else [{"name": "perplexity", "corpus": evaluation, **window}]
     if evaluation == "none":
         data["prompts"] = []
     return data

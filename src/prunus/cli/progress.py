@@ -82,9 +82,9 @@ def _line(progress: Any, seconds: float) -> str:
     share = progress.done / max(progress.total, 1)
     if progress.record is None:
         return f"Measuring the {progress.phase}: {progress.done} of {progress.total}"
-    left = seconds * (1 - share) / share if share else 0.0
+    left = f"about {_clock(seconds * (1 - share) / share)} left" if share > 0.01 else "estimating the time left"
     error = "" if progress.record.error is None else f", error {progress.record.error:.4f}"
-    return f"{share:4.0%}  about {_clock(left)} left  {progress.record.site}: sparsity {progress.record.reached:.3f}{error}"
+    return f"{share:4.0%}  {left}  {progress.record.site}: sparsity {progress.record.reached:.3f}{error}"
 
 
 def _clock(seconds: float) -> str:

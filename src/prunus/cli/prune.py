@@ -24,6 +24,7 @@ def prune(
     samples: o.Samples = None,
     length: o.Length = None,
     evaluate: o.EvaluationText = None,
+    evaluate_length: o.EvaluationLength = None,
     seed: o.Seed = None,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
@@ -36,7 +37,8 @@ def prune(
 ) -> None:
     """Prune a model, measure what that cost, and save a checkpoint that transformers loads."""
     flags = {"sites": sites, "sparsity": sparsity, "granularity": granularity, "solver": solver, "allocation": allocation,
-             "skip": skip, "calibration": calibration, "samples": samples, "length": length, "evaluate": evaluate, "seed": seed}
+             "skip": skip, "calibration": calibration, "samples": samples, "length": length, "evaluate": evaluate,
+             "evaluate_length": evaluate_length, "seed": seed}
     plan = o.recipe_of(recipe, flags)
     place = {"device": device, "activations": activations}
     carry_out(model, plan, out, place, dtype, overwrite, resume, trust_remote_code, quiet=quiet or json, as_json=json)

@@ -19,9 +19,11 @@ def recipe(
     samples: o.Samples = None,
     length: o.Length = None,
     evaluate: o.EvaluationText = None,
+    evaluate_length: o.EvaluationLength = None,
     seed: o.Seed = None,
 ) -> None:
     """Print the recipe that a set of flags means, in full, as TOML."""
     flags = {"sites": sites, "sparsity": sparsity, "granularity": granularity, "solver": solver, "allocation": allocation,
-             "skip": skip, "calibration": calibration, "samples": samples, "length": length, "evaluate": evaluate, "seed": seed}
+             "skip": skip, "calibration": calibration, "samples": samples, "length": length, "evaluate": evaluate,
+             "evaluate_length": evaluate_length, "seed": seed}
     typer.echo(o.recipe_of(file, flags).to_toml(), nl=False)

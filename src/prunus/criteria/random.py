@@ -16,7 +16,7 @@ __all__ = ["Random"]
 class Random:
     """Uniform random saliencies; the same for every matrix of one shape."""
 
-    seed: int = 0
+    seed: int = 0  # of the saliencies
 
     needs: ClassVar[Needs] = "nothing"
     scope: ClassVar[str] = "matrix"

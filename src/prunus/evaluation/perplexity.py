@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..calibration.corpus import Text, read, windows
+from ..calibration.corpus import Text, has_split, read, windows
 from ..calibration.sample import check_length, with_bos
-from ..errors import CorpusError, RecipeError
+from ..errors import RecipeError
 from . import Context, Measurement
 
 __all__ = ["Perplexity"]
@@ -45,12 +45,8 @@ class Perplexity:
 
     def text(self) -> Text:
         """The text it is measured on."""
-        if self.split is not None:
-            return read(self.corpus, self.split)
-        try:
-            return read(self.corpus, "test")
-        except CorpusError:
-            return read(self.corpus, "validation")
+        split = self.split or ("test" if has_split(self.corpus, "test") else "validation")
+        return read(self.corpus, split)
 
     def measure(self, model: nn.Module, context: Context) -> Measurement:
         start = time.perf_counter()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
+from ..loading import quiet
 from ..lookup import find
 from ..result import Pruned
 
@@ -31,9 +32,10 @@ class HuggingFace:
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
             model: Any = pruned.model
-            model.save_pretrained(draft, max_shard_size=self.shard)
-            if pruned.tokenizer is not None:
-                pruned.tokenizer.save_pretrained(draft)
+            with quiet():
+                model.save_pretrained(draft, max_shard_size=self.shard)
+                if pruned.tokenizer is not None:
+                    pruned.tokenizer.save_pretrained(draft)
             _papers(pruned, draft)
             draft.chmod(0o755)
             _publish(draft, path)

@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass
 
 from ..evaluation import Measurement
-from ..granularity import Unstructured
+from ..recipe import Stage
 from ..result import Report, SiteRecord
 from ..uncertainty import paired_ratio_interval, perplexity_interval
 
@@ -20,25 +20,30 @@ class Markdown:
     def render(self, report: Report) -> str:
         sections = [
             f"# {self.title}", _summary(report), *_quality(report), *_answers(report), _sites(report.sites),
-            _cost(report), _use(), _reproduce(report),
+            _cost(report), _use(report), _reproduce(report),
         ]
         return "\n\n".join(sections) + "\n"
 
 
 def _summary(report: Report) -> str:
     stages = "; then ".join(
-        f"{stage.sites[0]} sites to sparsity {stage.budget.sparsity:g}, {stage.granularity}, by {type(stage.solver).__name__}"
+        f"{stage.sites[0]} sites to sparsity {stage.budget.sparsity:g}, {stage.granularity}, by {_solver(stage)}"
         for stage in report.recipe.stage
     )
     lines = [
-        f"`{report.environment['model']}` pruned with [Prunus](https://pypi.org/project/prunus/): {stages}.",
+        f"`{report.environment['model']}` pruned with Prunus: {stages}.",
         f"**{report.sparsity:.2%}** of the weights of all block matrices are zero, counted in the saved weights.",
     ]
-    if any(isinstance(stage.granularity, Unstructured) for stage in report.recipe.stage):
-        lines.append("Zeros are stored as zeros: the file is as large as the dense one, and stock runtimes do not compute "
-                     "it faster.")
+    lines.append("Zeros are stored as zeros: the file is as large as the dense one, and stock runtimes do not compute it faster.")
     lines += [f"Note: {note}" for note in report.notes]
     return "\n".join(lines)
+
+
+def _solver(stage: Stage) -> str:
+    """The solver's name, and its criterion's where it has one."""
+    criterion = getattr(stage.solver, "criterion", None)
+    name = type(stage.solver).__name__
+    return f"{name} ({type(criterion).__name__})" if criterion is not None else name
 
 
 def _quality(report: Report) -> list[str]:
@@ -93,15 +98,16 @@ def _cost(report: Report) -> str:
     names = {"dense": "measuring the dense model", "pruning": "calibrating and pruning",
              "solving": "of which solving", "pruned": "measuring the pruned model"}
     rows = ["## Cost", "", "| | seconds |", "|---|---|"]
-    rows += [f"| {names.get(name, name)} | {seconds:.1f} |" for name, seconds in report.seconds.items()]
+    rows += [f"| {words} | {report.seconds[name]:.1f} |" for name, words in names.items() if name in report.seconds]
     rows += ["", "; ".join(f"{name}: {value}" for name, value in report.environment.items()) + "."]
     return "\n".join(rows)
 
 
-def _use() -> str:
+def _use(report: Report) -> str:
+    kind = report.environment["class"]
     return "\n".join([
-        "## Use", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-        'model = AutoModelForCausalLM.from_pretrained("this/folder")',
+        "## Use", "", "```python", f"from transformers import AutoTokenizer, {kind}", "",
+        f'model = {kind}.from_pretrained("this/folder")',
         'tokenizer = AutoTokenizer.from_pretrained("this/folder")', "```",
     ])
 

@@ -16,7 +16,7 @@ __all__ = ["Mask"]
 class Mask:
     """Prune by a criterion alone: with magnitude, the oldest method; with Wanda, Sun et al. 2024."""
 
-    criterion: Criterion = Wanda()
+    criterion: Criterion = Wanda()  # what saliency is
 
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
 

@@ -19,7 +19,7 @@ __all__ = ["Refit"]
 class Refit:
     """The support of a criterion with the best weights on it; computed in float64 where the device has it."""
 
-    criterion: Criterion = Wanda()
+    criterion: Criterion = Wanda()  # what chooses the support
     damping: float = 0.01  # added to the Gram's diagonal, as a fraction of its mean
     tolerance: float = 1e-7  # of the residual, relative to the right-hand side
 
