@@ -15,12 +15,12 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def main() -> None:
     options = arguments(__doc__ or "")
     peaks: dict[str, int] = {}
-    started = _stage(peaks, "")
-    _stage(peaks, "interpreter", started)
+    _stage(peaks, "")
+    _stage(peaks, "interpreter")
     import prunus.pipeline  # noqa: F401  the libraries are a stage of their own
-    _stage(peaks, "importing torch and transformers", started)
+    _stage(peaks, "importing torch and transformers")
     model, tokenizer = model_and_tokenizer(options.tiny)
-    _stage(peaks, "loading", started)
+    _stage(peaks, "loading")
     _prune_and_save(options.tiny, model, tokenizer, peaks)
     checkpoint = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     rows = [{"stage": name, "peak_bytes": peak, "of_checkpoint": peak / checkpoint} for name, peak in peaks.items()]
@@ -53,13 +53,14 @@ def _prune_and_save(tiny: bool, model: object, tokenizer: object, peaks: dict[st
     _stage(peaks, "saving")
 
 
-def _stage(peaks: dict[str, int], name: str, _: int = 0) -> int:
+def _stage(peaks: dict[str, int], name: str) -> int:
     """Note the peak since the last call under `name`, and begin again."""
     found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
     assert found is not None
     peak = int(found.group(1)) * 1024
     if name:
         peaks[name] = max(peak, peaks.get(name, 0))
+        print(name, peak >> 20, flush=True)
     RESET.write_text("5")
     return peak
 

@@ -31,8 +31,9 @@ class InputStats:
     """
 
     def __init__(self, width: int, needs: Needs = "gram", device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.float32, name: str = "inputs") -> None:
+                 dtype: torch.dtype = torch.float32, name: str = "inputs", readers: int = 1) -> None:
         self.name = name
+        self.readers = readers  # how many matrices read these inputs, and may share what is kept here
         self.tokens = 0
         self.needs = needs
         self._sum = torch.zeros(width, device=device, dtype=dtype)

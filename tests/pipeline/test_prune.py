@@ -291,12 +291,11 @@ def test_activations_that_are_not_finite_are_refused_by_site(recipe_for: Recipes
 @pytest.mark.parametrize(("settings", "error", "reason"), [
     ({"granularity": NM(2, 5), "budget": Budget(0.4), "solver": Mask()}, RecipeError, r"2:5 needs a multiple of 5 inputs, found 32"),
     ({"granularity": Tile(5, 5), "solver": Mask()}, RecipeError, "tiles of 5x5 do not divide"),
-    ({"sites": ("sublayer",), "metrics": (Perplexity(length=32, tokens=64),)}, RecipeError, "sublayer sites are described but cannot be pruned yet"),
     ({"skip": ("*",)}, RecipeError, r"skip = \['\*'\]: leaves no linear site"),
     ({"length": 4096}, RecipeError, "the model takes at most 128 tokens"),
     ({"corpus": "nowhere.txt"}, CorpusError, "no such file"),
     ({"metrics": (Perplexity("nowhere.txt"),)}, CorpusError, "no such file"),
-], ids=["n:m", "tile", "sublayer", "skip", "length", "corpus", "report corpus"])
+], ids=["n:m", "tile", "skip", "length", "corpus", "report corpus"])
 def test_what_cannot_be_done_is_refused_before_the_model_runs(settings: dict[str, Any], error: type[PrunusError], reason: str,
                                                               recipe_for: Recipes) -> None:
     model = tiny_model()

@@ -117,13 +117,14 @@ def test_a_package_without_a_model_or_that_is_missing_is_refused() -> None:
     refused("package:", "no package")
 
 
-@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "nowhere", "nowhere.gguf", "a/b/c", "~/nowhere-at-all"])
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "nowhere.gguf", "a/b/c", "~/nowhere-at-all", "no where", ""])
 def test_nothing_there_is_refused(source: str) -> None:
     refused(source, "no such file or folder")
 
 
-def test_a_hub_id_that_cannot_be_had_is_refused() -> None:
-    refused("prunus-nobody/nothing-here", "the hub could not be reached or has no such model")
+@pytest.mark.parametrize("source", ["prunus-nobody/nothing-here", "nowhere"])
+def test_a_hub_id_that_cannot_be_had_is_refused(source: str) -> None:
+    refused(source, "the hub could not be reached or has no such model")
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:

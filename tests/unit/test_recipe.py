@@ -99,10 +99,11 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(toml
     ({"seed": True}, r"recipe\.seed = True: expected int, found bool"),
     ({"seed": 1.5}, r"recipe\.seed = 1\.5: expected int, found float"),
     ({"stage": {"solver": "mask"}}, r"recipe\.stage = .*: expected a list"),
-    ({"stage": []}, r"recipe: recipe\.stage: expected at least one stage"),
+    ({"stage": []}, r"^recipe: stage: expected at least one"),
     ({"stage": [{"sites": ["linaer"]}]}, r"recipe\.stage\[0\]\.sites\[0\] = 'linaer': expected one of .*mean 'linear'"),
     ({"stage": [{"sites": ["linear", "channel"]}]}, "expected one kind per stage"),
-    ({"stage": [{"solver": "sparsgpt"}]}, r"recipe\.stage\[0\]\.solver: solvers: 'sparsgpt' is unknown.*mean 'sparsegpt'"),
+    ({"stage": [{"sites": ["sublayer"]}]}, "sublayers are described, but nothing chooses among them"),
+    ({"stage": [{"solver": "sparsgpt"}]}, r"recipe\.stage\[0\]\.solver: 'sparsgpt' is unknown.*mean 'sparsegpt'"),
     ({"stage": [{"solver": 3}]}, r"recipe\.stage\[0\]\.solver = 3: expected a name or a table"),
     ({"stage": [{"solver": {"damping": 3}}]}, r"expected a name or a table with a name"),
     ({"stage": [{"solver": {"name": "sparsegpt", "damping": "big"}}]}, r"solver\.damping = 'big': expected float"),
@@ -112,7 +113,7 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(toml
     ({"stage": [{"budget": 0.5}]}, r"recipe\.stage\[0\]\.budget = 0\.5: expected a table, found float"),
     ({"stage": [{"budget": {"limit": 50}}]}, r"budget: budget\.limit = 50: .*Did you mean 0\.5\?"),
     ({"calibration": {"samples": 0}}, r"recipe\.calibration: .*at least 1 sequence"),
-    ({"metrics": ["perplexty"]}, r"recipe\.metrics\[0\]: evaluation: 'perplexty' is unknown"),
+    ({"metrics": ["perplexty"]}, r"recipe\.metrics\[0\]: 'perplexty' is unknown"),
 ])
 def test_wrong_data_is_refused_with_its_place(data: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecipeError, match=reason) as refused:

@@ -58,6 +58,7 @@ def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], toke
                     if depth not in done:
                         _collect(module, depth, states, views)
                     yield views
+                    del views  # its statistics are not needed while the next block's are made
                 if depth < last:
                     states.advance(module, depth, block.name)
 
@@ -72,7 +73,8 @@ def _views(model: nn.Module, sites: list[LinearSite], needs: Needs, device: torc
     shared: dict[str, InputStats] = {}
     for site in sites:
         if site.reads not in shared:
-            shared[site.reads] = InputStats(site.shape[1], needs, device=device, name=site.name)
+            readers = sum(other.reads == site.reads for other in sites)
+            shared[site.reads] = InputStats(site.shape[1], needs, device=device, name=site.name, readers=readers)
     return [View(site, model.get_submodule(site.name), shared[site.reads]) for site in sites]
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..calibration.corpus import Text, has_split, read, windows
 from ..calibration.sample import check_length, with_bos
@@ -17,7 +18,8 @@ from . import Context, Measurement
 
 __all__ = ["Perplexity"]
 
-_LOGITS = 2**25  # elements of the largest logits tensor: 128 MiB in float32
+_TOKENS = 2048  # per pass through the body
+_LOGITS = 2**22  # elements of the largest tensor of logits: 16 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -74,23 +76,47 @@ class Perplexity:
 
 @torch.no_grad()
 def losses_of(model: Any, table: Int[Tensor, "windows length"]) -> list[float]:
-    """The mean negative log-likelihood of each window."""
+    """The mean negative log-likelihood of each window, in float32."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    batch = max(1, _LOGITS // (table.shape[1] * model.config.get_text_config().vocab_size))
+    batch = max(1, _TOKENS // table.shape[1])
     losses: list[float] = []
     for start in range(0, len(table), batch):
-        tokens = table[start : start + batch].to(device)
-        logits = model(input_ids=tokens, use_cache=False).logits
-        losses += [float(_loss(logits[row, :-1], tokens[row, 1:])) for row in range(len(tokens))]
+        losses += _losses(model, table[start : start + batch].to(device))
     model.train(training)
     return losses
 
 
-def _loss(logits: Float[Tensor, "token vocabulary"], targets: Int[Tensor, "token"]) -> Float[Tensor, ""]:
-    """In float32 and by slices, so that no second tensor of the logits' size is made."""
-    total = torch.zeros((), device=logits.device)
-    for piece, wanted in zip(logits.split(64), targets.split(64), strict=True):
-        total += torch.nn.functional.cross_entropy(piece.float(), wanted, reduction="sum")
-    return total / len(targets)
+def _losses(model: Any, tokens: Int[Tensor, "windows length"]) -> list[float]:
+    """One pass through the body; the head runs on slices of positions, as all logits at once may need gigabytes."""
+    hidden = model.base_model(input_ids=tokens, use_cache=False)[0]
+    length = tokens.shape[1]
+    step = max(1, _LOGITS // (len(tokens) * model.config.get_text_config().vocab_size))
+    total = torch.zeros(len(tokens), device=tokens.device)
+    for start in range(0, length - 1, step):
+        end = min(start + step, length - 1)
+        logits = _head(model, tokens, hidden, slice(start, end))
+        targets = tokens[:, start + 1 : end + 1]
+        losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+        total += losses.view(len(tokens), -1).sum(1)
+    return [float(loss) for loss in total / (length - 1)]
+
+
+def _head(model: Any, tokens: Tensor, hidden: Tensor, positions: slice) -> Tensor:
+    """The logits of some positions: the model's own forward pass, with the body's output already known.
+
+    A family whose head does not ask the body in the usual way is run as a whole.
+    """
+    asked: list[bool] = []
+
+    def known(*_: Any, **__: Any) -> Any:
+        asked.append(True)
+        return BaseModelOutputWithPast(last_hidden_state=hidden[:, positions])
+
+    model.base_model.forward = known
+    try:
+        logits: Tensor = model(input_ids=tokens[:, positions], use_cache=False).logits
+    finally:
+        del model.base_model.forward
+    return logits if asked else model(input_ids=tokens, use_cache=False).logits[:, positions]

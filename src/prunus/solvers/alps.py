@@ -99,12 +99,13 @@ class _Curvature:
 
     gram: Float[Tensor, "in in"]  # its diagonal has the mean 1
     scale: Float[Tensor, "in"]  # scaled weight = weight * scale
+    remembered: int  # smoothers kept for the other sites
     smoothers: dict[float, Tensor] = field(default_factory=dict)
 
     def smoother(self, rho: float) -> Float[Tensor, "in in"]:
         """P = rho (H + rho I)^-1; I + H / rho has no eigenvalue below one, so float32 is enough."""
         if rho not in self.smoothers:
-            while len(self.smoothers) >= _REMEMBERED:
+            while len(self.smoothers) >= self.remembered:
                 self.smoothers.pop(next(iter(self.smoothers)))
             shifted = self.gram / rho
             shifted.diagonal().add_(1.0)
@@ -124,7 +125,7 @@ def _curvature(stats: InputStats, damping: float, blend: float) -> _Curvature:
     shrink = _inverse_diagonal(unit, stats.name).clamp_min(1.0) ** (-blend / 2)
     scaled = unit / shrink / shrink[:, None]
     level = scaled.diagonal().mean()
-    return _Curvature(scaled / level, scale * shrink * level.sqrt())
+    return _Curvature(scaled / level, scale * shrink * level.sqrt(), _REMEMBERED if stats.readers > 1 else 1)
 
 
 def _inverse_diagonal(matrix: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in"]:
