@@ -1,13 +1,15 @@
 """How much quality is left? WikiText-2 perplexity of SmolLM2 after one-shot pruning with C4 text, by solver and sparsity.
 
-Every finished cell is kept in build/, so that an interrupted run goes on where it stopped.
+Every finished cell is kept in build/, so that an interrupted run goes on where it stopped; cells of the newest result
+are not measured again. `--seed N` measures one seed's cells only, so that several processes can share the work; the run
+without it writes the result.
 """
 
 import json
 import statistics
 from typing import Any
 
-from _harness import ROOT, arguments, environment, model_and_tokenizer, table, write
+from _harness import RESULTS, ROOT, arguments, environment, model_and_tokenizer, table, write
 from prunus import NM, Budget, Calibration, Recipe, Stage, Unstructured, prune
 from prunus.criteria.magnitude import Magnitude
 from prunus.evaluation import Context
@@ -23,18 +25,18 @@ KEPT = ROOT / "build" / "how_much_quality_is_left.jsonl"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", dtype={"default": "bfloat16"})
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, seed={"type": int})
     metric = Perplexity("builtin", tokens=640, length=64) if options.tiny else Perplexity("wikitext2", length=512, tokens=20_480)
     cells = [] if options.tiny else _kept(options.dtype)
     done = {(cell["solver"], cell["pattern"], cell["seed"]) for cell in cells}
-    if ("dense", "", 0) not in done:
+    if ("dense", "", 0) not in done and options.seed in (None, 0):
         cells.append(_keep(_dense(options, metric), options))
     for seed, pattern, solver in _order(options.tiny):
-        if (solver, pattern, seed) not in done:
+        if (solver, pattern, seed) not in done and options.seed in (None, seed):
             cells.append(_keep(_cell(options, metric, solver, pattern, seed), options))
     shown = _table(cells)
     print(shown)
-    if not options.tiny:
+    if not options.tiny and options.seed is None:
         write("how_much_quality_is_left", cells[0]["protocol"], cells, {"how_much_quality_is_left": shown},
               calibration="c4 train, 64 sequences of 512 tokens", dtype=options.dtype)
 
@@ -66,6 +68,9 @@ def _cell(options: Any, metric: Perplexity, solver: str, pattern: str, seed: int
 
 def _kept(dtype: str) -> list[dict[str, Any]]:
     cells = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    results = sorted((RESULTS / "how_much_quality_is_left").glob("*.json"))
+    if results:
+        cells = json.loads(results[-1].read_text())["rows"] + cells
     return [cell for cell in cells if cell["dtype"] == dtype]
 
 
