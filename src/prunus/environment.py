@@ -1,5 +1,6 @@
 """Where a number was measured."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment", "peak_bytes"]
+__all__ = ["environment", "peak_bytes", "release_memory"]
 
 
 def environment(model: Any, device: str, source: str = "") -> dict[str, str]:
@@ -31,6 +32,14 @@ def peak_bytes() -> int:
     """The largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system; glibc's allocator keeps the holes that blocks of tensors leave."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # another allocator
 
 
 def _processor() -> str:

@@ -16,7 +16,7 @@ from .budget import Allocation
 from .calibration.corpus import overlap
 from .calibration.placement import Placement
 from .calibration.stream import View, stream
-from .environment import environment
+from .environment import environment, release_memory
 from .errors import CorpusError, RecipeError
 from .evaluation import Context, Measurement
 from .generations import generate
@@ -180,6 +180,7 @@ class _Run:
                     records.append(record)
                     solved += view.site.size
                     self.tell(Progress("pruning", solved, total, record))
+                release_memory()
         return records
 
     def _block(self, index: int, stage: Stage, views: list[View], plan: "Mapping[LinearSite, _Task]",
@@ -192,8 +193,10 @@ class _Run:
             yield from zip(views, records, strict=True)
             return
         records = []
-        for view in views:
+        for view, following in zip(views, [*views[1:], None], strict=True):
             record = self._solve(view, stage.solver, plan[view.site], allocation)
+            if following is None or following.stats is not view.stats:
+                view.stats.forget()  # its last reader is solved
             records.append(record)
             yield view, record
         if self.journal:

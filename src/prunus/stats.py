@@ -39,13 +39,14 @@ class InputStats:
         self._sum = torch.zeros(width, device=device, dtype=dtype)
         self._squares = torch.zeros(width, device=device, dtype=dtype)
         self._products = torch.zeros(width, width, device=device, dtype=dtype) if needs == "gram" else None
+        self._finished = False  # whether the products are E[x x^T] as a whole, or sums on and above the diagonal
         self._kept: dict[Hashable, Any] = {}
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "*batch in"]) -> None:
         """Add a batch of inputs; all leading dimensions are tokens."""
         rows = x.reshape(-1, x.shape[-1]).to(self._sum)
-        self._kept.clear()
+        self._reopen()
         self.tokens += len(rows)
         self._sum += rows.sum(0)
         if self._products is None:
@@ -59,7 +60,8 @@ class InputStats:
 
     def merge(self, other: "InputStats") -> None:
         """Add the moments of other tokens; the order does not matter beyond rounding."""
-        self._kept.clear()
+        self._reopen()
+        other._reopen()
         self.tokens += other.tokens
         self._sum += other._sum.to(self._sum)
         self._squares += other._squares.to(self._sum)
@@ -83,13 +85,28 @@ class InputStats:
     @property
     def gram(self) -> Float[Tensor, "in in"]:
         """E[x x^T]; the layer Hessian is twice this. Raises CalibrationError when it was not collected."""
-        return self.shared("gram", self._gram)
-
-    def _gram(self) -> Tensor:
         if self._products is None:
             raise CalibrationError(f"{self.name}: no Gram matrix was collected; the plug-in must declare needs='gram'.")
-        upper = self._products.triu()
-        return (upper + upper.triu(1).T).div_(max(self.tokens, 1))
+        if not self._finished:  # in place: a second matrix of this size may be gigabytes
+            self._finished = True
+            for start in range(0, len(self._products), _PANEL):
+                stop = min(start + _PANEL, len(self._products))
+                self._products[stop:, start:stop] = self._products[start:stop, stop:].T
+                panel = self._products[start:stop, start:stop]
+                panel.copy_(panel.triu() + panel.triu(1).T)
+            self._products.div_(max(self.tokens, 1))
+        return self._products
+
+    def _reopen(self) -> None:
+        """Go back to sums, to which more tokens can be added; what was shared is out of date."""
+        self._kept.clear()
+        if self._products is not None and self._finished:
+            self._products.triu_().mul_(max(self.tokens, 1))
+        self._finished = False
+
+    def forget(self) -> None:
+        """Drop what sites have shared."""
+        self._kept.clear()
 
     def check(self) -> None:
         """Refuse moments that cannot be used. Raises CalibrationError that names the site."""

@@ -117,7 +117,7 @@ def test_a_package_without_a_model_or_that_is_missing_is_refused() -> None:
     refused("package:", "no package")
 
 
-@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "nowhere.gguf", "a/b/c", "~/nowhere-at-all", "no where", ""])
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "nowhere.gguf", "a/b/c", "~/nowhere-at-all", "no where"])
 def test_nothing_there_is_refused(source: str) -> None:
     refused(source, "no such file or folder")
 

@@ -188,7 +188,7 @@ def windows(text: Text, tokenizer: Any, length: int, count: int | None, seed: in
     if seed is not None and len(documents) > 1:
         shuffled.shuffle(documents)
     running = len(documents) == 1
-    needed = None if count is None or running else count * body
+    needed = None if count is None or (running and seed is not None) else count * body
     tokens = _tokens(documents, tokenizer, needed)
     found = len(tokens) // body
     if found == 0:
@@ -206,15 +206,25 @@ def windows(text: Text, tokenizer: Any, length: int, count: int | None, seed: in
 
 def _tokens(documents: list[str], tokenizer: Any, needed: int | None) -> Tensor:
     """Documents joined by an empty line and tokenised, until there are enough; special tokens at the beginning only."""
+    if len(documents) == 1 and needed is not None:
+        documents = _beginning(documents[0], tokenizer, needed)
     pieces: list[int] = []
     for start in range(0, len(documents), 64):
         joined = "\n\n".join(documents[start : start + 64])
         if start:
             joined = "\n\n" + joined
-        pieces += tokenizer(joined, add_special_tokens=start == 0, verbose=False)["input_ids"]
+        pieces += tokenizer(joined, add_special_tokens=start == 0, return_attention_mask=False, verbose=False)["input_ids"]
         if needed is not None and len(pieces) >= needed:
             break
     return torch.tensor(pieces, dtype=torch.long)
+
+
+def _beginning(text: str, tokenizer: Any, needed: int) -> list[str]:
+    """As much of a text as `needed` tokens and a margin take: what follows that far behind does not change them."""
+    size = 8 * needed
+    while size < len(text) and len(tokenizer(text[:size], verbose=False)["input_ids"]) < needed + 1000:
+        size *= 2
+    return [text[:size]]
 
 
 def overlap(ours: Text, theirs: Text) -> float:

@@ -27,12 +27,13 @@ app.command("recipe")(recipe)
 app.command("demo")(demo)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         from .. import __version__
 
         typer.echo(f"prunus {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

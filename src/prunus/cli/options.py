@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 __all__ = [
-    "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Granularity", "Length", "Model", "RecipeFile",
+    "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Granularity", "Length", "Model",
+    "RecipeFile",
     "Samples", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "recipe_of",
 ]
 

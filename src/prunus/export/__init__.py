@@ -12,7 +12,8 @@ __all__ = ["Format"]
 class Format(Protocol):
     """Writes a pruned model so that other programs load it.
 
-    A frozen dataclass whose fields are its settings; one of them is `overwrite`. `check` refuses, with ExportError, before a byte is written;
+    A frozen dataclass whose fields are its settings; one of them is `overwrite`.
+    `check` refuses, with ExportError, before a byte is written;
     `save` leaves either the whole result or nothing new at `path`.
     """
 

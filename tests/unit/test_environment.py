@@ -1,0 +1,21 @@
+"""A number is kept with where it was measured."""
+
+from prunus.environment import environment, peak_bytes
+
+from ..tiny import tiny_model
+
+
+def test_the_model_the_versions_and_the_machine_are_named() -> None:
+    found = environment(tiny_model(), "cpu", "here/model")
+    assert found["model"] == "here/model"
+    assert (found["dtype"], found["device"], found["class"]) == ("float32", "cpu", "LlamaForCausalLM")
+    assert {"prunus", "torch", "transformers", "python", "machine"} <= set(found)
+    assert "1 threads" in found["machine"]
+    assert environment(tiny_model(), "cpu")["model"] == "llama"
+
+
+def test_peak_memory_is_in_bytes_and_never_falls() -> None:
+    before = peak_bytes()
+    block = bytearray(64 * 2**20)
+    assert 50 * 2**20 < before <= peak_bytes() < 2**40
+    assert len(block) == 64 * 2**20
