@@ -2,12 +2,11 @@
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunus.errors import CorpusError, RecipeError
 from prunus.evaluation import Context
@@ -18,21 +17,14 @@ from ..tiny import CAUSAL, tiny_model, tiny_tokenizer
 CONTEXT = Context(tiny_tokenizer())
 
 
-class HandMade(nn.Module):
-    """Gives every next token the same logits, whatever came before."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-        self.dtype = logits.dtype
-        self.config = SimpleNamespace(max_position_embeddings=512, model_type="hand-made",
-                                      get_text_config=lambda: SimpleNamespace(vocab_size=len(logits)))
-
-    def can_generate(self) -> bool:
-        return True
-
-    def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
-        return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
+def hand_made(logits: Tensor) -> Any:
+    """A model that gives every next token the same logits, whatever came before: its last norm gives (1, 0, 0, …)."""
+    model = tiny_model("gpt_neox", max_position_embeddings=512)
+    norm, head = model.base_model.final_layer_norm, model.get_output_embeddings()
+    norm.weight.data.zero_()
+    norm.bias.data.zero_()[0] = 1
+    head.weight.data[:, 0] = logits
+    return model
 
 
 @pytest.fixture
@@ -42,7 +34,7 @@ def text(tmp_path: Path) -> str:
 
 
 def test_a_uniform_model_has_its_vocabulary_s_size_as_perplexity(text: str) -> None:
-    measured = Perplexity(text, length=100, tokens=800).measure(HandMade(torch.zeros(260)), CONTEXT)
+    measured = Perplexity(text, length=100, tokens=800).measure(hand_made(torch.zeros(260)), CONTEXT)
     assert measured.value == pytest.approx(260, rel=1e-5)
     assert len(measured.parts) == 8
 
@@ -52,7 +44,7 @@ def test_a_model_that_knows_two_letters_has_the_perplexity_of_its_odds(text: str
     logits = torch.full((260,), -1e4)
     a, b = tiny_tokenizer()("ab")["input_ids"]
     logits[a], logits[b] = math.log(3), 0.0
-    measured = Perplexity(text, length=101, tokens=1010).measure(HandMade(logits), CONTEXT)
+    measured = Perplexity(text, length=101, tokens=1010).measure(hand_made(logits), CONTEXT)
     exact = -(math.log(3 / 4) + math.log(1 / 4)) / 2
     assert measured.parts == pytest.approx([exact] * 10, rel=1e-5)
     assert measured.value == pytest.approx(math.exp(exact), rel=1e-5)
@@ -61,7 +53,7 @@ def test_a_model_that_knows_two_letters_has_the_perplexity_of_its_odds(text: str
 def test_a_loss_beyond_all_floats_is_infinite_perplexity_not_an_error(text: str) -> None:
     logits = torch.zeros(260)
     logits[0] = 1e5
-    assert Perplexity(text, length=100, tokens=100).measure(HandMade(logits), CONTEXT).value == math.inf
+    assert Perplexity(text, length=100, tokens=100).measure(hand_made(logits), CONTEXT).value == math.inf
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -78,13 +70,24 @@ def test_it_equals_transformers_own_loss(family: str, text_file: Path) -> None:
     assert measured.value == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
 
 
-def test_batching_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "value"), [("_TOKENS", 3 * 40), ("_LOGITS", 7 * 260 * 11), ("_LOGITS", 1)])
+@pytest.mark.parametrize("family", CAUSAL)
+def test_cutting_the_work_into_pieces_changes_nothing_but_rounding(family: str, limit: str, value: int,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     from prunus.evaluation import perplexity
 
-    model, table = tiny_model(), torch.arange(7 * 40).view(7, 40) % 256
+    model, table = tiny_model(family), torch.arange(7 * 40).view(7, 40) % 256
     together = losses_of(model, table)
-    monkeypatch.setattr(perplexity, "_LOGITS", 3 * 40 * 260)
+    monkeypatch.setattr(perplexity, limit, value)
     assert losses_of(model, table) == pytest.approx(together, rel=1e-5)
+
+
+def test_the_model_s_own_forward_is_put_back_even_after_a_failure() -> None:
+    model = tiny_model()
+    model.lm_head.forward = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        losses_of(model, torch.ones(1, 8, dtype=torch.long))
+    assert "forward" not in model.base_model.__dict__
 
 
 def test_the_model_keeps_its_mode() -> None:
@@ -105,7 +108,7 @@ def test_full_stride_reads_the_whole_text_and_a_number_of_tokens_its_beginning(t
 def test_bos_is_given_to_every_window_but_never_predicted(text: str) -> None:
     logits = torch.zeros(260)
     logits[256] = -1e4  # predicting BOS would cost ten thousand
-    measured = Perplexity(text, length=100, tokens=800, bos=True).measure(HandMade(logits), CONTEXT)
+    measured = Perplexity(text, length=100, tokens=800, bos=True).measure(hand_made(logits), CONTEXT)
     assert measured.value == pytest.approx(259, rel=1e-5)
 
 
