@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,16 +23,18 @@ from prunus.recipe import Recipe, Stage
 
 from .tiny import tiny_model, tiny_tokenizer
 
-WORDS = """a about across after again all along also although among and another around as at away back because before
-behind below between beyond but by cherry close cold come could day deep down during each early earth even every far
-few field find fire first flower follow for forest from fruit garden give good great green ground grow half hand hard
-have heavy here high hill home hour house if in into just keep kind know land large last late leaf learn leave left
-less light like line little long look low make many mean might more morning most mountain move much near never new
-night no north not now of old on once one only open orchard other our out over own part path place plant plum point
-quite rain read right river road root round same sea season seed seem short since small so soft soil some soon south
-spring stand still stone such summer sun take than that the their then there these thing this through time to together
-tree turn two under until up very walk wall water way weather well west what when where while white whole wide wild
-wind winter with without wood word work world would year yet young""".split()
+WORDS = re.findall(r"\w+", """
+a about across after again all along also although among and another around as at away back because before behind
+below between beyond but by cherry close cold come could day deep down during each early earth even every far few
+field find fire first flower follow for forest from fruit garden give good great green ground grow half hand hard have
+heavy here high hill home hour house if in into just keep kind know land large last late leaf learn leave left less
+light like line little long look low make many mean might more morning most mountain move much near never new night no
+north not now of old on once one only open orchard other our out over own part path place plant plum point quite rain
+read right river road root round same sea season seed seem short since small so soft soil some soon south spring stand
+still stone such summer sun take than that the their then there these thing this through time to together tree turn
+two under until up very walk wall water way weather well west what when where while white whole wide wild wind winter
+with without wood word work world would year yet young
+""")
 
 
 def pytest_configure() -> None:

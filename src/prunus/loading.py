@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .errors import LoadError, MissingExtra, RecipeError
+from .hub import reachable
 
 __all__ = ["Loaded", "load", "parse_dtype", "quiet"]
 
@@ -143,8 +144,9 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
 
     from .lookup import names
 
+    common = {"trust_remote_code": trust, "local_files_only": isinstance(place, str) and not reachable()}
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(place, **common)
     except Exception as error:  # transformers raises many kinds; the reason is passed on
         raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
     if config.model_type not in names("anatomy"):
@@ -153,8 +155,7 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
     architecture = (config.architectures or ["AutoModelForCausalLM"])[0]
     kind = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
     try:
-        model, report = kind.from_pretrained(place, dtype=dtype or "auto", trust_remote_code=trust, use_safetensors=True,
-                                             output_loading_info=True)
+        model, report = kind.from_pretrained(place, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **common)
     except Exception as error:
         raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -162,7 +163,7 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
         raise LoadError(f"model '{source}': {len(missing)} weights are missing or of another shape, first {missing[0]}. "
                         "They would be random; the checkpoint is incomplete.")
     model.eval()
-    return Loaded(model.to(device), _tokenizer(place, trust), source)
+    return Loaded(model.to(device), _tokenizer(place, common), source)
 
 
 def _reason(error: Exception, known: list[str]) -> str:
@@ -177,11 +178,11 @@ def _reason(error: Exception, known: list[str]) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no reason given'}"
 
 
-def _tokenizer(place: Path | str, trust: bool) -> Any:
+def _tokenizer(place: Path | str, common: dict[str, bool]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust)
+        return AutoTokenizer.from_pretrained(place, **common)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # a model without a tokenizer can still be pruned by criteria that need no data
 

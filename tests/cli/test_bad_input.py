@@ -138,7 +138,7 @@ def test_activations_that_are_not_finite_by_site(block: int, refused: Any, quick
 
 
 def test_a_disk_that_is_too_small(refused: Any, quick: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 90, 10))
     refused(quick, "MiB free")
 

@@ -86,7 +86,8 @@ def test_a_recipe_file_does_what_its_flags_do(prunus: Prunus, quick: list[Any], 
 def test_recipe_prints_what_loads_back_to_the_same(prunus: Prunus, tmp_path: Path) -> None:
     for flags, given in [
         ([], {}),
-        (["--sparsity", "0.7", "--solver", "wanda", "--skip", "*.a", "--skip", "*.b"], {"sparsity": 0.7, "solver": "wanda", "skip": ["*.a", "*.b"]}),
+        (["--sparsity", "0.7", "--solver", "wanda", "--skip", "*.a", "--skip", "*.b"],
+         {"sparsity": 0.7, "solver": "wanda", "skip": ["*.a", "*.b"]}),
         (["--sites", "channel", "--samples", "3", "--evaluate", "none"], {"sites": "channel", "samples": 3, "evaluate": "none"}),
     ]:
         ran = prunus("recipe", *flags)

@@ -132,9 +132,9 @@ def test_a_file_in_the_place_of_the_folder_is_refused(format: str, pruned: Any, 
 def test_a_full_disk_is_refused_before_a_byte_is_written(format: str, pruned: Any, tmp_path: Path,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     result = pruned()
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, model_bytes(result.model)))
-    with pytest.raises(ExportError, match="needs 0 MiB, but .* has 0 MiB free"):
+    with pytest.raises(ExportError, match=r"needs 0 MiB, but .* has 0 MiB free"):
         save(result, tmp_path / "new" / "out", format)
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 2 * model_bytes(result.model)))
@@ -168,7 +168,7 @@ def test_weights_that_the_disk_cannot_hold_after_all_are_an_export_error(format:
 
     result = pruned()
     monkeypatch.setattr(type(result.model), "save_pretrained", fail)
-    with pytest.raises(ExportError, match="cannot be written: .*No space left"):
+    with pytest.raises(ExportError, match=r"cannot be written: .*No space left"):
         save(result, tmp_path / "out", format)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.wanda import Wanda

@@ -75,7 +75,7 @@ def pruned() -> Iterator[Pruned]:
     model, tokenizer = load(SOURCE)
     recipe = Recipe((Stage(budget=Budget(0.5), solver=ALPS(), skip=("model.layers.[1-9]*",)),),
                     Calibration("builtin", samples=2, length=64), (), ())
-    yield prune(model, recipe, tokenizer=tokenizer, source=SOURCE)
+    return prune(model, recipe, tokenizer=tokenizer, source=SOURCE)
 
 
 def test_the_first_block_is_pruned_at_a_small_error_and_the_others_are_not(pruned: Pruned, dense: Loaded) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import CorpusError, MissingExtra
+from ..hub import reachable
 
 __all__ = ["HUB", "Text", "has_split", "overlap", "read", "windows"]
 
@@ -162,6 +163,9 @@ def _download(corpus: str, split: str) -> list[str]:
     files = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
     if corpus == "c4" and split not in files:
         raise CorpusError(f"corpus 'c4' has no split '{split}'. Known: {', '.join(files)}.")
+    unknown = f"corpus '{corpus}': not in PRUNUS_DATA ({os.environ.get('PRUNUS_DATA') or 'not set'}) and "
+    if not reachable():
+        raise CorpusError(f"{unknown}the hub cannot be reached. Set PRUNUS_DATA, name a file, or use 'builtin'.")
     try:
         if corpus == "c4":
             rows = load_dataset(identity, data_files={split: files[split]}, split=split)
@@ -169,8 +173,8 @@ def _download(corpus: str, split: str) -> list[str]:
             rows = load_dataset(identity, configuration, split=split)
     except Exception as error:  # the hub's client raises many kinds; the reason is passed on
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CorpusError(f"corpus '{corpus}': not in PRUNUS_DATA ({os.environ.get('PRUNUS_DATA') or 'not set'}) and "
-                          f"the hub gave no answer ({reason}). Set PRUNUS_DATA, name a file, or use 'builtin'.") from None
+        raise CorpusError(f"{unknown}the hub gave no answer ({reason}). "
+                          "Set PRUNUS_DATA, name a file, or use 'builtin'.") from None
     return [str(row[column]) for row in rows]
 
 

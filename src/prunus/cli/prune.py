@@ -77,7 +77,9 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
                          resume=journal.folder, source=source)
             screen.say(f"Saving {out}")
             save(pruned, out, overwrite=overwrite)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                screen.warn(f"Interrupted: nothing was written to {out}.")
             if journal.folder.exists():
                 screen.warn(f"Finished blocks are kept in {journal.folder}: run the same command with --resume to go on.")
             raise

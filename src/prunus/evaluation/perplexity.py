@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from ..calibration.corpus import Text, has_split, read, windows
 from ..calibration.sample import check_length, with_bos
@@ -112,7 +112,7 @@ def _head(model: Any, tokens: Tensor, hidden: Tensor, positions: slice) -> Tenso
 
     def known(*_: Any, **__: Any) -> Any:
         asked.append(True)
-        return BaseModelOutputWithPast(last_hidden_state=hidden[:, positions])
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[:, positions])
 
     model.base_model.forward = known
     try:
