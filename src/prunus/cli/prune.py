@@ -49,7 +49,7 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
     """Load, prune, save and print; shared with `prunus demo`."""
     from ..calibration.placement import Placement
     from ..errors import ExportError
-    from ..export.huggingface import check_target, save
+    from ..export.huggingface import check_target, model_bytes, save
     from ..journal import Journal
     from ..lookup import find
     from .progress import Screen
@@ -71,7 +71,7 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
         if place["device"] != "cpu" and placement.fits(loaded.model):
             loaded.model.to(place["device"])
         recipe = _suited(recipe, loaded.model, screen)
-        check_target(out, overwrite, sum(p.numel() * p.element_size() for p in loaded.model.parameters()))
+        check_target(out, overwrite, 2 * model_bytes(loaded.model))  # finished blocks are kept on the way
         try:
             pruned = run(loaded.model, recipe, tokenizer=loaded.tokenizer, placement=placement, watch=screen.watch,
                          resume=journal.folder, source=source)
