@@ -7,7 +7,7 @@ from prunus import Calibration, describe
 from prunus.calibration.stream import View, stream
 from prunus.sites import LinearSite
 
-__all__ = ["BLOCKS", "layers"]
+__all__ = ["BLOCKS", "View", "layers"]
 
 BLOCKS = (0, 3, 7, 11, 15, 18, 22, 26, 29)  # of the 30 of SmolLM2; 11 has massive activations
 

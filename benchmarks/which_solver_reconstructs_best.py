@@ -4,6 +4,7 @@ The error is that on the calibration text, with the Gram that was not damped. It
 with little, solvers that optimise harder fit it more closely, so two amounts are shown.
 """
 
+import itertools
 import math
 import statistics
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from _harness import arguments, model_and_tokenizer, table, write
-from _layers import BLOCKS, layers
+from _layers import BLOCKS, View, layers
 from prunus.criteria.magnitude import Magnitude
 from prunus.granularity import NM, Granularity, Unstructured
 from prunus.problem import LayerProblem
@@ -44,18 +45,24 @@ def _rows(tiny: bool, samples: int) -> list[dict[str, Any]]:
     model, tokenizer = model_and_tokenizer(tiny)
     rows = []
     for views in layers(model, tokenizer, samples, 64 if tiny else 512, BLOCKS, tiny):
-        for view in views:
-            weight = read_weight(view.module)
-            for pattern, sparsity in PATTERNS.items():
-                for name, solver in SOLVERS.items():
-                    problem = LayerProblem(weight, view.stats, _shape(pattern, solver), sparsity, view.site.name)
-                    start = time.perf_counter()
-                    solution = solver.solve(problem)
-                    seconds = time.perf_counter() - start
-                    rows.append({"site": view.site.name, "samples": samples, "pattern": pattern, "solver": name,
-                                 "error": problem.error(solution.weight), "seconds": round(seconds, 4)})
+        for pattern, name in itertools.product(PATTERNS, SOLVERS):
+            for view in views:
+                view.stats.forget()  # so that every run pays for its own factorisations, shared by the sites of the run
+            rows += [_row(view, samples, pattern, name) for view in views]
         print(views[0].site.block, flush=True)
     return rows
+
+
+def _row(view: View, samples: int, pattern: str, name: str) -> dict[str, Any]:
+    solver = SOLVERS[name]
+    problem = LayerProblem(read_weight(view.module), view.stats, _shape(pattern, solver), PATTERNS[pattern], view.site.name)
+    start = time.perf_counter()
+    solution = solver.solve(problem)
+    seconds = time.perf_counter() - start
+    error = problem.error(solution.weight)
+    assert error is not None
+    return {"site": view.site.name, "samples": samples, "pattern": pattern, "solver": name, "error": float(f"{error:.6g}"),
+            "seconds": round(seconds, 4)}
 
 
 def _shape(pattern: str, solver: Any) -> Granularity:

@@ -79,7 +79,7 @@ def test_a_corpus_shorter_than_one_sequence(refused: Any, quick: list[Any], text
 
 
 @pytest.mark.parametrize(("sparsity", "hint"), [
-    ("1", "in [0, 1)"), ("-0.5", "in [0, 1)"), ("50", "Did you mean 0.5?"), ("50%", "50%"), ("half", "half"), ("nan", "in [0, 1)"),
+    ("1", "in [0, 1)"), ("-0.5", "in [0, 1)"), ("50", "Did you mean 0.5?"), ("50%", "number"), ("half", "number"), ("nan", "in [0, 1)"),
 ])
 def test_a_sparsity_that_is_no_fraction(sparsity: str, hint: str, refused: Any, quick: list[Any]) -> None:
     refused([*quick, "--sparsity", sparsity], "sparsity", hint)

@@ -135,7 +135,7 @@ def test_ctrl_c_leaves_no_output_folder_and_says_how_to_go_on(prunus: Prunus, qu
     interrupt(10)
     ran = prunus(*words)
     assert ran.code == 130
-    assert ran.err.splitlines()[-1] == "prunus: interrupted."
+    assert "interrupted" in ran.err.lower()
     assert "--resume" in " ".join(ran.err.split())
     assert "Traceback" not in ran.err
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -140,6 +141,21 @@ HARD = {
 @pytest.mark.parametrize("case", HARD)
 def test_works_with(case: str, solver: Any, granularity: Granularity) -> None:
     assert_lawful(solver, problem(9, granularity=granularity, **HARD[case]))
+
+
+@every_shape
+def test_without_damping_a_singular_gram_is_solved_or_refused_by_site(solver: Any, granularity: Granularity) -> None:
+    """Nothing else: no library's own error, no number that is not finite."""
+    if "damping" not in type(solver).__dataclass_fields__:
+        pytest.skip("knows no damping")
+    for tokens in (1, 7):
+        asked = problem(9, tokens=tokens, granularity=granularity)
+        refused = ""
+        try:
+            assert_lawful(replace(solver, damping=0.0), asked)
+        except CalibrationError as error:
+            refused = str(error)
+        assert not refused or refused.startswith("blocks.3.down: Gram matrix not positive definite")
 
 
 @every_shape

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 
+from prunus.errors import LoadError
 from prunus.loading import load
 
 from ..tiny import tiny_model
@@ -19,11 +20,10 @@ def model() -> Any:
     return tiny_model("llama", vocab_size=len(WORDS))
 
 
-@pytest.fixture
-def tiny_gguf(tmp_path: Path) -> Path:
-    """The tiny Llama in float32, as llama.cpp lays it out."""
+def write(file: Path, leave_out: str = "") -> Path:
+    """The tiny Llama in float32, as llama.cpp lays it out, perhaps without one of its tensors."""
     gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer = gguf.GGUFWriter(file, "llama")
     writer.add_block_count(2)
     writer.add_context_length(128)
     writer.add_embedding_length(32)
@@ -40,12 +40,18 @@ def tiny_gguf(tmp_path: Path) -> Path:
     writer.add_eos_token_id(257)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     for name, value in model().state_dict().items():
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)) + ".weight", _interleaved(name, value).numpy())
+        if name != leave_out:
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), _interleaved(name, value).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return tmp_path / "tiny.gguf"
+    return file
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path: Path) -> Path:
+    return write(tmp_path / "tiny.gguf")
 
 
 def _interleaved(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -81,3 +87,11 @@ def test_the_cache_is_named_by_content_so_that_another_file_is_read_anew(tiny_gg
     tiny_gguf.write_bytes(changed)
     load(tiny_gguf)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_missing_weights_are_refused_by_name_rather_than_drawn_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "tiny.gguf", leave_out="model.layers.1.mlp.up_proj.weight")
+    with torch.random.fork_rng(devices=[]), pytest.raises(LoadError, match=r"1 weights are missing.*layers\.1\.mlp\.up_proj"):
+        load(file)
+    assert not list(tmp_path.glob("cache/*"))

@@ -137,6 +137,18 @@ def test_channel_sites_take_no_shape_of_their_own() -> None:
         Stage(("channel",), granularity=NM(2, 4))
 
 
+@pytest.mark.parametrize("solver", [
+    {"name": "sparsegpt", "block": 0}, {"name": "sparsegpt", "block": -3}, {"name": "sparsegpt", "damping": -0.1},
+    {"name": "alps", "check_every": 0}, {"name": "alps", "rho": 0.0}, {"name": "alps", "rho": -1.0}, {"name": "alps", "damping": -0.1},
+    {"name": "refit", "damping": -0.1},
+], ids=str)
+def test_settings_that_cannot_work_are_refused_with_their_place(solver: dict[str, Any]) -> None:
+    """A block of -3 columns would prune nothing, silently."""
+    key = next(key for key in solver if key != "name")
+    with pytest.raises(RecipeError, match=rf"stage\.solver: .*{key} = "):
+        build(Stage, {"solver": solver}, "stage")
+
+
 def test_a_criterion_s_name_stands_for_the_solver_that_only_masks() -> None:
     stage = {"solver": "magnitude"}
     assert build(Stage, stage, "stage").solver == Mask(Magnitude())
