@@ -226,6 +226,10 @@ def test_bos_stands_at_the_beginning_of_every_window_once_and_takes_no_text_away
         assert tiny_tokenizer().decode(table[:, 1:].flatten()) == NUMBERS.documents[0][: 12 * 15]
 
 
+def test_without_bos_there_is_none_even_if_the_tokenizer_adds_it_by_itself() -> None:
+    assert not (windows(NUMBERS, tiny_tokenizer(bos=True), 16, 12, bos=False) == 256).any()
+
+
 def test_a_text_shorter_than_one_window_is_refused_with_its_length() -> None:
     with pytest.raises(CorpusError, match=r"'short', split train: 5 tokens, shorter than one sequence of 16"):
         table_of(Text("short", "train", ("words",), ""))
