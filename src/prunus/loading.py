@@ -2,11 +2,12 @@
 
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu", t
     unknown, or the weights are pickles, which can run code when they are read.
     """
     place = _place(str(source))
-    with quiet():
+    with quiet(), torch.random.fork_rng(devices=[]):  # transformers draws weights before it reads them
         if isinstance(place, Path) and place.suffix == ".gguf":
             place = _from_gguf(place)
         if isinstance(place, Path):
@@ -121,7 +122,10 @@ def _check_folder(folder: Path) -> None:
 def _check_shards(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise LoadError(f"{index}: a damaged index of shards, expected a weight_map. Download or copy it again.") from None
         missing = sorted(name for name in names if not (folder / name).is_file())
         if missing:
             raise LoadError(f"model '{folder}': {len(missing)} of {len(names)} shards are missing, first {missing[0]}.")
@@ -155,15 +159,20 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
     architecture = (config.architectures or ["AutoModelForCausalLM"])[0]
     kind = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
     try:
-        model, report = kind.from_pretrained(place, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **common)
+        model, report = kind.from_pretrained(place, dtype=dtype or "auto", use_safetensors=True,
+                                             ignore_mismatched_sizes=True, output_loading_info=True, **common)
     except Exception as error:
         raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
+    _check_filled(report, source)
+    model.eval()
+    return Loaded(model.to(device), _tokenizer(place, common), source)
+
+
+def _check_filled(report: dict[str, Any], source: str) -> None:
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         raise LoadError(f"model '{source}': {len(missing)} weights are missing or of another shape, first {missing[0]}. "
                         "They would be random; the checkpoint is incomplete.")
-    model.eval()
-    return Loaded(model.to(device), _tokenizer(place, common), source)
 
 
 def _reason(error: Exception, known: list[str]) -> str:
@@ -197,11 +206,14 @@ def _from_gguf(file: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        with redirect_stderr(io.StringIO()):  # its progress bar cannot be switched off
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     except Exception as error:
         raise LoadError(f"model '{file}': not a GGUF file that transformers can read: {_reason(error, [])}") from None
+    _check_filled(report, str(file))
     draft = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     draft.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(draft)

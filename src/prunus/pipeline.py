@@ -22,7 +22,7 @@ from .evaluation import Context, Measurement
 from .generations import generate
 from .granularity import Columns, Granularity, Unstructured, check_shape
 from .journal import Journal, fingerprint
-from .problem import LayerProblem
+from .problem import LayerProblem, check_finite
 from .recipe import Recipe, Stage
 from .result import Pruned, Report, SiteRecord
 from .sites import Anatomy, ChannelSite, LinearSite, Site
@@ -58,6 +58,8 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     clock = _Clock()
     anatomy = describe(model)
     chosen = [_select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
+    for site in anatomy.sites("linear"):
+        check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
     needs = most(*(need for stage in recipe.stage for need in (stage.solver.needs, stage.allocation.needs)))
     if tokenizer is None and (needs != "nothing" or recipe.metrics or recipe.prompts):
         raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
@@ -147,7 +149,8 @@ def _journal(folder: Path | None, recipe: Recipe, model: Any, tokens: Tensor) ->
         return None
     first = next(model.parameters())
     identity = fingerprint(recipe.to_toml(), model.config.to_json_string(), str(first.dtype), str(tokens.tolist()),
-                           str(float(first.detach().double().abs().sum())))
+                           *(f"{torch.linalg.vector_norm(weight.detach(), dtype=torch.float64):.9e}"
+                             for weight in model.parameters()))
     journal = Journal(folder)
     journal.begin(identity)
     return journal, identity

@@ -10,7 +10,7 @@ from .errors import CalibrationError
 from .granularity import Granularity
 from .stats import InputStats
 
-__all__ = ["LayerProblem", "LayerSolution"]
+__all__ = ["LayerProblem", "LayerSolution", "check_finite"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,17 @@ class LayerProblem:
 
     def check(self) -> None:
         """Refuse numbers that no solver can use. Raises CalibrationError that names the site."""
-        if not bool(torch.isfinite(self.weight).all()):
-            bad = int((~torch.isfinite(self.weight)).sum())
-            raise CalibrationError(f"{self.name}: {bad} of its {self.weight.numel()} weights are not finite. "
-                                   "The checkpoint is damaged; load an intact one.")
+        check_finite(self.weight, self.name)
         if self.stats.needs != "nothing":
             self.stats.check()
+
+
+def check_finite(weight: Tensor, name: str) -> None:
+    """Refuse a weight with infinite numbers or none at all. Raises CalibrationError that names the site."""
+    if not bool(torch.isfinite(weight).all()):
+        bad = int((~torch.isfinite(weight)).sum())
+        raise CalibrationError(f"{name}: {bad} of its {weight.numel()} weights are not finite. "
+                               "The checkpoint is damaged; load an intact one.")
 
 
 @dataclass(frozen=True)

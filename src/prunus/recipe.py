@@ -165,6 +165,8 @@ def _plugin(folder: str, data: Any, where: str) -> Any:
         kind = find(folder, name)
     except UnknownName as error:
         raise RecipeError(f"{where}: {str(error).partition(': ')[2]}") from None
+    if not is_dataclass(kind):
+        raise RecipeError(f"{where}: '{name}' is no plug-in: expected a dataclass.")
     return _record(kind, settings, where)
 
 
@@ -185,7 +187,7 @@ def parse_granularity(text: str, where: str = "granularity") -> Granularity:
     scope: Literal["native", "row", "matrix"]
     try:
         match head:
-            case "unstructured":
+            case "unstructured" if rest in ("", "native", "row", "matrix"):
                 scope = rest or "native"  # type: ignore[assignment]
                 return Unstructured(scope)
             case "columns":

@@ -58,16 +58,17 @@ def fit(preference: Callable[[Site, float], float], sites: Sequence[Site], budge
     def at(level: float) -> dict[str, float]:
         return {site.name: min(max(preference(site, level), 0.0), 1.0) for site in sites}
 
-    def met(level: float) -> bool:
-        asked = at(level)
-        return budget.met(sites, {site.name: reach(site, asked[site.name], granularity) for site in sites})
+    def reached(asked: Allocation) -> Allocation:
+        return {site.name: reach(site, asked[site.name], granularity) for site in sites}
 
-    if met(budget.sparsity):
-        return at(budget.sparsity)
-    low, high = budget.sparsity, 1.0
+    def met(level: float) -> bool:
+        return budget.met(sites, reached(at(level)))
+
+    low, high = -1.0, 2.0  # wide enough for preferences that add to the level or take from it
     if not met(high):
         raise RecipeError(f"budget {budget.limit:g}: cannot be met by {len(sites)} sites at granularity {granularity}.")
-    for _ in range(40):
+    for _ in range(50):
         middle = (low + high) / 2
         low, high = (low, middle) if met(middle) else (middle, high)
-    return at(high)
+    plain = at(budget.sparsity)  # the round number, where it reaches the same
+    return plain if met(budget.sparsity) and reached(plain) == reached(at(high)) else at(high)

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import random
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,18 +121,22 @@ def _rows(file: Path, corpus: str) -> list[str]:
         opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
         with opened as lines:
             if ".jsonl" in file.name:
-                return [_field(json.loads(line), file, number) for number, line in enumerate(lines, 1) if line.strip()]
+                return [_field(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
             if corpus == "wikitext2":
                 return [line if line.strip() else "" for line in lines]
             if corpus == "ptb":
                 return [line.strip() for line in lines]
             return [lines.read()]
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         form = "JSONL" if ".jsonl" in file.name else "text"
         raise CorpusError(f"corpus file {file}: cannot be read as UTF-8 {form}: {error}") from None
 
 
-def _field(row: Any, file: Path, number: int) -> str:
+def _field(line: str, file: Path, number: int) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CorpusError(f"corpus file {file}, line {number}: not valid JSON: {error.msg}.") from None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         found = f"keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
         raise CorpusError(f"corpus file {file}, line {number}: expected an object with a string \"text\", found {found}.")
@@ -209,7 +214,7 @@ def windows(text: Text, tokenizer: Any, length: int, count: int | None, seed: in
 
 
 def _tokens(documents: list[str], tokenizer: Any, needed: int | None) -> Tensor:
-    """Documents joined by an empty line and tokenised, until there are enough; special tokens at the beginning only."""
+    """Documents joined by an empty line and tokenised, until there are enough; without special tokens."""
     if len(documents) == 1 and needed is not None:
         documents = _beginning(documents[0], tokenizer, needed)
     pieces: list[int] = []
@@ -217,7 +222,7 @@ def _tokens(documents: list[str], tokenizer: Any, needed: int | None) -> Tensor:
         joined = "\n\n".join(documents[start : start + 64])
         if start:
             joined = "\n\n" + joined
-        pieces += tokenizer(joined, add_special_tokens=start == 0, return_attention_mask=False, verbose=False)["input_ids"]
+        pieces += tokenizer(joined, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         if needed is not None and len(pieces) >= needed:
             break
     return torch.tensor(pieces, dtype=torch.long)
@@ -226,13 +231,15 @@ def _tokens(documents: list[str], tokenizer: Any, needed: int | None) -> Tensor:
 def _beginning(text: str, tokenizer: Any, needed: int) -> list[str]:
     """As much of a text as `needed` tokens and a margin take: what follows that far behind does not change them."""
     size = 8 * needed
-    while size < len(text) and len(tokenizer(text[:size], verbose=False)["input_ids"]) < needed + 1000:
+    while size < len(text) and len(tokenizer(text[:size], add_special_tokens=False, verbose=False)["input_ids"]) < needed + 1000:
         size *= 2
     return [text[:size]]
 
 
 def overlap(ours: Text, theirs: Text) -> float:
     """The fraction of `theirs` (by characters, in lines of 40 or more) that stands in `ours` as well."""
+    if ours.digest == theirs.digest:
+        return 1.0
     known, asked = set(_lines(ours.documents)), _lines(theirs.documents)
     total = sum(map(len, asked))
     return sum(len(line) for line in asked if line in known) / total if total else 0.0

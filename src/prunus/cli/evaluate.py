@@ -42,10 +42,11 @@ def _print(rows: list[tuple[str, Any]], as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
+    from ..report.json import standard
     from ..uncertainty import paired_ratio_interval, perplexity_interval
 
     if as_json:
-        typer.echo(json.dumps([{"model": source, **asdict(item)} for source, item in rows], indent=2))
+        typer.echo(json.dumps(standard([{"model": source, **asdict(item)} for source, item in rows]), indent=2))
         return
     for source, item in rows:
         low, high = perplexity_interval(item.parts)

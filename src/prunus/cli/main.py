@@ -15,6 +15,8 @@ from .recipe import recipe
 
 __all__ = ["app", "run"]
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 app = typer.Typer(
     name="prunus", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Make language models smaller and faster by pruning, and prove what that cost.",
@@ -46,10 +48,13 @@ def main(
 def run() -> None:
     """Run the command line: 2 for what the person can cure, 130 when interrupted."""
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except PrunusError as error:
         typer.echo(f"prunus: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except typer.TyperException as error:  # words that are missing, too many or of the wrong kind
+        typer.echo(f"prunus: {' '.join(error.format_message().split())} See prunus --help.", err=True)
+        sys.exit(2)
+    if code == _INTERRUPTED:
         typer.echo("prunus: interrupted.", err=True)
-        sys.exit(130)
+    sys.exit(code)

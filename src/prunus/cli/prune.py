@@ -48,13 +48,13 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
               trust: bool, quiet: bool, as_json: bool) -> None:
     """Load, prune, save and print; shared with `prunus demo`."""
     from ..calibration.placement import Placement
-    from ..errors import ExportError
+    from ..errors import CalibrationError, ExportError
     from ..export.huggingface import check_target, model_bytes, save
     from ..journal import Journal
     from ..lookup import find
     from .progress import Screen
 
-    placement = Placement(**place)
+    placement, out = Placement(**place), out.absolute()
     check_target(out, overwrite, 0)
     journal = Journal(out.with_name(f"{out.name}.partial"))
     if journal.folder.exists() and not (resume or overwrite):
@@ -80,6 +80,8 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 screen.warn(f"Interrupted: nothing was written to {out}.")
+            if isinstance(error, CalibrationError):
+                journal.discard()  # it would fail again at the same place
             if journal.folder.exists():
                 screen.warn(f"Finished blocks are kept in {journal.folder}: run the same command with --resume to go on.")
             raise

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ..errors import ExportError
 from ..loading import quiet
 from ..lookup import find
@@ -39,8 +41,8 @@ class HuggingFace:
             _papers(pruned, draft)
             draft.chmod(0o755)
             _publish(draft, path)
-        except OSError as error:
-            raise ExportError(f"{path}: cannot be written: {error.strerror or error}.") from error
+        except (OSError, SafetensorError) as error:
+            raise ExportError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}.") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 

@@ -1,6 +1,8 @@
 """The whole report as JSON, for programs."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,22 +16,31 @@ __all__ = ["JSON"]
 class JSON:
     """Every field of the report; numbers in full."""
 
-    indent: int = 2
+    indent: int = 2  # spaces per level
 
     def render(self, report: Report) -> str:
         return json.dumps(data_of(report), indent=self.indent, ensure_ascii=False) + "\n"
 
 
 def data_of(report: Report) -> dict[str, Any]:
-    """The report as plain data; infinite numbers as strings, since JSON has none."""
+    """The report as plain data."""
     data = {name: getattr(report, name) for name in report.__dataclass_fields__}
     data["recipe"] = plain(report.recipe)
     data["allocation"] = [dict(allocation) for allocation in report.allocation]
     for name in ("sites", "before", "after"):
-        data[name] = [_finite(asdict(item)) for item in data[name]]
-    return data
+        data[name] = [asdict(item) for item in data[name]]
+    finite: dict[str, Any] = standard(data)
+    return finite
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    infinite = (float("inf"), float("-inf"))
-    return {key: str(value) if value in infinite else value for key, value in row.items()}
+def standard(value: Any) -> Any:
+    """Plain data with numbers that JSON does not have (infinite, or none at all) as strings."""
+    match value:
+        case float() if not math.isfinite(value):
+            return str(value)
+        case list() | tuple():
+            return [standard(item) for item in value]
+        case Mapping():
+            return {key: standard(item) for key, item in value.items()}
+        case _:
+            return value

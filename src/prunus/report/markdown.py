@@ -15,7 +15,7 @@ __all__ = ["Markdown"]
 class Markdown:
     """What was done, what it cost, what is left, and how to do it again."""
 
-    title: str = "Pruned model"
+    title: str = "Pruned model"  # the first heading
 
     def render(self, report: Report) -> str:
         sections = [

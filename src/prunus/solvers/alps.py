@@ -1,5 +1,6 @@
 """Alternate between a dense and a sparse copy (ADMM), then conjugate gradients on the support (Meng et al. 2024)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, RecipeError
 from ..granularity import NM, Columns, Granularity, Tile, Unstructured, keep_mask, removed_count
 from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
@@ -48,6 +49,11 @@ class ALPS:
     needs: ClassVar[Needs] = "gram"
     scope: ClassVar[str] = "matrix"
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
+
+    def __post_init__(self) -> None:
+        if self.rho <= 0 or self.check_every < 1 or self.damping < 0:
+            raise RecipeError(f"rho = {self.rho:g}, check_every = {self.check_every}, damping = {self.damping:g}: expected "
+                              "rho above 0, a check at least every iteration, and no negative damping.")
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()
@@ -164,6 +170,8 @@ def _projection(granularity: Granularity, sparsity: float, size: int) -> Callabl
 
 def _kth_largest(values: Float[Tensor, "n"], kept: int, guess: float, width: float) -> float:
     """The exact `kept`-th largest value, looked for near a guess first: a selection over all costs as much as a product."""
+    if kept == 0:
+        return math.inf
     while guess and width < 0.4:
         low, high = guess * (1 - width), guess * (1 + width)
         above = int(torch.count_nonzero(values > high))

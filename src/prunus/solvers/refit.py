@@ -7,6 +7,7 @@ import torch
 
 from ..criteria import Criterion
 from ..criteria.wanda import Wanda
+from ..errors import CalibrationError, RecipeError
 from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
 from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
@@ -26,6 +27,10 @@ class Refit:
     needs: ClassVar[Needs] = "gram"
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
 
+    def __post_init__(self) -> None:
+        if self.damping < 0:
+            raise RecipeError(f"damping = {self.damping:g}: expected no negative damping.")
+
     @property
     def scope(self) -> str:
         return self.criterion.scope
@@ -38,5 +43,9 @@ class Refit:
             return LayerSolution(problem.weight.clone(), mask)
         precision = torch.float32 if problem.weight.device.type == "mps" else torch.float64
         gram = problem.stats.damped(self.damping).to(precision)
-        weight = fit_support(problem.weight.to(precision), mask, gram, tolerance=self.tolerance)
+        try:
+            weight = fit_support(problem.weight.to(precision), mask, gram, tolerance=self.tolerance)
+        except torch.linalg.LinAlgError:
+            raise CalibrationError(f"{problem.name}: Gram matrix not positive definite after damping {self.damping}. "
+                                   "Raise `damping` or calibrate with more tokens.") from None
         return LayerSolution(weight.to(problem.weight) * mask, mask)

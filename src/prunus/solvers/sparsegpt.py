@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..errors import RecipeError
 from ..granularity import NM, Columns, Unstructured, keep_largest, keep_mask, removed_count
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
@@ -31,6 +32,11 @@ class SparseGPT:
     scope: ClassVar[str] = "matrix"
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Columns)
 
+    def __post_init__(self) -> None:
+        if self.block < 1 or self.damping < 0:
+            raise RecipeError(f"block = {self.block}, damping = {self.damping:g}: expected at least one column and no "
+                              "negative damping.")
+
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()
         factor = problem.stats.inverse_cholesky(self.damping)
@@ -39,8 +45,11 @@ class SparseGPT:
         if isinstance(problem.granularity, Columns):
             return _eliminate(problem, factor, problem.granularity.width)
         sweep = _Sweep(problem, factor)
-        for start in range(0, len(sweep.work), self.block):
-            sweep.block(start, min(start + self.block, len(sweep.work)))
+        step = self.block
+        if isinstance(problem.granularity, NM):  # no group lies in two blocks
+            step = max(step // problem.granularity.m, 1) * problem.granularity.m
+        for start in range(0, len(sweep.work), step):
+            sweep.block(start, min(start + step, len(sweep.work)))
         return sweep.solution()
 
 
