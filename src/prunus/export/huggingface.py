@@ -40,6 +40,8 @@ class HuggingFace:
                     pruned.tokenizer.save_pretrained(draft)
             _papers(pruned, draft)
             draft.chmod(0o755)
+            for file in draft.iterdir():
+                file.chmod(0o644)  # safetensors writes files that only their owner can read
             _publish(draft, path)
         except (OSError, SafetensorError) as error:
             raise ExportError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}.") from error
