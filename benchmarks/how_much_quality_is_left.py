@@ -2,7 +2,7 @@
 
 Every finished cell is kept in build/, so that an interrupted run goes on where it stopped; cells of the newest result
 are not measured again. `--seed N` measures one seed's cells only, so that several processes can share the work; the run
-without it writes the result.
+without it writes the result. `--write` writes what has been measured so far, and says which cells are missing.
 """
 
 import json
@@ -25,20 +25,24 @@ KEPT = ROOT / "build" / "how_much_quality_is_left.jsonl"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, seed={"type": int})
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, seed={"type": int},
+                        write={"action": "store_true"})
     metric = Perplexity("builtin", tokens=640, length=64) if options.tiny else Perplexity("wikitext2", length=512, tokens=20_480)
     cells = [] if options.tiny else _kept(options.dtype)
     done = {(cell["solver"], cell["pattern"], cell["seed"]) for cell in cells}
     if ("dense", "", 0) not in done and options.seed in (None, 0):
         cells.append(_keep(_dense(options, metric), options))
     for seed, pattern, solver in _order(options.tiny):
-        if (solver, pattern, seed) not in done and options.seed in (None, seed):
+        if (solver, pattern, seed) not in done and options.seed in (None, seed) and not options.write:
             cells.append(_keep(_cell(options, metric, solver, pattern, seed), options))
     shown = _table(cells)
     print(shown)
     if not options.tiny and options.seed is None:
+        found = {(cell["solver"], cell["pattern"], cell["seed"]) for cell in cells}
+        missing = [f"{solver} {pattern} seed {seed}" for seed, pattern, solver in _order(False)
+                   if (solver, pattern, seed) not in found]
         write("how_much_quality_is_left", cells[0]["protocol"], cells, {"how_much_quality_is_left": shown},
-              calibration="c4 train, 64 sequences of 512 tokens", dtype=options.dtype)
+              calibration="c4 train, 64 sequences of 512 tokens", dtype=options.dtype, missing=missing)
 
 
 def _order(tiny: bool) -> list[tuple[int, str, str]]:
@@ -88,9 +92,10 @@ def _table(cells: list[dict[str, Any]]) -> str:
     found: dict[tuple[str, str], list[float]] = {}
     for cell in cells:
         found.setdefault((cell["solver"], cell["pattern"]), []).append(cell["perplexity"])
-    rows = [["dense", *[f"{found['dense', ''][0]:.2f}"] * len(PATTERNS)]]
-    rows += [[solver, *[_mean(found.get((solver, pattern), [])) for pattern in PATTERNS]] for solver in SOLVERS]
-    return table(["", *PATTERNS], rows)
+    patterns = [pattern for pattern in PATTERNS if any((solver, pattern) in found for solver in SOLVERS)]
+    rows = [["dense", *[f"{found['dense', ''][0]:.2f}"] * len(patterns)]]
+    rows += [[solver, *[_mean(found.get((solver, pattern), [])) for pattern in patterns]] for solver in SOLVERS]
+    return table(["", *patterns], rows)
 
 
 def _mean(values: list[float]) -> str:

@@ -15,7 +15,7 @@ def fit_support(
 
     Rows that share one support are solved exactly. Otherwise by conjugate gradients preconditioned with the
     diagonal (Meng et al. 2024, Algorithm 2), each row with its own step lengths and a residual that is masked,
-    so that it can vanish: a row stops when its residual is below `tolerance` times its right-hand side.
+    so that it can vanish: a row stops when its residual is below `tolerance` times its first.
     """
     if bool((mask == mask[:1]).all()):
         return _shared(weight, mask[0], gram)
@@ -39,8 +39,7 @@ def _conjugate_gradients(weight: Tensor, mask: Tensor, gram: Tensor, start: Tens
     residual = (gram @ (dense - solution)).mul_(kept)
     step = scale * residual
     power = (residual * step).sum(0)
-    target = (gram @ dense).mul_(kept)
-    enough = tolerance**2 * (target * scale * target).sum(0)
+    enough = tolerance**2 * power
     direction = step.clone()
     for _ in range(steps):
         active = power > enough

@@ -44,6 +44,7 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+_TOKENS = 1024  # per pass through a block: enough for full speed, little enough for the activations of wide blocks
 
 
 def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement: Placement = Placement(),
@@ -173,7 +174,7 @@ class _Run:
         plan = _plan(self.anatomy, sites, stage)
         total = sum(site.size for site in plan)
         done = self.journal[0].done(index) if self.journal else frozenset()
-        batch = max(1, 2048 // max(1, self.tokens.shape[1]))
+        batch = max(1, _TOKENS // max(1, self.tokens.shape[1]))
         records: list[SiteRecord] = []
         solved = 0
         blocks = stream(self.model, self.anatomy, list(plan), self.tokens, stage.solver.needs, self.placement, batch, done)
@@ -183,6 +184,7 @@ class _Run:
                     records.append(record)
                     solved += view.site.size
                     self.tell(Progress("pruning", solved, total, record))
+                del views, view  # the statistics of a block go before those of the next are made
                 release_memory()
         return records
 

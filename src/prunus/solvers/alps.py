@@ -43,8 +43,8 @@ class ALPS:
     settled: float = 0.02  # change of the support between two looks, as a fraction of k, that ends ADMM
     iterations: int = 60  # at most
     blend: float = 0.6  # 0: inputs scaled by diag(H), as in the paper; 1: by the inverse of diag(H^-1)
-    refit_steps: int = 8  # conjugate gradient steps, at most
-    refit_tolerance: float = 1e-3  # of the residual, relative to the right-hand side
+    refit_steps: int = 6  # conjugate gradient steps, at most
+    refit_tolerance: float = 1e-3  # of the residual, relative to the first
 
     needs: ClassVar[Needs] = "gram"
     scope: ClassVar[str] = "matrix"

@@ -22,7 +22,7 @@ class Refit:
 
     criterion: Criterion = Wanda()  # what chooses the support
     damping: float = 0.01  # added to the Gram's diagonal, as a fraction of its mean
-    tolerance: float = 1e-7  # of the residual, relative to the right-hand side
+    tolerance: float = 1e-7  # of the residual, relative to the first
 
     needs: ClassVar[Needs] = "gram"
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
