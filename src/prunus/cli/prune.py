@@ -54,9 +54,9 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
     from ..lookup import find
     from .progress import Screen
 
-    placement, out = Placement(**place), out.absolute()
+    placement = Placement(**place)
     check_target(out, overwrite, 0)
-    journal = Journal(out.with_name(f"{out.name}.partial"))
+    journal = Journal(out.absolute().with_name(f"{out.absolute().name}.partial"))
     if journal.folder.exists() and not (resume or overwrite):
         raise ExportError(f"{journal.folder}: holds finished work of an interrupted run. Say --resume to go on, or "
                           "--overwrite to begin again.")

@@ -51,7 +51,7 @@ class HuggingFace:
 
 def save(pruned: Pruned, path: str | Path, format: str = "huggingface", overwrite: bool = False) -> None:
     """Write a pruned model to `path` as files of the given format. Raises ExportError before a byte is written."""
-    find("export", format)(overwrite=overwrite).save(pruned, Path(path))
+    find("export", format)(overwrite=overwrite).save(pruned, Path(path).absolute())
 
 
 def model_bytes(model: Any) -> int:
