@@ -92,7 +92,7 @@ def _table(cells: list[dict[str, Any]]) -> str:
     found: dict[tuple[str, str], list[float]] = {}
     for cell in cells:
         found.setdefault((cell["solver"], cell["pattern"]), []).append(cell["perplexity"])
-    patterns = [pattern for pattern in PATTERNS if any((solver, pattern) in found for solver in SOLVERS)]
+    patterns = [pattern for pattern in PATTERNS if all((solver, pattern) in found for solver in SOLVERS)]
     rows = [["dense", *[f"{found['dense', ''][0]:.2f}"] * len(patterns)]]
     rows += [[solver, *[_mean(found.get((solver, pattern), [])) for pattern in patterns]] for solver in SOLVERS]
     return table(["", *patterns], rows)
