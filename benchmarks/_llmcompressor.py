@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def main(checkpoint: str, tokens: str, out: str, sparsity: str) -> None:
     table = torch.tensor(json.loads(Path(tokens).read_text()))
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     data = Dataset.from_dict({"input_ids": table.tolist(), "attention_mask": torch.ones_like(table).tolist()})
     recipe = SparseGPTModifier(sparsity=float(sparsity), mask_structure="0:0", block_size=128, dampening_frac=0.01,

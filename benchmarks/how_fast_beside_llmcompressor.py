@@ -19,14 +19,15 @@ SAMPLES, LENGTH, SPARSITY = 16, 512, 0.7
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", runs={"type": int, "default": 1})
+    options = arguments(__doc__ or "", runs={"type": int, "default": 1},
+                        dtype={"choices": ["float32", "bfloat16"], "default": "bfloat16"})
     if options.tiny:
         print("skipped: the peer's environment is gigabytes; make bench-peers builds it")
         return
     _environment()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint, tokens = _inputs(Path(folder))
+        checkpoint, tokens = _inputs(Path(folder), options.dtype)
         for run in range(options.runs):
             for name, command in _commands(Path(folder), checkpoint, tokens, run):
                 seconds = _timed(command)
@@ -51,11 +52,11 @@ def _environment() -> None:
         (VENV / "ready").touch()
 
 
-def _inputs(folder: Path) -> tuple[Path, Path]:
+def _inputs(folder: Path, dtype: str) -> tuple[Path, Path]:
     """The same plain checkpoint for both, and the token ids that Prunus will choose."""
     from prunus import Calibration, load
 
-    loaded = load(SMOLLM2)
+    loaded = load(SMOLLM2, dtype=dtype)
     checkpoint, tokens = folder / "dense", folder / "tokens.json"
     loaded.model.save_pretrained(checkpoint)  # type: ignore[operator]
     loaded.tokenizer.save_pretrained(checkpoint)

@@ -1,7 +1,6 @@
 """How much quality is left? WikiText-2 perplexity of SmolLM2 after one-shot pruning with C4 text, by solver and sparsity.
 
-Every finished cell is kept in build/, so that an interrupted run goes on where it stopped; cells of the newest result
-are not measured again. `--seed N` measures one seed's cells only, so that several processes can share the work; the run
+Every finished cell is kept in build/, so that an interrupted run goes on where it stopped. `--seed N` measures one seed's cells only, so that several processes can share the work; the run
 without it writes the result. `--write` writes what has been measured so far, and says which cells are missing.
 """
 
@@ -9,7 +8,7 @@ import json
 import statistics
 from typing import Any
 
-from _harness import RESULTS, ROOT, arguments, environment, model_and_tokenizer, table, write
+from _harness import ROOT, arguments, environment, model_and_tokenizer, table, write
 from prunus import NM, Budget, Calibration, Recipe, Stage, Unstructured, prune
 from prunus.criteria.magnitude import Magnitude
 from prunus.evaluation import Context
@@ -72,9 +71,6 @@ def _cell(options: Any, metric: Perplexity, solver: str, pattern: str, seed: int
 
 def _kept(dtype: str) -> list[dict[str, Any]]:
     cells = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
-    results = sorted((RESULTS / "how_much_quality_is_left").glob("*.json"))
-    if results:
-        cells = json.loads(results[-1].read_text())["rows"] + cells
     return [cell for cell in cells if cell["dtype"] == dtype]
 
 

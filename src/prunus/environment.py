@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment", "peak_bytes", "release_memory"]
+__all__ = ["environment", "peak_bytes", "release_memory", "reuse_memory"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's settings, from malloc.h
 
 
 def environment(model: Any, device: str, source: str = "") -> dict[str, str]:
@@ -32,6 +34,19 @@ def peak_bytes() -> int:
     """The largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reuse_memory() -> None:
+    """Let glibc's allocator keep freed tensors of up to 32 MiB for the next ones, until `release_memory`.
+
+    By default each comes from the system and goes back to it, and the system clears its pages every time.
+    """
+    try:
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that all versions accept
+        allocator.mallopt(_TRIM_THRESHOLD, 256 << 20)
+    except (OSError, AttributeError):
+        return  # another allocator
 
 
 def release_memory() -> None:

@@ -16,7 +16,7 @@ from .budget import Allocation
 from .calibration.corpus import overlap
 from .calibration.placement import Placement
 from .calibration.stream import View, stream
-from .environment import environment, release_memory
+from .environment import environment, release_memory, reuse_memory
 from .errors import CorpusError, RecipeError
 from .evaluation import Context, Measurement
 from .generations import generate
@@ -69,6 +69,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if needs != "nothing" else torch.empty(0, 0).long()
     notes = _notes(recipe, tokens, needs != "nothing")
     run = _Run(model, anatomy, tokens, placement, tell, clock, _journal(resume, recipe, model, tokens))
+    reuse_memory()
     with clock("dense"):
         before = evaluate(model, recipe, tokenizer, tell, "dense model")
         answers = generate(model, tokenizer, recipe.prompts)
@@ -177,35 +178,43 @@ class _Run:
         batch = max(1, _TOKENS // max(1, self.tokens.shape[1]))
         records: list[SiteRecord] = []
         solved = 0
-        blocks = stream(self.model, self.anatomy, list(plan), self.tokens, stage.solver.needs, self.placement, batch, done)
+        groups = stream(self.model, self.anatomy, list(plan), self.tokens, stage.solver.needs, self.placement, batch, done)
         with self.clock("pruning"):
-            for views in blocks:
-                for view, record in self._block(index, stage, views, plan, allocation, done):
+            for views in groups:
+                for view, record in self._group(index, stage, views, plan, allocation, done):
                     records.append(record)
                     solved += view.site.size
                     self.tell(Progress("pruning", solved, total, record))
-                del views, view  # the statistics of a block go before those of the next are made
-                release_memory()
+                self._finish(index, views[0].site.block, plan, records, done)
+                del views, view  # statistics go before the next ones are made
         return records
 
-    def _block(self, index: int, stage: Stage, views: list[View], plan: "Mapping[LinearSite, _Task]",
+    def _group(self, index: int, stage: Stage, views: list[View], plan: "Mapping[LinearSite, _Task]",
                allocation: Allocation, done: frozenset[int]) -> Iterator[tuple[View, SiteRecord]]:
-        """Solve and write the sites of one block, or recall them from an interrupted run."""
+        """Solve and write the sites that came together, or recall them from an interrupted run."""
         block = views[0].site.block
         if self.journal and block in done:
             tensors, records = self.journal[0].recall(index, block)
             self.model.load_state_dict(tensors, strict=False)
             yield from zip(views, records, strict=True)
             return
-        records = []
         for view, following in zip(views, [*views[1:], None], strict=True):
             record = self._solve(view, stage.solver, plan[view.site], allocation)
             if following is None or following.stats is not view.stats:
                 view.stats.forget()  # its last reader is solved
-            records.append(record)
             yield view, record
-        if self.journal:
-            self.journal[0].keep(self.journal[1], index, block, self._tensors(views, plan), records)
+
+    def _finish(self, index: int, block: int, plan: "Mapping[LinearSite, _Task]", records: list[SiteRecord],
+              done: frozenset[int]) -> None:
+        """Once all sites of a block are solved, store it, and give back what memory it took."""
+        matrices = [site for site in plan if site.block == block]
+        names = {plan[site].site.name for site in matrices}
+        ours = [record for record in records if record.site in names]
+        if len(ours) < len(matrices):
+            return
+        if self.journal and block not in done:
+            self.journal[0].keep(self.journal[1], index, block, self._tensors(matrices, plan), ours)
+        release_memory()
 
     def _solve(self, view: View, solver: Solver, task: "_Task", allocation: Allocation) -> SiteRecord:
         start = time.perf_counter()
@@ -222,11 +231,11 @@ class _Run:
         reached = 1 - float(solution.mask.float().mean())
         return SiteRecord(task.site.name, asked, reached, error, time.perf_counter() - start)
 
-    def _tensors(self, views: list[View], plan: "Mapping[LinearSite, _Task]") -> dict[str, Tensor]:
+    def _tensors(self, matrices: list[LinearSite], plan: "Mapping[LinearSite, _Task]") -> dict[str, Tensor]:
         """The parameters that solving a block has changed."""
-        names = {view.site.name for view in views}
-        for view in views:
-            site = plan[view.site].site
+        names = {matrix.name for matrix in matrices}
+        for matrix in matrices:
+            site = plan[matrix].site
             if isinstance(site, ChannelSite):
                 names |= {producer.name for producer in site.producers}
         return {f"{name}.{key}": value for name in sorted(names)

@@ -30,10 +30,7 @@ class LayerProblem:
         """
         if self.stats.needs != "gram":
             return None
-        gram = self.stats.gram
-        difference = self.weight - weight
-        lost = float(((difference @ gram) * difference).sum(dtype=torch.float64))
-        whole = float(((self.weight @ gram) * self.weight).sum(dtype=torch.float64))
+        lost, whole = self.stats.energy(self.weight - weight), self.stats.energy(self.weight)
         return max(lost, 0.0) / whole if whole > 0 else 0.0
 
     def check(self) -> None:

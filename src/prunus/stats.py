@@ -1,6 +1,6 @@
 """What calibration remembers about a layer's inputs: streaming moments, and the factors that sites share."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,7 +15,12 @@ Needs = Literal["nothing", "power", "gram"]  # ascending cost; a plug-in declare
 Level = Literal["mean", "median"]  # of the Gram's diagonal
 T = TypeVar("T")
 _ORDER: tuple[Needs, ...] = ("nothing", "power", "gram")
-_PANEL = 512  # columns per panel of the Gram; only the panels on and above the diagonal are computed
+_PANEL = 256  # columns per panel of the Gram; only the panels on and above the diagonal are computed
+
+
+def _panels(width: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, width, _PANEL):
+        yield start, min(start + _PANEL, width)
 
 
 def most(*needs: Needs) -> Needs:
@@ -52,9 +57,7 @@ class InputStats:
         if self._products is None:
             self._squares += rows.square().sum(0)
             return
-        width = rows.shape[1]
-        for start in range(0, width, _PANEL):
-            stop = min(start + _PANEL, width)
+        for start, stop in _panels(rows.shape[1]):
             self._products[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
         self._squares = self._products.diagonal().clone()
 
@@ -89,13 +92,21 @@ class InputStats:
             raise CalibrationError(f"{self.name}: no Gram matrix was collected; the plug-in must declare needs='gram'.")
         if not self._finished:  # in place: a second matrix of this size may be gigabytes
             self._finished = True
-            for start in range(0, len(self._products), _PANEL):
-                stop = min(start + _PANEL, len(self._products))
+            for start, stop in _panels(len(self._products)):
                 self._products[stop:, start:stop] = self._products[start:stop, stop:].T
                 panel = self._products[start:stop, start:stop]
                 panel.copy_(panel.triu() + panel.triu(1).T)
             self._products.div_(max(self.tokens, 1))
         return self._products
+
+    def energy(self, weight: Float[Tensor, "out in"]) -> float:
+        """E ||W x||^2 = tr(W E[x x^T] W^T), from the panels on and above the diagonal of the Gram."""
+        total = 0.0
+        for start, stop in _panels(len(self.gram)):
+            product = (weight[:, start:stop] @ self.gram[start:stop, start:]).mul_(weight[:, start:])
+            twice, once = product.sum(dtype=torch.float64), product[:, : stop - start].sum(dtype=torch.float64)
+            total += float(2 * twice - once)
+        return total
 
     def _reopen(self) -> None:
         """Go back to sums, to which more tokens can be added; what was shared is out of date."""
@@ -146,14 +157,14 @@ class InputStats:
         return self.shared(("inverse_cholesky", damping), lambda: self._inverse_cholesky(damping))
 
     def _inverse_cholesky(self, damping: float) -> Tensor:
-        """In float64 on the CPU; on a GPU, where float64 is slow, in float32 first.
+        """In float32, and in float64 where the damped Gram is not positive definite in float32.
 
         With the inputs in reverse order G = L L^T; put back, L becomes an upper factor R with G = R R^T, and U = R^-1:
         one factorisation and one triangular inverse instead of two factorisations and a whole inverse.
         """
         damped = self.damped(damping)
         identity = torch.eye(len(damped), device=damped.device)
-        for dtype in [torch.float64] if damped.device.type == "cpu" else [torch.float32, torch.float64]:
+        for dtype in (torch.float32, torch.float64):
             lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1).to(dtype))
             if not int(failed):
                 return torch.linalg.solve_triangular(lower.flip(0, 1), identity.to(dtype), upper=True).to(damped)

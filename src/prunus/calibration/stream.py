@@ -13,6 +13,7 @@ from ..errors import CalibrationError
 from ..sites import Anatomy, Block, LinearSite
 from ..stats import InputStats, Needs
 from .placement import Placement
+from .replay import Enough, Outputs, Replay, replaced
 
 __all__ = ["View", "stream"]
 
@@ -26,18 +27,14 @@ class View:
     stats: InputStats
 
 
-class _Enough(Exception):
-    """Raised inside a forward pass when nothing more is to be learned from it."""
-
-
 def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Int[Tensor, "samples length"],
            needs: Needs, placement: Placement = Placement(), batch: int = 4,
            done: frozenset[int] = frozenset()) -> Iterator[list[View]]:
-    """Yield, block by block in depth order, a View of every site of the block (no block without sites).
+    """Yield, in the order of the forward pass, the Views of the sites that read one activation.
 
-    Between two yields the caller may write to the block's matrices: the next block sees what the pruned model
-    computes. Statistics of all sites of one block come from one forward pass, before any of them is pruned.
-    Blocks in `done` are yielded without statistics: their answers are known from an interrupted run.
+    Between two yields the caller may write to the matrices it was given: all later matrices, those of the same block
+    too, see what the pruned model computes. No product is computed twice.
+    Blocks in `done` are yielded whole and without statistics: their answers are known from an interrupted run.
     With needs "nothing" the model is not run. Raises CalibrationError when activations are not finite.
     """
     if needs == "nothing":
@@ -47,25 +44,30 @@ def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], toke
                 yield _views(model, chosen, needs, torch.device(placement.device))
         return
     last = max((site.block for site in sites), default=-1)
-    with torch.no_grad(), _evaluating(model), ExitStack() as stack:
-        states = _enter(model, anatomy, tokens, placement, batch, stack)
+    device = torch.device(placement.device)
+    with torch.no_grad(), _evaluating(model), Outputs.on(device) as outputs, ExitStack() as stack:
+        states = _enter(model, anatomy, tokens, placement, batch, outputs, stack)
         for depth, block in enumerate(anatomy.blocks[: last + 1]):
             chosen = _of(block, sites)
             module = model.get_submodule(block.name)
-            with placement.visiting(module):
-                if chosen:
-                    views = _views(model, chosen, needs, torch.device(placement.device))
-                    if depth not in done:
-                        _collect(module, depth, states, views)
-                    yield views
-                    del views  # its statistics are not needed while the next block's are made
+            with placement.visiting(module), ExitStack() as inner:
+                if depth in done:
+                    yield _views(model, chosen, needs, device)
+                elif chosen:
+                    replay = Replay(outputs)
+                    inner.enter_context(replay.inside(module, block.name, [site.name for site in _linear(block)]))
+                    yield from _collect(module, depth, states, replay, _views(model, chosen, needs, device))
                 if depth < last:
                     states.advance(module, depth, block.name)
 
 
 def _of(block: Block, sites: Sequence[LinearSite]) -> list[LinearSite]:
     wanted = {site.name for site in sites}
-    return [site for site in block.sites if isinstance(site, LinearSite) and site.name in wanted]
+    return [site for site in _linear(block) if site.name in wanted]
+
+
+def _linear(block: Block) -> list[LinearSite]:
+    return [site for site in block.sites if isinstance(site, LinearSite)]
 
 
 def _views(model: nn.Module, sites: list[LinearSite], needs: Needs, device: torch.device) -> list[View]:
@@ -85,6 +87,7 @@ class _States:
     hidden: Tensor  # (samples, length, width)
     batch: int
     device: torch.device
+    outputs: Outputs
     arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = field(default_factory=dict)  # by batch size
 
     def batches(self) -> Iterator[slice]:
@@ -93,6 +96,7 @@ class _States:
 
     def run(self, module: nn.Module, depth: int, rows: slice) -> Tensor:
         """The block's output for some sequences."""
+        self.outputs.turn = rows.start
         inputs = self.hidden[rows].to(self.device)
         others, keywords = self.arguments[len(inputs)][depth]
         return _first(module(inputs, *others, **keywords))
@@ -112,31 +116,24 @@ def _first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _collect(module: nn.Module, depth: int, states: _States, views: list[View]) -> None:
-    """Accumulate the moments of everything the sites read; each pass ends at the last of these inputs."""
-    readers = {id(view.stats): view for view in reversed(views)}  # the first reader of each activation
-    seen: set[int] = set()
-
-    def watch(view: View) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            view.stats.update(arguments[0])
-            seen.add(id(view.stats))
-            if len(seen) == len(readers):
-                raise _Enough
-        return view.module.register_forward_pre_hook(hook)
-
-    handles = [watch(view) for view in readers.values()]
-    try:
+def _collect(module: nn.Module, depth: int, states: _States, replay: Replay, views: list[View]) -> Iterator[list[View]]:
+    """Yield the block's views by the activation they read, each as soon as all passes have come to it."""
+    replay.pending = {view.site.name: view.stats for view in views}
+    while views:
+        replay.reached = None
         for rows in states.batches():
-            seen.clear()
-            with suppress(_Enough):
+            with suppress(Enough):
                 states.run(module, depth, rows)
-    finally:
-        for handle in handles:
-            handle.remove()
+        reads = {view.site.reads for view in views if view.site.name == replay.reached}
+        ready = [view for view in views if view.site.reads in reads] or views  # or what no pass comes to
+        views = [view for view in views if view not in ready]
+        for view in ready:
+            del replay.pending[view.site.name]
+        yield ready
+        del ready, view  # their statistics are not needed while the next ones are made
 
 
-def _enter(model: nn.Module, anatomy: Anatomy, tokens: Tensor, placement: Placement, batch: int,
+def _enter(model: nn.Module, anatomy: Anatomy, tokens: Tensor, placement: Placement, batch: int, outputs: Outputs,
            stack: ExitStack) -> _States:
     """Run the embedding on all tokens, and the whole model once per batch size to learn every block's arguments."""
     device = torch.device(placement.device)
@@ -150,7 +147,7 @@ def _enter(model: nn.Module, anatomy: Anatomy, tokens: Tensor, placement: Placem
         embedded = _entering(model, first, tokens[start : start + batch].to(home))
         if states is None:
             hidden = stack.enter_context(placement.hidden((len(tokens), *embedded.shape[1:]), embedded.dtype))
-            states = _States(hidden, batch, device, arguments)
+            states = _States(hidden, batch, device, outputs, arguments)
         states.hidden[start : start + batch] = embedded.to(states.hidden.device)
     assert states is not None
     return states
@@ -162,7 +159,7 @@ def _entering(model: nn.Module, first: nn.Module, tokens: Tensor) -> Tensor:
 
     def hook(_: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         caught.append(_split(positional, keywords)[0])
-        raise _Enough
+        raise Enough
 
     _forward(model, tokens, {first: hook})
     return caught[0]
@@ -184,7 +181,7 @@ def _arguments(model: nn.Module, anatomy: Anatomy, tokens: Tensor,
             hidden, others, rest = _split(positional, keywords)
             caught.append(_moved((others, rest), device))
             if len(caught) == len(blocks):
-                raise _Enough
+                raise Enough
             if not form:
                 form.append(real(*positional, **keywords))
                 return form[0]
@@ -193,8 +190,7 @@ def _arguments(model: nn.Module, anatomy: Anatomy, tokens: Tensor,
 
     with ExitStack() as stack:
         for block in blocks:
-            stack.callback(block.__dict__.pop, "forward", None)
-            block.forward = record(block.forward)
+            stack.enter_context(replaced(block, record(block.forward)))
         _forward(model, tokens, {})
     return caught
 
@@ -225,7 +221,7 @@ def _forward(model: nn.Module, tokens: Tensor, hooks: dict[nn.Module, Any]) -> N
     handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks.items()]
     cached = {"use_cache": False} if getattr(model, "can_generate", lambda: False)() else {}
     try:
-        with suppress(_Enough):
+        with suppress(Enough):
             model(input_ids=tokens, **cached)
     finally:
         for handle in handles:

@@ -1,0 +1,170 @@
+"""Run a block again and again, each time a matrix further, without computing any product twice."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..stats import InputStats
+
+__all__ = ["Enough", "Outputs", "Replay", "replaced"]
+
+
+class Enough(Exception):
+    """Raised inside a forward pass when nothing more is to be learned from it."""
+
+
+@contextmanager
+def replaced(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Another `forward` on one module for the duration; one that somebody had set before is put back."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+@dataclass
+class Replay:
+    """Passes through one block, each up to the first matrix whose inputs are still to be collected.
+
+    Between two rounds of passes the caller may write to the matrices whose inputs are complete. What a module computed
+    without meeting an incomplete one is final: it is kept, and given back when a later pass comes to the module.
+    """
+
+    outputs: "Outputs"
+    pending: dict[str, InputStats] = field(default_factory=dict)  # by site
+    reached: str | None = None  # the site at which the last pass ended
+
+    @contextmanager
+    def inside(self, block: nn.Module, name: str, sites: list[str]) -> Iterator[None]:
+        """The block at path `name` under replay; `sites` are all its matrices, also those that are not pending."""
+        paths = {site.removeprefix(name + ".") for site in sites}
+        around = {path[:dot] for path in paths for dot in range(len(path)) if path[dot] == "."}
+        with ExitStack() as stack:
+            for path in paths | around:
+                module = block.get_submodule(path)
+                stack.enter_context(replaced(module, self._forward(f"{name}.{path}", module.forward)))
+            stack.callback(self.outputs.clear)
+            yield
+
+    def _forward(self, name: str, real: Any) -> Any:
+        def forward(*positional: Any, **keywords: Any) -> Any:
+            if name in self.pending:
+                self.pending[name].update(positional[0])
+                self.reached = name
+                raise Enough
+            output = self.outputs.get(name)
+            if output is None:
+                output = real(*positional, **keywords)
+                self.outputs.put(name, output)
+            return output
+        return forward
+
+
+@dataclass
+class Outputs:
+    """Outputs of the modules of one block, by pass, given back as copies.
+
+    On a GPU they stay there as long as half of what was free lasts, as fetching them would take longer than computing
+    them again. Elsewhere they go to a file without a name, whose pages the system can take from memory when it is
+    short. What finds no room is not kept, and so computed again.
+    """
+
+    device: torch.device
+    file: IO[bytes] | None
+    room: int = 0  # bytes left on a GPU
+    turn: int = 0  # which pass it is that puts and gets
+    _end: int = 0
+    _kept: dict[tuple[int, str], list["Tensor | _Stored | None"]] = field(default_factory=dict)
+    _single: set[str] = field(default_factory=set)  # modules that give a tensor instead of a tuple
+
+    @classmethod
+    @contextmanager
+    def on(cls, device: torch.device) -> Iterator["Outputs"]:
+        """An empty store for blocks that compute on `device`."""
+        if device.type == "cuda":
+            yield cls(device, None, torch.cuda.mem_get_info(device)[0] // 2)
+            return
+        with tempfile.TemporaryFile(prefix="prunus-", buffering=0) as file:
+            yield cls(device, file)
+
+    def put(self, name: str, output: Any) -> None:
+        """Keep a module's output; those of the modules inside it are no longer needed."""
+        parts = output if isinstance(output, tuple) else (output,)
+        if not all(part is None or isinstance(part, Tensor) for part in parts):
+            return
+        stored = [None if part is None else self._store(part) for part in parts]
+        if any(part is not None and kept is None for part, kept in zip(parts, stored, strict=True)):
+            return
+        if not isinstance(output, tuple):
+            self._single.add(name)
+        self._kept[self.turn, name] = stored
+        for key in [key for key in self._kept if key[0] == self.turn and key[1].startswith(name + ".")]:
+            self.room += sum(_bytes(part) for part in self._kept.pop(key) if isinstance(part, Tensor))
+
+    def get(self, name: str) -> Any:
+        """A copy of what was put, or None."""
+        stored = self._kept.get((self.turn, name))
+        if stored is None:
+            return None
+        parts = tuple(part.clone() if isinstance(part, Tensor) else part and self._fetch(part) for part in stored)
+        return parts[0] if name in self._single else parts
+
+    def clear(self) -> None:
+        """Forget everything; the next block writes over the same part of the file."""
+        self.room += sum(_bytes(part) for parts in self._kept.values() for part in parts if isinstance(part, Tensor))
+        self._kept.clear()
+        self._single.clear()
+        self._end = 0
+
+    def _store(self, value: Tensor) -> "Tensor | _Stored | None":
+        if self.file is None:
+            if _bytes(value) > self.room:
+                return None
+            self.room -= _bytes(value)
+            return value.clone()
+        stored = _Stored(self._end, value.shape, value.dtype)
+        left = _raw(value.cpu().contiguous())
+        self.file.seek(self._end)
+        try:
+            while left:
+                left = left[self.file.write(left) :]
+        except OSError:
+            return None  # the disk is full
+        self._end = self.file.tell()
+        return stored
+
+    def _fetch(self, stored: "_Stored") -> Tensor:
+        assert self.file is not None
+        value = torch.empty(stored.shape, dtype=stored.dtype)
+        left = _raw(value)
+        self.file.seek(stored.start)
+        while left:
+            left = left[self.file.readinto(left) :]  # type: ignore[attr-defined]
+        return value.to(self.device)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies in the file."""
+
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def _bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()
+
+
+def _raw(value: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, in place."""
+    return memoryview(value.view(-1).view(torch.uint8).numpy())
