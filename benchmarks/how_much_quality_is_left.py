@@ -1,7 +1,8 @@
 """How much quality is left? WikiText-2 perplexity of SmolLM2 after one-shot pruning with C4 text, by solver and sparsity.
 
-Every finished cell is kept in build/, so that an interrupted run goes on where it stopped. `--seed N` measures one seed's cells only, so that several processes can share the work; the run
-without it writes the result. `--write` writes what has been measured so far, and says which cells are missing.
+Every finished cell is kept in build/, so that an interrupted run goes on where it stopped. `--seed N` measures one
+seed's cells only, so that several processes can share the work; the run without it writes the result. `--write` writes
+what has been measured so far, and says which cells are missing.
 """
 
 import json

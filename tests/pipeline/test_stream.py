@@ -10,9 +10,10 @@ from torch import Tensor
 
 from prunus.anatomy import describe
 from prunus.calibration.placement import Placement
+from prunus.calibration.replay import Outputs
 from prunus.calibration.stream import stream
 from prunus.errors import CalibrationError
-from prunus.sites import Anatomy, LinearSite
+from prunus.sites import Anatomy, Block, LinearSite
 from prunus.stats import InputStats
 
 from ..problems import generator
@@ -111,26 +112,42 @@ def test_sites_that_read_the_same_share_one_accumulator_that_counts_every_token_
     assert {moments.tokens for moments in stats.values()} == {120}
 
 
-def test_later_blocks_see_what_the_pruned_model_computes() -> None:
-    """Zero the first block's matrices between the yields: the second block's statistics are those of the changed model."""
-    model, changed, anatomy = tiny_model(), tiny_model(), describe(tiny_model())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_matrix_sees_what_the_pruned_model_computes_up_to_it(family: str) -> None:
+    """Halve each matrix as soon as it is given: the inputs are those of a model in which all matrices are halved."""
+    model, halved, anatomy = tiny_model(family), tiny_model(family), describe(tiny_model(family))
     tokens = drawn_tokens()
     found: dict[str, InputStats] = {}
-    for views in stream(model, anatomy, linear(anatomy), tokens, "gram"):
+    for views in stream(model, anatomy, linear(anatomy), tokens, "gram", batch=2):
         for view in views:
             found[view.site.name] = view.stats
-            if view.site.block == 0:
-                view.module.weight.data.mul_(0.5)
+            view.module.weight.data.mul_(0.5)
     for site in linear(anatomy):
-        if site.block == 0:
-            changed.get_submodule(site.name).weight.data.mul_(0.5)
-    expected, dense = by_hooks(changed, tokens), by_hooks(tiny_model(), tokens)
-    second = {name: stats for name, stats in found.items() if ".1." in name}
-    assert_same_moments(second, {name: expected[name] for name in second}, 1e-5)
-    name = "model.layers.1.mlp.down_proj"
-    assert not torch.allclose(second[name].gram, dense[name].gram, rtol=0.1)
-    first = {name: stats for name, stats in found.items() if ".0." in name}
-    assert_same_moments(first, {name: dense[name] for name in first}, 1e-5)
+        halved.get_submodule(site.name).weight.data.mul_(0.5)
+    assert_same_moments(found, by_hooks(halved, tokens), 1e-5)
+    last, dense = linear(anatomy)[-1].name, by_hooks(tiny_model(family), tokens)
+    assert not torch.allclose(found[last].gram, dense[last].gram, rtol=0.1)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["", "disk full"])
+def test_no_product_is_computed_twice_unless_there_is_no_room_to_keep_it(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 blocks of 7 matrices, the last without its last one; learning the arguments takes one pass through the first block."""
+    expected = by_stream(tiny_model(), drawn_tokens())
+    products = 0
+
+    def counted(*arguments: Any) -> Tensor:
+        nonlocal products
+        products += 1
+        return real(*arguments)
+
+    real = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    if full:
+        monkeypatch.setattr(Outputs, "_store", lambda self, value: None)
+    found = by_stream(tiny_model(), drawn_tokens(), batch=5)
+    # without room, before each group all earlier products again: 3, 4, 6 of a block, and 7 to leave the first
+    assert products == 7 + (2 * (3 + 4 + 6) + 7 if full else 7 + 6)
+    assert_same_moments(found, expected, 1e-6)
 
 
 def test_only_the_sites_that_are_asked_for_are_seen_and_nothing_runs_after_the_last() -> None:
@@ -149,13 +166,26 @@ def test_without_needs_the_model_does_not_run() -> None:
     assert [len(views) for views in blocks] == [7, 7]
 
 
-def test_finished_blocks_are_given_without_statistics_and_later_ones_as_ever() -> None:
+def test_finished_blocks_are_given_whole_without_statistics_and_later_ones_as_ever() -> None:
     model = tiny_model()
     anatomy = describe(model)
-    first, second = stream(model, anatomy, linear(anatomy), drawn_tokens(), "gram", done=frozenset({0}))
+    first, *later = stream(model, anatomy, linear(anatomy), drawn_tokens(), "gram", done=frozenset({0}))
+    assert len(first) == 7
     assert {view.stats.tokens for view in first} == {0}
     expected = by_stream(tiny_model(), drawn_tokens())
-    assert all(torch.equal(view.stats.gram, expected[view.site.name].gram) for view in second)
+    assert [len(views) for views in later] == [3, 1, 2, 1]
+    assert all(torch.equal(view.stats.gram, expected[view.site.name].gram) for views in later for view in views)
+
+
+def test_a_matrix_that_no_pass_comes_to_is_given_without_statistics_at_the_end_of_its_block() -> None:
+    model = tiny_model()
+    anatomy = describe(model)
+    model.model.layers[0].unused = torch.nn.Linear(32, 8, device="meta")
+    site = LinearSite("model.layers.0.unused", 0, (8, 32), "model.layers.0.unused")
+    first = Block(anatomy.blocks[0].name, (site, *anatomy.blocks[0].sites))
+    groups = list(stream(model, Anatomy((first, anatomy.blocks[1])), [site, *linear(anatomy)], drawn_tokens(), "gram"))
+    assert [view.site.name for view in groups[4]] == [site.name]
+    assert groups[4][0].stats.tokens == 0
 
 
 @pytest.mark.parametrize("end", ["exhausted", "closed", "failed"])

@@ -4,7 +4,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any
+from io import RawIOBase
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class Outputs:
     """
 
     device: torch.device
-    file: IO[bytes] | None
+    file: RawIOBase | None
     room: int = 0  # bytes left on a GPU
     turn: int = 0  # which pass it is that puts and gets
     _end: int = 0
@@ -94,7 +95,7 @@ class Outputs:
             yield cls(device, None, torch.cuda.mem_get_info(device)[0] // 2)
             return
         with tempfile.TemporaryFile(prefix="prunus-", buffering=0) as file:
-            yield cls(device, file)
+            yield cls(device, cast(RawIOBase, file))
 
     def put(self, name: str, output: Any) -> None:
         """Keep a module's output; those of the modules inside it are no longer needed."""
@@ -148,7 +149,7 @@ class Outputs:
         left = _raw(value)
         self.file.seek(stored.start)
         while left:
-            left = left[self.file.readinto(left) :]  # type: ignore[attr-defined]
+            left = left[self.file.readinto(left) :]
         return value.to(self.device)
 
 
@@ -167,4 +168,4 @@ def _bytes(value: Tensor) -> int:
 
 def _raw(value: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, in place."""
-    return memoryview(value.view(-1).view(torch.uint8).numpy())
+    return value.view(-1).view(torch.uint8).numpy().data
