@@ -1,7 +1,7 @@
 """Run a block again and again, each time a matrix further, without computing any product twice."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from io import RawIOBase
@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from ..stats import InputStats
 
@@ -36,13 +38,15 @@ def replaced(module: nn.Module, forward: Any) -> Iterator[None]:
 class Replay:
     """Passes through one block, each up to the first matrix whose inputs are still to be collected.
 
-    Between two rounds of passes the caller may write to the matrices whose inputs are complete. What a module computed
-    without meeting an incomplete one is final: it is kept, and given back when a later pass comes to the module.
+    Between two rounds of passes the caller may write to the matrices whose inputs are complete. What a pass computed
+    before it came to an incomplete one is final: what modules and attention gave is kept, and given back when a later
+    pass comes to them.
     """
 
     outputs: "Outputs"
     pending: dict[str, InputStats] = field(default_factory=dict)  # by site
     reached: str | None = None  # the site at which the last pass ended
+    within: list[str] = field(default_factory=list)  # the modules that are computing, the innermost last
 
     @contextmanager
     def inside(self, block: nn.Module, name: str, sites: list[str]) -> Iterator[None]:
@@ -53,8 +57,27 @@ class Replay:
             for path in paths | around:
                 module = block.get_submodule(path)
                 stack.enter_context(replaced(module, self._forward(f"{name}.{path}", module.forward)))
+            stack.enter_context(replaced(block, self._watched(block.forward)))
             stack.callback(self.outputs.clear)
             yield
+
+    def kept(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` gave when this pass came here before, or gives now."""
+        output = self.outputs.get(name)
+        if output is None:
+            self.within.append(name)
+            try:
+                output = compute()
+            finally:
+                self.within.pop()
+            self.outputs.put(name, output)
+        return output
+
+    def _watched(self, real: Any) -> Any:
+        def forward(*positional: Any, **keywords: Any) -> Any:
+            with _Attention(self):
+                return real(*positional, **keywords)
+        return forward
 
     def _forward(self, name: str, real: Any) -> Any:
         def forward(*positional: Any, **keywords: Any) -> Any:
@@ -62,12 +85,22 @@ class Replay:
                 self.pending[name].update(positional[0])
                 self.reached = name
                 raise Enough
-            output = self.outputs.get(name)
-            if output is None:
-                output = real(*positional, **keywords)
-                self.outputs.put(name, output)
-            return output
+            return self.kept(name, lambda: real(*positional, **keywords))
         return forward
+
+
+class _Attention(TorchFunctionMode):
+    """The one product of a block that is not a module's, and not cheap: one per module that computes it."""
+
+    def __init__(self, replay: Replay) -> None:
+        super().__init__()
+        self.replay = replay
+
+    def __torch_function__(self, function: Any, types: Any, positional: Any = (), keywords: Any = None) -> Any:
+        if function is not scaled_dot_product_attention or not self.replay.within:
+            return function(*positional, **(keywords or {}))
+        name = f"{self.replay.within[-1]}.attention"
+        return self.replay.kept(name, lambda: function(*positional, **(keywords or {})))
 
 
 @dataclass
