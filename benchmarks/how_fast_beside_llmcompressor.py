@@ -5,11 +5,13 @@ The peer gets an environment of its own in .venv-peers, built from PyPI. Both lo
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from _harness import ROOT, SMOLLM2, arguments, table, write
 
@@ -19,27 +21,28 @@ SAMPLES, LENGTH, SPARSITY = 16, 512, 0.7
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", runs={"type": int, "default": 1},
-                        dtype={"choices": ["float32", "bfloat16"], "default": "bfloat16"})
+    options = arguments(__doc__ or "", runs={"type": int, "default": 3})
     if options.tiny:
         print("skipped: the peer's environment is gigabytes; make bench-peers builds it")
         return
     _environment()
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint, tokens = _inputs(Path(folder), options.dtype)
-        for run in range(options.runs):
-            for name, command in _commands(Path(folder), checkpoint, tokens, run):
-                seconds = _timed(command)
-                rows.append({"name": name, "seconds": seconds, "command": " ".join(command[1:])})
-                print(rows[-1]["name"], round(seconds, 1), flush=True)
-    ours, theirs = (sorted(row["seconds"] for row in rows if row["name"] == name) for name in ("Prunus", PEER))
-    middle = options.runs // 2
-    shown = table(["", "seconds"], [[f"{PEER} {PEER_VERSION}", f"{theirs[middle]:.1f}"], ["Prunus", f"{ours[middle]:.1f}"],
-                                    ["ratio", f"{ours[middle] / theirs[middle]:.3f}"]])
+    rows: list[dict[str, Any]] = []
+    for dtype in ("float32", "bfloat16"):
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint, tokens = _inputs(Path(folder), dtype)
+            for run in range(options.runs):
+                for name, command in _commands(Path(folder), checkpoint, tokens, run):
+                    rows.append({"name": name, "dtype": dtype, "seconds": _timed(command), "command": " ".join(command[1:])})
+                    print(name, dtype, round(rows[-1]["seconds"], 1), flush=True)
+    shown = table(["checkpoint", f"{PEER} {PEER_VERSION}, s", "Prunus, s", "ratio"],
+                  [[dtype, f"{theirs:.1f}", f"{ours:.1f}", f"{ours / theirs:.3f}"]
+                   for dtype in ("float32", "bfloat16")
+                   for theirs, ours in [[statistics.median(row["seconds"] for row in rows if (row["name"], row["dtype"]) == (name, dtype))
+                                         for name in (PEER, "Prunus")]]])
     print(shown)
-    write("how_fast_beside_llmcompressor", "SparseGPT, 70 %, C4, 16 sequences of 512 tokens, float32; median of "
-          f"{options.runs} whole processes: start, load, calibrate, prune, save", rows, {"how_fast_beside_llmcompressor": shown})
+    write("how_fast_beside_llmcompressor", f"SparseGPT, 70 %, C4, {SAMPLES} sequences of {LENGTH} tokens; median of "
+          f"{options.runs} whole processes each, in turn: start, load, calibrate, prune, save",
+          rows, {"how_fast_beside_llmcompressor": shown})
 
 
 def _environment() -> None:
