@@ -27,7 +27,7 @@ from .recipe import Recipe, Stage
 from .result import Pruned, Report, SiteRecord
 from .sites import Anatomy, ChannelSite, LinearSite, Site
 from .solvers import Solver
-from .stats import most
+from .stats import Needs, most
 from .surgery.write import clear_rows, read_weight, write
 
 __all__ = ["Progress", "Watch", "evaluate", "prune"]
@@ -76,7 +76,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     records: list[SiteRecord] = []
     allocations: list[Allocation] = []
     for index, stage in enumerate(recipe.stage):
-        allocations.append(_decide(chosen[index], stage))
+        allocations.append(run.decide(stage, chosen[index]))
         records += run.carry_out(index, stage, chosen[index], allocations[-1])
     with clock("pruned"):
         after = evaluate(model, recipe, tokenizer, tell, "pruned model")
@@ -125,10 +125,6 @@ def _select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
     return sites
 
 
-def _decide(sites: tuple[Site, ...], stage: Stage) -> Allocation:
-    return stage.allocation.allocate(sites, {}, stage.budget, stage.granularity)
-
-
 def _check_texts(recipe: Recipe, calibrated: bool) -> None:
     """Calibration and report text never overlap, by content."""
     ours = recipe.calibration.text() if calibrated else None
@@ -170,17 +166,34 @@ class _Run:
     clock: _Clock
     journal: tuple[Journal, str] | None
 
+    def decide(self, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
+        """How much each site gives, after one look at the inputs of all of them if the allocator needs that."""
+        plan, allocation = _plan(self.anatomy, sites, stage), stage.allocation
+        measured: dict[str, Any] = {}
+        with self.clock("allocating"):
+            for views in self._stream(plan, allocation.needs) if allocation.needs != "nothing" else ():
+                for view in views:
+                    site = plan[view.site].site
+                    measured[site.name] = allocation.measure(site, self._weight(view), view.stats)
+            return allocation.allocate(sites, measured, stage.budget, stage.granularity)
+
+    def _stream(self, plan: "Mapping[LinearSite, _Task]", needs: Needs,
+                done: frozenset[int] = frozenset()) -> Iterator[list[View]]:
+        batch = max(1, _TOKENS // max(1, self.tokens.shape[1]))
+        return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, batch, done)
+
+    def _weight(self, view: View) -> Tensor:
+        return read_weight(view.module).to(self.placement.device)
+
     def carry_out(self, index: int, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
         """Prune every site of a stage, block by block."""
         plan = _plan(self.anatomy, sites, stage)
         total = sum(site.size for site in plan)
         done = self.journal[0].done(index) if self.journal else frozenset()
-        batch = max(1, _TOKENS // max(1, self.tokens.shape[1]))
         records: list[SiteRecord] = []
         solved = 0
-        groups = stream(self.model, self.anatomy, list(plan), self.tokens, stage.solver.needs, self.placement, batch, done)
         with self.clock("pruning"):
-            for views in groups:
+            for views in self._stream(plan, stage.solver.needs, done):
                 for view, record in self._group(index, stage, views, plan, allocation, done):
                     records.append(record)
                     solved += view.site.size
@@ -220,8 +233,7 @@ class _Run:
         start = time.perf_counter()
         with self.clock("solving"):
             asked = allocation[task.site.name]
-            weight = read_weight(view.module).to(self.placement.device)
-            problem = LayerProblem(weight, view.stats, task.granularity, asked, view.site.name)
+            problem = LayerProblem(self._weight(view), view.stats, task.granularity, asked, view.site.name)
             solution = solver.solve(problem)
             error = problem.error(solution.weight)
             write(view.module, solution)

@@ -20,6 +20,7 @@ class LinearSite:
     block: int  # depth, from 0
     shape: tuple[int, int]  # (out, in)
     reads: str  # the activation it multiplies; sites with equal `reads` share statistics
+    branch: str = ""  # path of its residual branch, "model.layers.3.mlp"; empty outside of any
 
     @property
     def size(self) -> int:
@@ -48,6 +49,11 @@ class ChannelSite:
     producers: tuple[Producer, ...]
     size: int  # weights of producers and consumer together
 
+    @property
+    def branch(self) -> str:
+        """Path of its residual branch."""
+        return self.name.removesuffix(".channels")
+
 
 @dataclass(frozen=True)
 class SublayerSite:
@@ -57,6 +63,11 @@ class SublayerSite:
     block: int
     size: int  # weights of its matrices
     output: str  # path of the matrix whose product leaves the branch
+
+    @property
+    def branch(self) -> str:
+        """Its path."""
+        return self.name
 
 
 Site = LinearSite | ChannelSite | SublayerSite
@@ -93,7 +104,8 @@ _KINDS: dict[str, type] = {"linear": LinearSite, "channel": ChannelSite, "sublay
 def _renamed(prefix: str, site: Site) -> Site:
     match site:
         case LinearSite():
-            return replace(site, name=prefix + site.name, reads=prefix + site.reads)
+            branch = prefix + site.branch if site.branch else ""
+            return replace(site, name=prefix + site.name, reads=prefix + site.reads, branch=branch)
         case ChannelSite():
             producers = tuple(replace(producer, name=prefix + producer.name) for producer in site.producers)
             return replace(site, name=prefix + site.name, consumer=prefix + site.consumer, producers=producers)
@@ -127,7 +139,7 @@ def branch(path: str, matrices: Sequence[Matrix], *, count: int, consumer: str, 
         def full(name: str) -> str:
             return f"{block}.{name}"
 
-        linear = tuple(LinearSite(full(name), depth, (out, inputs), full(reads)) for name, out, inputs, reads in matrices)
+        linear = tuple(LinearSite(full(name), depth, (out, inputs), full(reads), full(path)) for name, out, inputs, reads in matrices)
         size = sum(site.size for site in linear)
         rows = tuple(replace(producer, name=full(producer.name)) for producer in producers)
         channels = ChannelSite(full(f"{path}.channels"), depth, count, full(consumer), width, rows, size)

@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunus.allocation.dlp import DLP
+from prunus.allocation.owl import OWL
+from prunus.allocation.reconstruction import Reconstruction
 from prunus.anatomy import describe
 from prunus.budget import Budget
 from prunus.calibration.placement import Placement
@@ -327,3 +330,30 @@ def test_generation_with_a_cache_still_agrees_with_the_whole_pass(family: str, r
                                  min_new_tokens=5, pad_token_id=257)
         again = model(input_ids=written[:, :-1]).logits[0, -1].argmax()
     assert int(again) == int(written[0, -1])
+
+
+@pytest.mark.parametrize("allocation", [OWL(), DLP(per="sublayer"), Reconstruction(per="matrix")], ids=["owl", "dlp", "reconstruction"])
+@pytest.mark.parametrize("sites", ["linear", "channel"])
+def test_an_allocator_sees_every_site_of_the_dense_model_before_any_is_pruned(
+    sites: Any, allocation: Any, recipe_for: Recipes, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, anatomy = tiny_model(), describe(tiny_model())
+    measured: dict[str, Tensor] = {}
+    real = type(allocation).measure
+
+    def watched(self: Any, site: Any, weight: Tensor, stats: Any) -> Any:
+        assert_untouched(model)
+        measured[site.name] = stats.power
+        return real(self, site, weight, stats)
+
+    monkeypatch.setattr(type(allocation), "measure", watched)
+    result = pruned(model, recipe_for(sites=(sites,), allocation=allocation, solver=SparseGPT(), budget=Budget(0.4)))
+    assert list(measured) == [site.name for site in anatomy.sites(sites)]
+    (shares,) = result.report.allocation
+    assert len(set(shares.values())) > 1
+    assert result.report.sparsity >= 0.3 if sites == "channel" else result.report.sparsity == pytest.approx(0.6, abs=0.002)
+    assert {record.site: record.asked for record in result.report.sites} == shares
+
+
+def test_measuring_for_an_allocator_is_a_stage_of_the_work_with_seconds_of_its_own(recipe_for: Recipes) -> None:
+    assert pruned(tiny_model(), recipe_for(allocation=OWL(), solver=Mask(Magnitude()))).report.seconds["allocating"] > 0

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from prunus.allocation.owl import OWL
 from prunus.budget import Budget
 from prunus.calibration.sample import Calibration
 from prunus.criteria.magnitude import Magnitude
@@ -66,6 +67,12 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(family: str, solver:
         return tiny_model(family)
 
     assert_same(interrupted_and_resumed(recipe, tmp_path / "run", SECOND[family], model), run(recipe, model()))
+
+
+def test_shares_that_were_measured_on_the_dense_model_are_the_same_after_a_resume(recipe_for: Any, tmp_path: Path) -> None:
+    recipe = recipe_for(solver=SparseGPT(), allocation=OWL(per="matrix"))
+    found = interrupted_and_resumed(recipe, tmp_path / "run", SECOND["llama"], tiny_model)
+    assert_same(found, run(recipe, tiny_model()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -32,9 +32,9 @@ def with_solver(**stage: Any) -> Recipe:
 
 
 def changed(plugin: Any) -> Any:
-    """The plug-in with every number moved, so that a field that is lost on the way is noticed."""
-    moved = {item.name: getattr(plugin, item.name) * 2 + 1 for item in fields(plugin)
-             if type(getattr(plugin, item.name)) in (int, float)}
+    """The plug-in with every number moved, so that a field that is lost on the way is noticed; fractions stay fractions."""
+    values = {item.name: getattr(plugin, item.name) for item in fields(plugin)}
+    moved = {name: value / 2 if 0 < value < 1 else value * 2 + 1 for name, value in values.items() if type(value) in (int, float)}
     return replace(plugin, **moved)
 
 

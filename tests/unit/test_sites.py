@@ -35,7 +35,8 @@ def test_kinds_select_and_none_means_all() -> None:
 def test_below_a_prefix_every_path_moves_and_nothing_else_changes() -> None:
     moved = two_blocks().below("model.")
     assert moved.blocks[0].name == "model.layers.0"
-    assert moved.blocks[0].sites[0] == LinearSite("model.layers.0.mlp.up", 0, (12, 8), "model.layers.0.mlp.input")
+    assert moved.blocks[0].sites[0] == LinearSite("model.layers.0.mlp.up", 0, (12, 8), "model.layers.0.mlp.input",
+                                                 "model.layers.0.mlp")
     assert moved.blocks[0].sites[2].producers == (Producer("model.layers.0.mlp.up", 2),)
     assert moved.blocks[0].sites[2].consumer == "model.layers.0.mlp.down"
     assert moved.blocks[0].sites[3].output == "model.layers.0.mlp.down"

@@ -1,7 +1,7 @@
 """Allocators: how much each site gives, in one pass. One file each; the file name is the name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -11,7 +11,9 @@ from ..granularity import Columns, Granularity, snap
 from ..sites import ChannelSite, LinearSite, Site, SublayerSite
 from ..stats import InputStats, Needs
 
-__all__ = ["Allocator", "fit", "reach"]
+__all__ = ["Allocator", "Per", "fit", "lean", "reach"]
+
+Per = Literal["matrix", "sublayer", "block"]  # what gets one share: a site, a residual branch, a block
 
 
 @runtime_checkable
@@ -19,8 +21,9 @@ class Allocator(Protocol):
     """States how a budget is shared among sites.
 
     A frozen dataclass whose fields are its hyper-parameters. `measure` is called once per site, while statistics
-    stream by, and returns something small; `allocate` turns all measurements into an allocation that meets the
-    budget after rounding to whole weights, does not depend on the order of the sites, and is uniform on identical sites.
+    stream by (not at all when it needs nothing), and returns something small; `allocate` turns all measurements into
+    an allocation that meets the budget after rounding to whole weights, does not depend on the order of the sites, and
+    is uniform on identical sites.
     """
 
     @property
@@ -72,3 +75,28 @@ def fit(preference: Callable[[Site, float], float], sites: Sequence[Site], budge
         low, high = (low, middle) if met(middle) else (middle, high)
     plain = at(budget.sparsity)  # the round number, where it reaches the same
     return plain if met(budget.sparsity) and reached(plain) == reached(at(high)) else at(high)
+
+
+def lean(importance: Mapping[str, float], spread: float, per: Per, sites: Sequence[Site], budget: Budget,
+         granularity: Granularity) -> Allocation:
+    """Shares that fall with importance on a line, from `spread` above the middle for the least to `spread` below it.
+
+    A branch's or block's importance is the mean over its sites, weighted by size (Yin et al. 2024, section 3, for blocks).
+    """
+    groups = {site.name: site.name if per == "matrix" else site.branch or site.name if per == "sublayer" else str(site.block)
+              for site in sites}
+    sums: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    for site in sorted(sites, key=lambda site: site.name):  # in one order, so that rounding does not depend on theirs
+        group = groups[site.name]
+        sums[group] = sums.get(group, 0.0) + importance[site.name] * site.size
+        sizes[group] = sizes.get(group, 0) + site.size
+    means = {group: total / sizes[group] for group, total in sums.items()}
+    least, most = min(means.values()), max(means.values())
+    width = most - least
+
+    def preference(site: Site, level: float) -> float:
+        rank = (means[groups[site.name]] - least) / width if width > 1e-12 * max(abs(least), abs(most)) else 0.5
+        return level + spread * (1 - 2 * rank)
+
+    return fit(preference, sites, budget, granularity)
