@@ -13,25 +13,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from ..stats import InputStats
+from .blocks import Enough, States, replaced
 
-__all__ = ["Enough", "Outputs", "Replay", "replaced"]
-
-
-class Enough(Exception):
-    """Raised inside a forward pass when nothing more is to be learned from it."""
-
-
-@contextmanager
-def replaced(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Another `forward` on one module for the duration; one that somebody had set before is put back."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
+__all__ = ["Outputs", "Replay"]
 
 
 @dataclass
@@ -43,6 +27,7 @@ class Replay:
     pass comes to them.
     """
 
+    states: States
     outputs: "Outputs"
     pending: dict[str, InputStats] = field(default_factory=dict)  # by site
     reached: str | None = None  # the site at which the last pass ended
@@ -63,14 +48,14 @@ class Replay:
 
     def kept(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` gave when this pass came here before, or gives now."""
-        output = self.outputs.get(name)
+        output = self.outputs.get(self.states.turn, name)
         if output is None:
             self.within.append(name)
             try:
                 output = compute()
             finally:
                 self.within.pop()
-            self.outputs.put(name, output)
+            self.outputs.put(self.states.turn, name, output)
         return output
 
     def _watched(self, real: Any) -> Any:
@@ -115,7 +100,6 @@ class Outputs:
     device: torch.device
     file: RawIOBase | None
     room: int = 0  # bytes left on a GPU
-    turn: int = 0  # which pass it is that puts and gets
     _end: int = 0
     _kept: dict[tuple[int, str], list["Tensor | _Stored | None"]] = field(default_factory=dict)
     _single: set[str] = field(default_factory=set)  # modules that give a tensor instead of a tuple
@@ -130,8 +114,8 @@ class Outputs:
         with tempfile.TemporaryFile(prefix="prunus-", buffering=0) as file:
             yield cls(device, cast(RawIOBase, file))
 
-    def put(self, name: str, output: Any) -> None:
-        """Keep a module's output; those of the modules inside it are no longer needed."""
+    def put(self, turn: int, name: str, output: Any) -> None:
+        """Keep a module's output in one pass (`turn`); those of the modules inside it are no longer needed."""
         parts = output if isinstance(output, tuple) else (output,)
         if not all(part is None or isinstance(part, Tensor) for part in parts):
             return
@@ -140,13 +124,13 @@ class Outputs:
             return
         if not isinstance(output, tuple):
             self._single.add(name)
-        self._kept[self.turn, name] = stored
-        for key in [key for key in self._kept if key[0] == self.turn and key[1].startswith(name + ".")]:
+        self._kept[turn, name] = stored
+        for key in [key for key in self._kept if key[0] == turn and key[1].startswith(name + ".")]:
             self.room += sum(_bytes(part) for part in self._kept.pop(key) if isinstance(part, Tensor))
 
-    def get(self, name: str) -> Any:
+    def get(self, turn: int, name: str) -> Any:
         """A copy of what was put, or None."""
-        stored = self._kept.get((self.turn, name))
+        stored = self._kept.get((turn, name))
         if stored is None:
             return None
         parts = tuple(part.clone() if isinstance(part, Tensor) else part and self._fetch(part) for part in stored)

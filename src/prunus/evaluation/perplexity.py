@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from ..calibration.blocks import replaced
 from ..calibration.corpus import Text, has_split, read, windows
 from ..calibration.sample import check_length, with_bos
 from ..errors import RecipeError
@@ -114,9 +115,6 @@ def _head(model: Any, tokens: Tensor, hidden: Tensor, positions: slice) -> Tenso
         asked.append(True)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[:, positions])
 
-    model.base_model.forward = known
-    try:
+    with replaced(model.base_model, known):
         logits: Tensor = model(input_ids=tokens[:, positions], use_cache=False).logits
-    finally:
-        del model.base_model.forward
     return logits if asked else model(input_ids=tokens, use_cache=False).logits[:, positions]
