@@ -1,0 +1,157 @@
+"""The level store: every site solved once at every level, on disk, so that a candidate is put together and not solved."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from ..calibration.placement import Placement
+from ..calibration.stream import View, stream
+from ..errors import RecipeError
+from ..granularity import Granularity
+from ..problem import LayerProblem
+from ..sites import Anatomy, LinearSite
+from ..solvers import Solver
+from ..surgery.write import module_layout, read_weight
+
+__all__ = ["LevelStore", "planned_bytes"]
+
+_FORMAT = 1
+
+
+def planned_bytes(sites: Sequence[LinearSite], levels: Sequence[float], itemsize: int) -> int:
+    """What a store will take on disk: for every level a bit per weight, and the weights that are kept."""
+    return sum(site.size // 8 + round(site.size * (1 - level)) * itemsize for site in sites for level in levels if level > 0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One site of a store."""
+
+    file: str
+    sha256: str
+    errors: tuple[float, ...]  # relative output error at every level; not a number where no Gram was collected
+
+
+@dataclass(frozen=True)
+class LevelStore:
+    """A folder with one file per site. A file that is not what it was when it was written is never used."""
+
+    folder: Path
+    levels: tuple[float, ...]  # sparsities, ascending
+    entries: dict[str, Entry]  # by site
+
+    @classmethod
+    def build(cls, folder: Path, model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Tensor,
+              solver: Solver, granularity: Granularity, levels: Sequence[float], identity: str,
+              placement: Placement = Placement(), batch: int = 4,
+              watch: Callable[[str], None] | None = None) -> "LevelStore":
+        """Solve what is missing in `folder`; statistics of all sites come from one pass through the dense model.
+
+        `identity` says what the answers depend on (model, text, solver); a folder that was made for another is refused.
+        Raises RecipeError; CalibrationError when statistics cannot be used.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        _check(folder, identity, levels)
+        found = _intact(folder, len(levels))
+        missing = [site for site in sites if site.name not in found]
+        for views in stream(model, anatomy, missing, tokens, solver.needs, placement, batch):
+            for view in views:
+                found[view.site.name] = _solve(folder, view, solver, granularity, levels, placement)
+                if watch:
+                    watch(view.site.name)
+            views[0].stats.forget()
+        return cls(folder, tuple(levels), {site.name: found[site.name] for site in sites})
+
+    def weight(self, site: str, level: int, dense: Tensor) -> Tensor:
+        """A site's weight at a level, in the layout and dtype of its module's own weight `dense`. Raises RecipeError."""
+        if self.levels[level] == 0:
+            return dense
+        from safetensors import safe_open
+
+        with safe_open(self.folder / self.entries[site].file, framework="pt") as file:
+            bits, values = file.get_tensor(f"{level}.mask"), file.get_tensor(f"{level}.values")
+        mask = torch.from_numpy(numpy.unpackbits(bits.numpy(), count=dense.numel())).view(torch.bool).view(dense.shape)
+        weight = torch.zeros(dense.shape, dtype=values.dtype)
+        weight[mask] = values
+        return weight.to(dense)
+
+    @property
+    def bytes(self) -> int:
+        """What the store takes on disk."""
+        return sum((self.folder / entry.file).stat().st_size for entry in self.entries.values())
+
+
+def _solve(folder: Path, view: View, solver: Solver, granularity: Granularity, levels: Sequence[float],
+           placement: Placement) -> Entry:
+    """One site at every level but the dense one, written whole or not at all."""
+    from safetensors.torch import save_file
+
+    module: Any = view.module
+    weight = read_weight(module).to(placement.device)
+    tensors: dict[str, Tensor] = {}
+    errors: list[float] = []
+    for index, level in enumerate(levels):
+        problem = LayerProblem(weight, view.stats, granularity, level, view.site.name)
+        solution = solver.solve(problem)
+        error = problem.error(solution.weight)
+        errors.append(float("nan") if error is None else error)
+        if level > 0:
+            stored, mask = (module_layout(module, value).cpu().contiguous() for value in (solution.weight, solution.mask))
+            tensors[f"{index}.mask"] = torch.from_numpy(numpy.packbits(mask.numpy()))
+            tensors[f"{index}.values"] = stored[mask].to(module.weight.dtype)
+    name = f"{hashlib.sha256(view.site.name.encode()).hexdigest()[:16]}.safetensors"
+    draft = folder / f"{name}.tmp"
+    save_file(tensors, draft)
+    digest = _digest(draft)
+    _write_whole(draft, folder / name)
+    entry = Entry(name, digest, tuple(errors))
+    note = folder / f"{name}.json.tmp"
+    note.write_text(json.dumps({"site": view.site.name, **asdict(entry)}))
+    _write_whole(note, folder / f"{name}.json")
+    return entry
+
+
+def _write_whole(draft: Path, target: Path) -> None:
+    with draft.open("rb+") as file:
+        os.fsync(file.fileno())
+    draft.replace(target)
+
+
+def _check(folder: Path, identity: str, levels: Sequence[float]) -> None:
+    """Refuse a folder that was made for something else."""
+    mark = folder / "manifest.json"
+    ours = {"format": _FORMAT, "identity": identity, "levels": list(levels)}
+    if mark.exists():
+        theirs = json.loads(mark.read_text())
+        if theirs != ours:
+            what = next(key for key in ours if theirs.get(key) != ours[key])
+            raise RecipeError(f"{folder}: holds levels of another run ({what} differs). Name another folder, or delete this one.")
+        return
+    draft = folder / "manifest.json.tmp"
+    draft.write_text(json.dumps(ours))
+    _write_whole(draft, mark)
+
+
+def _intact(folder: Path, levels: int) -> dict[str, Entry]:
+    """The finished sites whose files are what they were."""
+    found = {}
+    for note in sorted(folder.glob("*.safetensors.json")):
+        data = json.loads(note.read_text())
+        entry = Entry(data["file"], data["sha256"], tuple(data["errors"]))
+        file = folder / entry.file
+        if len(entry.errors) == levels and file.exists() and _digest(file) == entry.sha256:
+            found[data["site"]] = entry
+    return found
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

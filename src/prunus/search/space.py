@@ -1,0 +1,122 @@
+"""What a search may choose: one level per site, within a budget."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..budget import Allocation, Budget
+from ..errors import RecipeError
+from ..sites import Site
+
+__all__ = ["Candidate", "Query", "Space", "Trial"]
+
+Candidate = tuple[int, ...]  # index of the level of every site, in the order of the space's sites
+
+
+@dataclass(frozen=True)
+class Query:
+    """A candidate that a strategy wants valued, on a share of the search text."""
+
+    candidate: Candidate
+    share: float = 1.0  # of the search text, in (0, 1]; strategies look at many on little text first
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A query and what it was valued at; lower is better, infinity stands for a value that is no number."""
+
+    candidate: Candidate
+    value: float
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every site has one of the same levels, and all of them together meet the budget, counted in weights.
+
+    Raises RecipeError when the levels are not ascending, or when no level is at least, or none at most, the budget's sparsity.
+    """
+
+    sites: tuple[Site, ...]
+    levels: tuple[float, ...]  # sparsities, ascending, in [0, 1)
+    budget: Budget
+    errors: tuple[tuple[float, ...], ...] = ()  # of every site at every level, where they are known
+
+    def __post_init__(self) -> None:
+        if list(self.levels) != sorted(set(self.levels)) or not all(0 <= level < 1 for level in self.levels):
+            raise RecipeError(f"levels = {list(self.levels)}: expected ascending sparsities in [0, 1).")
+        asked = self.budget.sparsity
+        if not self.levels or self.levels[0] > asked + 1e-9 or self.levels[-1] < asked - 1e-9:
+            raise RecipeError(f"levels = {list(self.levels)}: expected levels on both sides of the budget's sparsity {asked:g}.")
+
+    @cached_property
+    def required(self) -> float:
+        """Weights that must go."""
+        return self.budget.sparsity * sum(site.size for site in self.sites)
+
+    def allocation(self, candidate: Candidate) -> dict[str, float]:
+        """Site name to sparsity."""
+        return {site.name: self.levels[level] for site, level in zip(self.sites, candidate, strict=True)}
+
+    def removed(self, candidate: Candidate) -> float:
+        """Weights that go."""
+        return sum(site.size * self.levels[level] for site, level in zip(self.sites, candidate, strict=True))
+
+    def met(self, candidate: Candidate) -> bool:
+        """Whether enough weights go, to rounding."""
+        return self.removed(candidate) >= self.required - 1e-6
+
+    def nearest(self, allocation: Allocation) -> Candidate:
+        """The levels closest to an allocation, moved as little as needed to meet the budget, and no further."""
+        distances = [[abs(level - allocation[site.name]) for level in self.levels] for site in self.sites]
+        return self.mended(tuple(row.index(min(row)) for row in distances), distances)
+
+    def mended(self, candidate: Candidate, costs: Sequence[Sequence[float]]) -> Candidate:
+        """A candidate moved level by level until it meets the budget and no more, where that adds least to the costs
+        (of every site at every level)."""
+        chosen = list(candidate)
+
+        def added(index: int, step: int) -> float:
+            return costs[index][chosen[index] + step] - costs[index][chosen[index]]
+
+        while not self.met(tuple(chosen)):
+            chosen[min(self._can(chosen, 1), key=lambda index: added(index, 1))] += 1
+        while spare := self._spare(chosen):
+            chosen[min(spare, key=lambda index: added(index, -1))] -= 1
+        return tuple(chosen)
+
+    def neighbour(self, candidate: Candidate, rng: random.Random, switches: int = 1) -> Candidate:
+        """A candidate from which `switches` sites give one level more, and others as much less as the budget lets them."""
+        chosen = list(candidate)
+        raised = set()
+        for _ in range(switches):
+            index = rng.choice(self._can(chosen, 1) or [0])
+            if chosen[index] + 1 < len(self.levels):
+                chosen[index] += 1
+                raised.add(index)
+        self._lower(chosen, rng, raised)
+        return tuple(chosen)
+
+    def draw(self, rng: random.Random) -> Candidate:
+        """Any candidate that meets the budget and would not if any site gave one level less."""
+        chosen = [rng.randrange(len(self.levels)) for _ in self.sites]
+        while not self.met(tuple(chosen)):
+            chosen[rng.choice(self._can(chosen, 1))] += 1
+        self._lower(chosen, rng, set())
+        return tuple(chosen)
+
+    def _lower(self, chosen: list[int], rng: random.Random, fixed: set[int]) -> None:
+        """Give back, in random order, what the budget does not need."""
+        while spare := [index for index in self._spare(chosen) if index not in fixed]:
+            chosen[rng.choice(spare)] -= 1
+
+    def _can(self, chosen: Sequence[int], step: int) -> list[int]:
+        """Sites that have a level one step up (1) or down (-1)."""
+        return [index for index, level in enumerate(chosen) if 0 <= level + step < len(self.levels)]
+
+    def _spare(self, chosen: Sequence[int]) -> list[int]:
+        """Sites that can give one level less while the budget is still met."""
+        slack = self.removed(tuple(chosen)) - self.required + 1e-6
+        return [index for index in self._can(chosen, -1)
+                if self.sites[index].size * (self.levels[chosen[index]] - self.levels[chosen[index] - 1]) <= slack]

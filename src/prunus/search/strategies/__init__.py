@@ -1,0 +1,30 @@
+"""Strategies: which candidates a search looks at next. One file each; the file name is the name."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from ..space import Candidate, Query, Space, Trial
+
+__all__ = ["Strategy"]
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """Decides what to value next from what has been valued.
+
+    A frozen dataclass whose fields are its hyper-parameters; what it learns is in the state, a value that it gives back.
+    Every candidate it asks for meets the space's budget. Equal seeds and equal trials give equal questions, so that an
+    interrupted search, asked again with the trials it had, goes on as if nothing had happened.
+    """
+
+    def init(self, space: Space, first: Candidate, seed: int) -> Any:
+        """The state before anything is valued; `first` is the candidate to improve."""
+        ...
+
+    def ask(self, state: Any) -> list[Query]:
+        """What to value next, at least one query."""
+        ...
+
+    def tell(self, state: Any, trials: Sequence[Trial]) -> Any:
+        """The state after the answers to the last `ask`, in its order."""
+        ...

@@ -1,0 +1,111 @@
+"""The laws that every search strategy obeys, on objectives that are known."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from prunus.budget import Budget
+from prunus.errors import RecipeError
+from prunus.lookup import find, names
+from prunus.search.space import Candidate, Query, Space, Trial
+from prunus.search.strategies.dynamic import Dynamic
+from prunus.search.strategies.evolution import Evolution
+from prunus.sites import LinearSite
+
+STRATEGIES = names("search.strategies")
+every_strategy = pytest.mark.parametrize("strategy", [pytest.param(find("search.strategies", name)(), id=name) for name in STRATEGIES])
+LEVELS = (0.0, 0.25, 0.5, 0.75, 0.9)
+SITES = tuple(LinearSite(f"layers.{index}", index, (4 + 4 * (index % 3), 25), f"layers.{index}.input") for index in range(9))
+COSTS = [[(1 + index) * level**2 for level in LEVELS] for index in range(len(SITES))]
+SPACE = Space(SITES, LEVELS, Budget(0.5), tuple(tuple(row) for row in COSTS))
+FIRST = SPACE.nearest(dict.fromkeys((site.name for site in SITES), 0.5))
+
+
+def cost(candidate: Candidate) -> float:
+    """Sites differ in what they bear: the best candidate takes most from the first ones."""
+    return sum(row[level] for row, level in zip(COSTS, candidate, strict=True))
+
+
+def run(strategy: Any, questions: int, seed: int = 0, value: Callable[[Query], float] = lambda query: cost(query.candidate),
+        first: Candidate = FIRST) -> list[Trial]:
+    state, asked = strategy.init(SPACE, first, seed), []
+    while len(asked) < questions:
+        queries = strategy.ask(state)
+        assert queries
+        trials = [Trial(query.candidate, value(query), query.share) for query in queries]
+        state = strategy.tell(state, trials)
+        asked += trials
+    return asked[:questions]
+
+
+@every_strategy
+def test_every_question_meets_the_budget(strategy: Any) -> None:
+    for trial in run(strategy, 60):
+        assert len(trial.candidate) == len(SITES)
+        assert SPACE.met(trial.candidate)
+        assert 0 < trial.share <= 1
+
+
+@every_strategy
+def test_the_first_question_is_the_candidate_to_improve_on_the_whole_text(strategy: Any) -> None:
+    assert run(strategy, 1) == [Trial(FIRST, cost(FIRST), 1.0)]
+
+
+@every_strategy
+def test_equal_seeds_ask_the_same_and_others_do_not(strategy: Any) -> None:
+    assert run(strategy, 60, seed=3) == run(strategy, 60, seed=3)
+    assert run(strategy, 60, seed=3) != run(strategy, 60, seed=4)
+
+
+@every_strategy
+def test_values_that_are_no_numbers_do_not_stop_a_search(strategy: Any) -> None:
+    assert len(run(strategy, 40, value=lambda query: math.inf)) == 40
+    assert len(run(strategy, 40, value=lambda query: math.inf if query.candidate == FIRST else 1.0)) == 40
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "random"])
+def test_better_than_random_at_equal_questions(name: str) -> None:
+    strategy = find("search.strategies", name)()
+    found = [min(trial.value for trial in run(strategy, 150, seed) if trial.share == 1) for seed in range(5)]
+    drawn = [min(trial.value for trial in run(find("search.strategies", "random")(), 150, seed)) for seed in range(5)]
+    assert sum(found) < sum(drawn)
+    assert max(found) < cost(FIRST)
+
+
+def test_evolution_looks_at_many_on_little_text_and_at_few_on_all_of_it() -> None:
+    strategy = Evolution(offspring=8, survivors=(3, 1), shares=(0.25, 0.5, 1.0))
+    shares = [trial.share for trial in run(strategy, 60)]
+    counts = [(share, len(list(group))) for share, group in itertools.groupby(shares[1:49])]
+    assert counts[0][0] == 0.25
+    assert counts[0][1] <= 8
+    assert counts[1:3] == [(0.5, 3), (1.0, 1)]
+
+
+def test_evolution_never_loses_its_parent() -> None:
+    whole = [trial.value for trial in run(Evolution(), 300) if trial.share == 1]
+    assert whole[-1] <= whole[0]
+    assert min(whole) < 0.8 * whole[0]
+
+
+def test_dynamic_programming_finds_the_best_of_all_candidates_when_errors_add_up() -> None:
+    """5 levels on 6 sites can be enumerated: the second question is the plain sum of errors."""
+    sites = SITES[:6]
+    space = Space(sites, LEVELS, Budget(0.5), SPACE.errors[:6])
+    strategy = Dynamic()
+    state = strategy.init(space, space.nearest(dict.fromkeys((site.name for site in sites), 0.5)), 0)
+    state = strategy.tell(state, [Trial(strategy.ask(state)[0].candidate, 1.0)])
+    (query,) = strategy.ask(state)
+
+    def total(candidate: Candidate) -> float:
+        return sum(row[level] for row, level in zip(space.errors, candidate, strict=True))
+
+    best = min((candidate for candidate in itertools.product(range(5), repeat=6) if space.met(candidate)), key=total)
+    assert total(query.candidate) == pytest.approx(total(best), rel=1e-9)
+
+
+def test_dynamic_programming_needs_errors() -> None:
+    with pytest.raises(RecipeError, match="'dynamic' needs the error of every site"):
+        Dynamic().init(Space(SITES, LEVELS, Budget(0.5)), FIRST, 0)
