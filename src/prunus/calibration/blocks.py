@@ -39,7 +39,7 @@ class States:
     hidden: Tensor  # (samples, length, width)
     batch: int
     device: torch.device
-    arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]  # by batch size, then by depth
+    arguments: dict[int, "Arguments"]  # by batch size
     turn: int = 0  # the first of the sequences that run now
 
     def batches(self) -> Iterator[slice]:
@@ -49,18 +49,45 @@ class States:
     def run(self, module: nn.Module, depth: int, rows: slice) -> Tensor:
         """The block's output for some sequences."""
         self.turn = rows.start
-        inputs = self.hidden[rows].to(self.device)
-        others, keywords = self.arguments[len(inputs)][depth]
-        return _first(module(inputs, *others, **keywords))
+        return self.call(module, depth, self.hidden[rows])
+
+    def call(self, module: nn.Module, depth: int, inputs: Tensor) -> Tensor:
+        """The block's output for any inputs, as many sequences as a batch has."""
+        others, keywords = self.arguments[len(inputs)].by_depth[depth]
+        return _first(module(inputs.to(self.device), *others, **keywords))
+
+    def leave(self, model: Any, anatomy: Anatomy, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """The logits for what the last block gave: the model's own forward pass, in which the blocks are passed over.
+
+        Whatever comes behind the blocks treats positions alike, so any slice of a batch's positions may be given.
+        """
+        form = next(iter(self.arguments.values())).form
+
+        def last(*_: Any, **__: Any) -> Any:
+            return hidden if form is None else (hidden, *form)
+
+        with ExitStack() as stack:
+            for block in anatomy.blocks:
+                stack.enter_context(replaced(model.get_submodule(block.name), last))
+            logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+        return logits
 
     def advance(self, module: nn.Module, depth: int, name: str) -> None:
-        """Replace the hidden states by the block's outputs."""
+        """Replace the hidden states by the block's outputs. Raises CalibrationError when they are not finite."""
         for rows in self.batches():
             output = self.run(module, depth, rows)
             if not bool(torch.isfinite(output).all()):
                 raise CalibrationError(f"{name}: its output is not finite. The model overflows in {output.dtype} "
                                        "or its weights are damaged; try --dtype float32.")
             self.hidden[rows] = output.to(self.hidden.device)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What blocks are called with beside the hidden states, and what they give beside them."""
+
+    by_depth: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    form: tuple[Any, ...] | None  # the rest of the tuple that a block gives; None when it gives a tensor
 
 
 def _first(output: Any) -> Tensor:
@@ -100,8 +127,7 @@ def _entering(model: nn.Module, first: nn.Module, tokens: Tensor) -> Tensor:
     return caught[0]
 
 
-def _arguments(model: nn.Module, anatomy: Anatomy, tokens: Tensor,
-               device: torch.device) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+def _arguments(model: nn.Module, anatomy: Anatomy, tokens: Tensor, device: torch.device) -> Arguments:
     """Every block's arguments but the hidden states, caught from a forward pass (masks and rotations differ by block).
 
     They depend on the shape of a batch alone, as sequences are never padded. Only the first block computes;
@@ -127,7 +153,7 @@ def _arguments(model: nn.Module, anatomy: Anatomy, tokens: Tensor,
         for block in blocks:
             stack.enter_context(replaced(block, record(block.forward)))
         _forward(model, tokens, {})
-    return caught
+    return Arguments(caught, _moved(form[0][1:], device) if isinstance(form[0], tuple) else None)
 
 
 def _split(positional: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

@@ -1,1 +1,49 @@
 """Searching an allocation: what may be chosen, what it is worth, and which candidates to look at."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..errors import RecipeError
+from .space import Candidate, Query, Space, Trial
+from .strategies import Strategy
+
+__all__ = ["Outcome", "search"]
+
+Value = Callable[[Sequence[Query]], Sequence[Trial]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search has found."""
+
+    best: Trial  # of those valued on the whole search text
+    trials: tuple[Trial, ...]  # in the order of the questions
+
+
+def search(space: Space, strategy: Strategy, value: Value, first: Candidate, evaluations: float, seed: int = 0,
+           watch: Callable[[float, Trial], None] | None = None) -> Outcome:
+    """Ask and tell until `evaluations` is spent; a question on a share of the search text costs that share.
+
+    `watch` is told what has been spent and the best trial so far. With equal arguments and values the questions are the
+    same, so a search is resumed by running it again with a `value` that remembers. Raises RecipeError when nothing may be
+    spent, or when no candidate had a value.
+    """
+    if evaluations <= 0:
+        raise RecipeError(f"evaluations = {evaluations:g}: expected more than 0.")
+    state, spent = strategy.init(space, first, seed), 0.0
+    trials: list[Trial] = []
+    best: Trial | None = None
+    while spent < evaluations:
+        queries = strategy.ask(state)
+        answers = list(value(queries))
+        state = strategy.tell(state, answers)
+        trials += answers
+        for query, answer in zip(queries, answers, strict=True):
+            spent += query.share
+            if answer.share == 1 and (best is None or answer.value < best.value):
+                best = answer
+        if watch and best is not None:
+            watch(min(spent, evaluations), best)
+    if best is None or best.value == float("inf"):
+        raise RecipeError(f"none of {len(trials)} candidates has a value that is a number. Start from a lower sparsity.")
+    return Outcome(best, tuple(trials))

@@ -1,0 +1,220 @@
+"""What a candidate is worth: its divergence from the dense model, computed from the first block in which it is new."""
+
+import json
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..calibration.blocks import States, enter, evaluating
+from ..calibration.placement import Placement
+from ..errors import RecipeError
+from ..sites import Anatomy
+from .levels import LevelStore
+from .space import Candidate, Query, Space, Trial
+from .subnet import subnet
+
+__all__ = ["Fitness"]
+
+_LOGITS = 2**22  # elements of the largest tensor of logits
+
+
+class Bounded:
+    """The tensors used last, up to a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """What is kept under `key`, which is now the one used last."""
+        value = self._kept.get(key)
+        if value is not None:
+            self._kept.move_to_end(key)
+        return value
+
+    def put(self, key: Hashable, value: Tensor) -> None:
+        """Keep a tensor, and forget those not used for longest."""
+        old = self._kept.pop(key, None)
+        self.bytes += value.nbytes - (0 if old is None else old.nbytes)
+        self._kept[key] = value
+        while self.bytes > self.limit and self._kept:
+            self.bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+class Fitness:
+    """Values candidates by the mean over tokens of KL(dense model || candidate), in nats; lower is better.
+
+    Hidden states at the inputs of blocks are kept by prefix: a candidate that agrees with an earlier one up to some block
+    starts there, with identical values. Weights come from a level store and are pointed to, never copied. Every value is
+    remembered, and written to `log` at once, so that an interrupted search asks again at no cost.
+
+    Of the dense model's distribution the `top` most probable tokens are kept and all others together count as one; the
+    divergence is then a lower bound of the whole one, equal to it when `top` is the size of the vocabulary.
+    """
+
+    def __init__(self, model: Any, anatomy: Anatomy, space: Space, store: LevelStore, tokens: Int[Tensor, "samples length"],
+                 *, placement: Placement = Placement(), batch: int = 2, top: int = 256, memory: int = 2**30,
+                 log: Path | None = None, identity: str = "") -> None:
+        if [site.block for site in space.sites] != sorted(site.block for site in space.sites):
+            raise RecipeError("fitness: the sites of the space are not in depth order.")
+        self.model, self.anatomy, self.space, self.store = model, anatomy, space, store
+        self.tokens = tokens
+        self.batch = min(batch, len(tokens))
+        self.blocks = 0  # block passes computed so far, the cost of a search
+        self.discarded = 0  # candidates whose value is no number
+        self._states = Bounded(memory // 2)
+        self._weights = Bounded(memory // 2)
+        self._values: dict[tuple[Candidate, int], float] = {}
+        self._stack = ExitStack()
+        with torch.no_grad(), evaluating(model):
+            self._entry: States = enter(model, anatomy, tokens, placement, self.batch, self._stack)
+            self._targets = self._look_at_dense(top)
+        self._log = _open(log, identity, self._values)
+
+    def close(self) -> None:
+        """Give back what the service holds."""
+        self._stack.close()
+
+    def __call__(self, queries: Sequence[Query]) -> list[Trial]:
+        """The value of every query; infinity for one that is no number, which is counted."""
+        return [Trial(query.candidate, self._value(query), query.share) for query in queries]
+
+    def _value(self, query: Query) -> float:
+        count = min(-(-max(1, round(query.share * len(self.tokens))) // self.batch) * self.batch, len(self.tokens))
+        known = self._values.get((query.candidate, count))
+        if known is None:
+            with torch.no_grad(), evaluating(self.model):
+                known = self._divergence(query.candidate, count)
+            if not math.isfinite(known):
+                self.discarded += 1
+                known = math.inf
+            self._values[query.candidate, count] = known
+            if self._log is not None:
+                with self._log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"candidate": query.candidate, "count": count, "value": known}) + "\n")
+        return known
+
+    def _divergence(self, candidate: Candidate, count: int) -> float:
+        hidden, depth = self._begin(candidate, count)
+        while depth < len(self.anatomy.blocks):
+            hidden = self._through(candidate, depth, hidden)
+            depth += 1
+            self._states.put(self._prefix(candidate, depth), hidden)
+        total = sum(self._compare(hidden[rows], rows) for rows in self._batches(count))
+        return total / (count * self.tokens.shape[1])
+
+    def _begin(self, candidate: Candidate, count: int) -> tuple[Tensor, int]:
+        """The deepest states that are known for the candidate, and the block they enter."""
+        for depth in range(len(self.anatomy.blocks), 0, -1):
+            known = self._states.get(self._prefix(candidate, depth))
+            if known is not None and len(known) >= count:
+                return known[:count], depth
+        return self._entry.hidden[:count], 0
+
+    def _through(self, candidate: Candidate, depth: int, hidden: Tensor) -> Tensor:
+        """One block, with the candidate's weights in it."""
+        block: nn.Module = self.model.get_submodule(self.anatomy.blocks[depth].name)
+        weights = {site.name: self._weight(site.name, level) for site, level in zip(self.space.sites, candidate, strict=True)
+                   if site.block == depth}
+        after = torch.empty_like(hidden)
+        with subnet(self.model, weights):
+            for rows in self._batches(len(hidden)):
+                after[rows] = self._entry.call(block, depth, hidden[rows]).to(after.device)
+        self.blocks += 1
+        return after
+
+    def _weight(self, name: str, level: int) -> Tensor:
+        dense: Any = self.model.get_submodule(name).weight
+        known = self._weights.get((name, level))
+        if known is None:
+            known = self.store.weight(name, level, dense.data)
+            if self.space.levels[level] > 0:  # the dense one is the model's own
+                self._weights.put((name, level), known)
+        return known
+
+    def _prefix(self, candidate: Candidate, depth: int) -> Hashable:
+        """What the states at the entry of block `depth` depend on."""
+        return depth, tuple(level for site, level in zip(self.space.sites, candidate, strict=True) if site.block < depth)
+
+    def _batches(self, count: int) -> list[slice]:
+        return [slice(start, min(start + self.batch, count)) for start in range(0, count, self.batch)]
+
+    def _look_at_dense(self, top: int) -> "list[_Target]":
+        """The dense model's distributions, batch by batch, slice by slice."""
+        hidden = self._entry.hidden.clone()
+        for depth, block in enumerate(self.anatomy.blocks):
+            module = self.model.get_submodule(block.name)
+            for rows in self._batches(len(hidden)):
+                hidden[rows] = self._entry.call(module, depth, hidden[rows]).to(hidden.device)
+        return [_Target.of(logits, top) for rows in self._batches(len(hidden)) for logits in self._logits(rows, hidden[rows])]
+
+    def _compare(self, hidden: Tensor, rows: slice) -> float:
+        """The sum over a batch's tokens of the divergence."""
+        slices = len(self._targets) // len(self._batches(len(self.tokens)))
+        first = rows.start // self.batch * slices
+        return sum(self._targets[first + index].divergence(logits) for index, logits in enumerate(self._logits(rows, hidden)))
+
+    def _logits(self, rows: slice, hidden: Tensor) -> Iterator[Tensor]:
+        """The logits of a batch, a few positions at a time: as many slices for every batch."""
+        tokens, hidden = (value.to(self._entry.device) for value in (self.tokens[rows], hidden))
+        step = max(1, _LOGITS // (self.batch * self.model.config.get_text_config().vocab_size))
+        for start in range(0, tokens.shape[1], step):
+            part = slice(start, start + step)
+            yield self._entry.leave(self.model, self.anatomy, tokens[:, part], hidden[:, part])
+
+
+class _Target:
+    """The dense model's most probable tokens at some positions, their log-probabilities, and that of all others together."""
+
+    def __init__(self, index: Int[Tensor, "tokens top"], known: Float[Tensor, "tokens top"], rest: Float[Tensor, "tokens"]) -> None:
+        self.index, self.known, self.rest = index.to(torch.int32), known, rest
+
+    @classmethod
+    def of(cls, logits: Tensor, top: int) -> "_Target":
+        logp = logits.flatten(0, 1).float().log_softmax(-1)
+        known, index = logp.topk(min(top, logp.shape[-1]))
+        return cls(index, known, _rest(known, logp.shape[-1]))
+
+    def divergence(self, logits: Tensor) -> float:
+        """The sum over positions of KL(this || logits), on the coarser distribution."""
+        logp = logits.flatten(0, 1).float().log_softmax(-1)
+        theirs = logp.gather(-1, self.index.long())
+        inside = (self.known.exp() * (self.known - theirs)).sum(-1)
+        if self.index.shape[-1] == logp.shape[-1]:
+            return float(inside.sum(dtype=torch.float64))
+        outside = self.rest.exp() * (self.rest - _rest(theirs, logp.shape[-1]))
+        return float((inside + outside).sum(dtype=torch.float64))
+
+
+def _rest(logp: Tensor, vocabulary: int) -> Tensor:
+    """The log-probability of all tokens that are not among these."""
+    if logp.shape[-1] == vocabulary:
+        return torch.full_like(logp[..., 0], -math.inf)
+    return torch.log1p(-logp.exp().sum(-1).clamp(max=1 - 1e-6))
+
+
+def _open(log: Path | None, identity: str, values: dict[tuple[Candidate, int], float]) -> Path | None:
+    """Read back what an interrupted search has valued. Raises RecipeError when the log is another search's."""
+    if log is None:
+        return None
+    if not log.exists():
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
+        return log
+    text = log.read_text(encoding="utf-8")
+    if json.loads(text.partition("\n")[0]) != {"identity": identity}:
+        raise RecipeError(f"{log}: holds the trials of another search. Name another folder, or delete this one.")
+    whole = text[: text.rindex("\n") + 1]  # an interrupted search may have cut the last line off
+    for trial in map(json.loads, whole.splitlines()[1:]):
+        values[tuple(trial["candidate"]), trial["count"]] = trial["value"]
+    os.truncate(log, len(whole.encode()))
+    return log

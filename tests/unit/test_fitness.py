@@ -1,0 +1,195 @@
+"""A candidate's value is the divergence of the model it describes, however it was computed."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prunus.anatomy import describe
+from prunus.budget import Budget
+from prunus.errors import RecipeError
+from prunus.granularity import Unstructured
+from prunus.search import search
+from prunus.search.fitness import Bounded, Fitness
+from prunus.search.levels import LevelStore
+from prunus.search.space import Candidate, Query, Space, Trial
+from prunus.search.strategies.evolution import Evolution
+from prunus.search.strategies.local import Local
+from prunus.search.strategies.random import Random
+from prunus.search.subnet import subnet
+from prunus.sites import LinearSite
+from prunus.solvers.sparsegpt import SparseGPT
+
+from ..problems import generator
+from ..tiny import CAUSAL, tiny_model
+
+LEVELS = (0.0, 0.4, 0.8)
+CALIBRATION, TOKENS = (torch.randint(0, 250, (size, 20), generator=generator(size)) for size in (4, 5))
+Make = Callable[..., Fitness]
+
+
+@pytest.fixture
+def fitness_of(tmp_path: Path) -> Iterator[Make]:
+    """`fitness_of(family, …)`: the service for a tiny model of 3 blocks."""
+    made: list[Fitness] = []
+
+    def make(family: str = "llama", **settings: Any) -> Fitness:
+        model = tiny_model(family)
+        anatomy = describe(model)
+        sites = [site for site in anatomy.sites("linear") if isinstance(site, LinearSite)]
+        store = LevelStore.build(tmp_path / family, model, anatomy, sites, CALIBRATION, SparseGPT(), Unstructured("matrix"),
+                                 LEVELS, family)
+        space = Space(tuple(sites), LEVELS, Budget(0.6), tuple(store.entries[site.name].errors for site in sites))
+        made.append(Fitness(model, anatomy, space, store, TOKENS, **{"top": 10**6, **settings}))
+        return made[-1]
+
+    yield make
+    for fitness in made:
+        fitness.close()
+
+
+@torch.no_grad()
+def by_hand(fitness: Fitness, candidate: Candidate, tokens: Tensor = TOKENS) -> float:
+    """KL(dense || candidate) from whole forward passes of the model, one sequence at a time."""
+    model, space = fitness.model, fitness.space
+    weights = {site.name: fitness.store.weight(site.name, level, model.get_submodule(site.name).weight.data)
+               for site, level in zip(space.sites, candidate, strict=True)}
+    total = 0.0
+    for row in tokens:
+        dense = model(input_ids=row[None]).logits.double().log_softmax(-1)
+        with subnet(model, weights):
+            theirs = model(input_ids=row[None]).logits.double().log_softmax(-1)
+        total += float((dense.exp() * (dense - theirs)).sum())
+    return total / tokens.numel()
+
+
+def some(space: Space, count: int) -> list[Candidate]:
+    rng = random.Random(0)
+    return [space.draw(rng) for _ in range(count)]
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_the_value_is_the_divergence_of_the_whole_model_in_every_family(family: str, fitness_of: Make) -> None:
+    fitness = fitness_of(family)
+    for candidate in some(fitness.space, 3):
+        assert fitness([Query(candidate)])[0].value == pytest.approx(by_hand(fitness, candidate), rel=1e-3, abs=1e-6)
+
+
+def test_the_dense_candidate_has_no_divergence(fitness_of: Make) -> None:
+    fitness = fitness_of()
+    assert fitness([Query((0,) * len(fitness.space.sites))])[0].value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_candidate_that_shares_its_first_blocks_with_an_earlier_one_starts_behind_them(fitness_of: Make) -> None:
+    fitness, plain = fitness_of(), fitness_of(memory=0)
+    first = (1,) * len(fitness.space.sites)
+    second = (*first[:-1], 2)
+    for service in (fitness, plain):
+        service([Query(first)])
+    assert (fitness.blocks, plain.blocks) == (2, 2)
+    assert fitness([Query(second)]) == plain([Query(second)])
+    assert (fitness.blocks, plain.blocks) == (3, 4)
+
+
+def test_a_share_of_the_text_is_its_first_sequences(fitness_of: Make) -> None:
+    fitness = fitness_of()
+    (candidate,) = some(fitness.space, 1)
+    found = fitness([Query(candidate, 0.4), Query(candidate, 0.01), Query(candidate, 1.0)])
+    expected = [by_hand(fitness, candidate, TOKENS[:count]) for count in (2, 2, 5)]  # whole batches of 2
+    assert [trial.value for trial in found] == pytest.approx(expected, rel=1e-3)
+
+
+def test_what_was_valued_is_not_computed_again(fitness_of: Make) -> None:
+    fitness = fitness_of(memory=0)
+    (candidate,) = some(fitness.space, 1)
+    first = fitness([Query(candidate)])
+    spent = fitness.blocks
+    assert fitness([Query(candidate)]) == first
+    assert fitness.blocks == spent
+
+
+def test_fewer_tokens_of_the_dense_distribution_give_a_lower_bound(fitness_of: Make) -> None:
+    whole, coarse = fitness_of(), fitness_of(top=16)
+    for candidate in some(whole.space, 3):
+        (full,), (bound,) = whole([Query(candidate)]), coarse([Query(candidate)])
+        assert 0.3 * full.value < bound.value <= full.value * (1 + 1e-5)
+
+
+def test_a_value_that_is_no_number_is_counted_and_loses(fitness_of: Make) -> None:
+    fitness = fitness_of()
+    real = fitness.store.weight
+    candidate, other = some(fitness.space, 2)
+    broken = fitness.space.sites[3].name
+    object.__setattr__(fitness.store, "weight", lambda site, level, dense: torch.full_like(dense, math.nan) if site == broken
+                       else real(site, level, dense))
+    assert fitness([Query(candidate)])[0].value == math.inf
+    assert fitness.discarded == 1
+    assert other != candidate
+
+
+def test_an_interrupted_search_goes_on_with_the_same_trajectory(fitness_of: Make, tmp_path: Path) -> None:
+    log = tmp_path / "trials.jsonl"
+    whole = fitness_of(log=tmp_path / "other.jsonl")
+    first = whole.space.nearest(dict.fromkeys((site.name for site in whole.space.sites), 0.4))
+    expected = search(whole.space, Evolution(offspring=4, survivors=(2, 1)), whole, first, 12.0, seed=5)
+
+    stopped = fitness_of(log=log)
+
+    def interrupted(queries: Any) -> list[Trial]:
+        if stopped.blocks > 12:
+            raise KeyboardInterrupt
+        return stopped(queries)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(stopped.space, Evolution(offspring=4, survivors=(2, 1)), interrupted, first, 12.0, seed=5)
+    with log.open("a") as file:
+        file.write('{"candidate": [1, 2')  # killed while writing
+    resumed = fitness_of(log=log)
+    found = search(resumed.space, Evolution(offspring=4, survivors=(2, 1)), resumed, first, 12.0, seed=5)
+    assert found == expected
+    assert resumed.blocks < whole.blocks
+    assert all(json.loads(line) for line in log.read_text().splitlines())
+
+
+def test_a_log_of_another_search_is_refused(fitness_of: Make, tmp_path: Path) -> None:
+    fitness_of(log=tmp_path / "trials.jsonl", identity="one")
+    with pytest.raises(RecipeError, match="holds the trials of another search"):
+        fitness_of(log=tmp_path / "trials.jsonl", identity="two")
+
+
+@pytest.mark.parametrize("strategy", [Evolution(offspring=6), Local(), Random()], ids=["evolution", "local", "random"])
+def test_a_search_finds_better_than_it_was_given(strategy: Any, fitness_of: Make) -> None:
+    fitness = fitness_of()
+    first = fitness.space.nearest(dict.fromkeys((site.name for site in fitness.space.sites), 0.4))
+    told: list[tuple[float, float]] = []
+    outcome = search(fitness.space, strategy, fitness, first, 40.0, watch=lambda spent, best: told.append((spent, best.value)))
+    assert outcome.best.value <= outcome.trials[0].value
+    assert fitness.space.met(outcome.best.candidate)
+    assert told[-1] == (40, outcome.best.value)
+    assert [best for _, best in told] == sorted((best for _, best in told), reverse=True)
+
+
+def test_a_search_that_may_spend_nothing_or_finds_nothing_is_refused(fitness_of: Make) -> None:
+    fitness = fitness_of()
+    first = some(fitness.space, 1)[0]
+    with pytest.raises(RecipeError, match="evaluations = 0: expected more than 0"):
+        search(fitness.space, Random(), fitness, first, 0.0)
+    with pytest.raises(RecipeError, match="none of 1 candidates has a value"):
+        search(fitness.space, Random(), lambda queries: [Trial(query.candidate, math.inf) for query in queries], first, 1.0)
+
+
+def test_what_is_kept_stays_within_its_bytes_and_the_oldest_goes_first() -> None:
+    kept = Bounded(100)
+    for index in range(4):
+        kept.put(index, torch.zeros(8))
+        kept.get(0)
+    assert kept.bytes == 96
+    assert [kept.get(index) is not None for index in range(4)] == [True, False, True, True]
+    kept.put(5, torch.zeros(1000))
+    assert kept.bytes == 0
