@@ -21,7 +21,8 @@ PAGES = ROOT / "docs" / "reference"
 RESULTS = ROOT / "benchmarks" / "results"
 GENERATED = "<!-- Written by docs/reference.py (make docs); do not edit. -->"
 FOLDERS = {  # folder: (title, guide)
-    "solvers": ("Solvers", "add-a-solver"), "criteria": ("Criteria", ""), "allocation": ("Allocators", ""),
+    "solvers": ("Solvers", "add-a-solver"), "criteria": ("Criteria", ""), "allocation": ("Allocators", "add-an-allocator"),
+    "search.strategies": ("Search strategies", "add-a-search-strategy"),
     "evaluation": ("Metrics", ""), "anatomy": ("Model families", "add-a-model-family"), "export": ("Formats", ""),
     "report": ("Reports", ""),
 }

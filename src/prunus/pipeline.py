@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .journal import Journal, fingerprint
 from .problem import LayerProblem, check_finite
 from .recipe import Recipe, Stage
 from .result import Pruned, Report, SiteRecord
+from .search.plan import Job, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site
 from .solvers import Solver
 from .stats import Needs, most
@@ -37,13 +39,14 @@ __all__ = ["Progress", "Watch", "evaluate", "prune"]
 class Progress:
     """How far a run has come: `done` of `total` units of one phase, and the record of the site just finished."""
 
-    phase: str  # "dense model", "pruning", "pruned model"
-    done: int  # weights solved, or metrics measured
-    total: int
+    phase: str  # "dense model", "solving levels", "searching", "pruning", "pruned model"
+    done: int | float  # metrics measured, matrices solved at all levels, looks at the search text, weights solved
+    total: int | float
     record: SiteRecord | None = None
 
 
 Watch = Callable[[Progress], None]
+_OTHER_SEED = 7919  # search text that the model writes itself must not be the calibration text
 _TOKENS = 1024  # per pass through a block: enough for full speed, little enough for the activations of wide blocks
 
 
@@ -57,32 +60,26 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     """
     tell: Watch = watch or (lambda progress: None)
     clock = _Clock()
-    anatomy = describe(model)
-    chosen = [_select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
-    for site in anatomy.sites("linear"):
-        check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
-    needs = most(*(need for stage in recipe.stage for need in (stage.solver.needs, stage.allocation.needs)))
-    if tokenizer is None and (needs != "nothing" or recipe.metrics or recipe.prompts):
-        raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
-                          "metrics=(), prompts=() and a solver that needs no data.")
-    _check_texts(recipe, needs != "nothing")
-    tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if needs != "nothing" else torch.empty(0, 0).long()
-    notes = _notes(recipe, tokens, needs != "nothing")
-    run = _Run(model, anatomy, tokens, placement, tell, clock, _journal(resume, recipe, model, tokens))
+    run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
     reuse_memory()
     with clock("dense"):
         before = evaluate(model, recipe, tokenizer, tell, "dense model")
         answers = generate(model, tokenizer, recipe.prompts)
     records: list[SiteRecord] = []
     allocations: list[Allocation] = []
+    searches: list[SearchRecord] = []
     for index, stage in enumerate(recipe.stage):
         allocations.append(run.decide(stage, chosen[index]))
+        if stage.search:
+            allocations[-1], found = run.improve(index, stage, chosen[index], allocations[-1])
+            searches.append(found)
         records += run.carry_out(index, stage, chosen[index], allocations[-1])
     with clock("pruned"):
         after = evaluate(model, recipe, tokenizer, tell, "pruned model")
         answers_after = generate(model, tokenizer, recipe.prompts)
-    report = Report(recipe, tuple(allocations), tuple(records), _zeros(model, anatomy), before, after, recipe.prompts,
-                    answers, answers_after, clock.seconds, environment(model, placement.device, source), notes)
+    report = Report(recipe, tuple(allocations), tuple(records), _zeros(model, run.anatomy), before, after, recipe.prompts,
+                    answers, answers_after, clock.seconds, environment(model, placement.device, source),
+                    (*_notes(recipe, run.tokens), *_remarks(searches)), tuple(searches))
     return Pruned(model, tokenizer, report)
 
 
@@ -95,6 +92,31 @@ def evaluate(model: nn.Module, recipe: Recipe, tokenizer: Any, watch: Watch | No
         if watch:
             watch(Progress(phase, len(measured), len(recipe.metrics)))
     return tuple(measured)
+
+
+def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, tell: Watch, clock: "_Clock",
+             resume: Path | None) -> "tuple[_Run, list[tuple[Site, ...]]]":
+    """Check everything that can be checked before the model is touched, and draw the texts."""
+    anatomy = describe(model)
+    chosen = [_select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
+    for site in anatomy.sites("linear"):
+        check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
+    needs = most(*(need for stage in recipe.stage for need in (stage.solver.needs, stage.allocation.needs)))
+    searching = any(stage.search for stage in recipe.stage)
+    if searching and not getattr(model, "can_generate", lambda: False)():
+        raise RecipeError("search: candidates are compared by the next token they predict, which this model does not do.")
+    if tokenizer is None and (needs != "nothing" or searching or recipe.metrics or recipe.prompts):
+        raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
+                          "metrics=(), prompts=() and a solver that needs no data.")
+    _check_texts(recipe, needs != "nothing")
+    tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if needs != "nothing" else torch.empty(0, 0).long()
+    texts = {index: stage.search.text.tokens(tokenizer, model, recipe.seed + _OTHER_SEED)
+             for index, stage in enumerate(recipe.stage) if stage.search}
+    identity = _identity(recipe, model, tokens) if resume or searching else ""
+    journal = Journal(resume) if resume else None
+    if journal:
+        journal.begin(identity)
+    return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed), chosen
 
 
 class _Clock:
@@ -126,32 +148,36 @@ def _select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
 
 
 def _check_texts(recipe: Recipe, calibrated: bool) -> None:
-    """Calibration and report text never overlap, by content."""
-    ours = recipe.calibration.text() if calibrated else None
-    for metric in recipe.metrics:
-        theirs = metric.text() if hasattr(metric, "text") else None
-        if ours is not None and theirs is not None and (share := overlap(ours, theirs)) > 0.01:
-            raise CorpusError(f"calibration text ({ours.name} {ours.split}) holds {share:.0%} of the report text "
-                              f"({theirs.name} {theirs.split}). Report on another corpus or split.")
+    """Calibration, search and report text never overlap, by content."""
+    pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
+    searched_on = [("search", stage.search.text.text()) for stage in recipe.stage if stage.search]
+    reported_on = [("report", metric.text()) for metric in recipe.metrics if hasattr(metric, "text")]
+    pairs = [(ours, theirs) for ours in pruned_on for theirs in searched_on + reported_on]
+    pairs += [(ours, theirs) for ours in searched_on for theirs in reported_on]
+    for (ours, one), (theirs, other) in pairs:
+        if one is not None and other is not None and (share := overlap(one, other)) > 0.01:
+            raise CorpusError(f"{ours} text ({one.name} {one.split}) holds {share:.0%} of the {theirs} text "
+                              f"({other.name} {other.split}). Name another corpus or split for one of them.")
 
 
-def _notes(recipe: Recipe, tokens: Tensor, calibrated: bool) -> tuple[str, ...]:
+def _remarks(searches: list[SearchRecord]) -> tuple[str, ...]:
+    """What a reader of the figures of a search should know."""
+    return tuple(f"The search's allocation was worse than the one it started from on held-out text ({found.held_out_best:.4f} "
+                 f"against {found.held_out_first:.4f} nats per token), so it was not used." for found in searches if not found.kept)
+
+
+def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
     asked = recipe.calibration.samples
-    if calibrated and len(tokens) < asked:
+    if 0 < len(tokens) < asked:
         return (f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.",)
     return ()
 
 
-def _journal(folder: Path | None, recipe: Recipe, model: Any, tokens: Tensor) -> "tuple[Journal, str] | None":
-    if folder is None:
-        return None
+def _identity(recipe: Recipe, model: Any, tokens: Tensor) -> str:
+    """A hash of all that decides a result."""
     first = next(model.parameters())
-    identity = fingerprint(recipe.to_toml(), model.config.to_json_string(), str(first.dtype), str(tokens.tolist()),
-                           *(f"{torch.linalg.vector_norm(weight.detach(), dtype=torch.float64):.9e}"
-                             for weight in model.parameters()))
-    journal = Journal(folder)
-    journal.begin(identity)
-    return journal, identity
+    return fingerprint(recipe.to_toml(), model.config.to_json_string(), str(first.dtype), str(tokens.tolist()),
+                       *(f"{torch.linalg.vector_norm(weight.detach(), dtype=torch.float64):.9e}" for weight in model.parameters()))
 
 
 @dataclass
@@ -164,7 +190,10 @@ class _Run:
     placement: Placement
     tell: Watch
     clock: _Clock
-    journal: tuple[Journal, str] | None
+    journal: Journal | None
+    identity: str
+    texts: Mapping[int, Tensor]  # search text, by stage
+    seed: int
 
     def decide(self, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
         """How much each site gives, after one look at the inputs of all of them if the allocator needs that."""
@@ -176,6 +205,19 @@ class _Run:
                     site = plan[view.site].site
                     measured[site.name] = allocation.measure(site, self._weight(view), view.stats)
             return allocation.allocate(sites, measured, stage.budget, stage.granularity)
+
+    def improve(self, index: int, stage: Stage, sites: tuple[Site, ...],
+                first: Allocation) -> tuple[Allocation, SearchRecord]:
+        """What the stage's search makes of the allocator's answer; levels and trials wait beside the finished blocks."""
+        assert stage.search is not None
+        plan = {matrix: task.granularity for matrix, task in _plan(self.anatomy, sites, stage).items()}
+        with ExitStack() as stack, self.clock("searching"):
+            folder = self.journal.folder if self.journal else Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
+            job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget, stage.granularity, self.tokens,
+                      self.texts[index], self.placement, max(1, _TOKENS // self.texts[index].shape[1]), folder / f"search-{index}",
+                      self.identity)
+            return carry_out(stage.search, job, first, self.seed,
+                             lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
     def _stream(self, plan: "Mapping[LinearSite, _Task]", needs: Needs,
                 done: frozenset[int] = frozenset()) -> Iterator[list[View]]:
@@ -189,7 +231,7 @@ class _Run:
         """Prune every site of a stage, block by block."""
         plan = _plan(self.anatomy, sites, stage)
         total = sum(site.size for site in plan)
-        done = self.journal[0].done(index) if self.journal else frozenset()
+        done = self.journal.done(index) if self.journal else frozenset()
         records: list[SiteRecord] = []
         solved = 0
         with self.clock("pruning"):
@@ -207,7 +249,7 @@ class _Run:
         """Solve and write the sites that came together, or recall them from an interrupted run."""
         block = views[0].site.block
         if self.journal and block in done:
-            tensors, records = self.journal[0].recall(index, block)
+            tensors, records = self.journal.recall(index, block)
             self.model.load_state_dict(tensors, strict=False)
             yield from zip(views, records, strict=True)
             return
@@ -226,7 +268,7 @@ class _Run:
         if len(ours) < len(matrices):
             return
         if self.journal and block not in done:
-            self.journal[0].keep(self.journal[1], index, block, self._tensors(matrices, plan), ours)
+            self.journal.keep(self.identity, index, block, self._tensors(matrices, plan), ours)
         release_memory()
 
     def _solve(self, view: View, solver: Solver, task: "_Task", allocation: Allocation) -> SiteRecord:

@@ -19,6 +19,8 @@ from .evaluation.perplexity import Perplexity
 from .generations import PROMPTS
 from .granularity import NM, Columns, Granularity, Tile, Unstructured
 from .lookup import find, names
+from .search.plan import Search
+from .search.strategies import Strategy
 from .sites import Kind
 from .solvers import Solver
 from .solvers.alps import ALPS
@@ -35,6 +37,7 @@ class Stage:
     granularity: Granularity = Unstructured()  # the shape of the zeros
     solver: Solver = ALPS()  # which weights stay, and what they become
     allocation: Allocator = Uniform()  # how much each site gives
+    search: Search | None = None  # improves what the allocator says
     skip: tuple[str, ...] = ()  # glob patterns of site names to leave alone
 
     def __post_init__(self) -> None:
@@ -47,6 +50,8 @@ class Stage:
             raise RecipeError(f"channel sites give whole channels; granularity {self.granularity} does not apply.")
         if isinstance(self.granularity, NM):
             _check_ratio(self.granularity, self.budget)
+            if self.search is not None:
+                raise RecipeError(f"granularity {self.granularity} fixes the sparsity of every site: there is nothing to search.")
         shape: type = Columns if self.sites == ("channel",) else type(self.granularity)
         if shape not in self.solver.supports:
             able = ", ".join(kind.__name__.lower() for kind in self.solver.supports)
@@ -96,7 +101,8 @@ class Recipe:
 
 
 # Plug-in types and the folders they are looked up in.
-_FOLDERS: dict[Any, str] = {Solver: "solvers", Criterion: "criteria", Allocator: "allocation", Metric: "evaluation"}
+_FOLDERS: dict[Any, str] = {Solver: "solvers", Criterion: "criteria", Allocator: "allocation", Metric: "evaluation",
+                            Strategy: "search.strategies"}
 _SHAPES: dict[str, type] = {"unstructured": Unstructured, "nm": NM, "tile": Tile, "columns": Columns}
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from .budget import Allocation
 from .evaluation import Measurement
 from .recipe import Recipe
+from .search.plan import SearchRecord
 
 __all__ = ["Pruned", "Report", "SiteRecord"]
 
@@ -40,6 +41,7 @@ class Report:
     seconds: Mapping[str, float]  # by stage of the work
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()  # what a reader should know
+    searches: tuple[SearchRecord, ...] = ()  # of the stages that search
 
 
 @dataclass(frozen=True)

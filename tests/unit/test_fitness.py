@@ -43,8 +43,8 @@ def fitness_of(tmp_path: Path) -> Iterator[Make]:
         model = tiny_model(family)
         anatomy = describe(model)
         sites = [site for site in anatomy.sites("linear") if isinstance(site, LinearSite)]
-        store = LevelStore.build(tmp_path / family, model, anatomy, sites, CALIBRATION, SparseGPT(), Unstructured("matrix"),
-                                 LEVELS, family)
+        store = LevelStore.build(tmp_path / family, model, anatomy, dict.fromkeys(sites, Unstructured("matrix")), CALIBRATION,
+                                 SparseGPT(), LEVELS, family)
         space = Space(tuple(sites), LEVELS, Budget(0.6), tuple(store.entries[site.name].errors for site in sites))
         made.append(Fitness(model, anatomy, space, store, TOKENS, **{"top": 10**6, **settings}))
         return made[-1]

@@ -35,7 +35,8 @@ def sites_of(model: Any) -> list[LinearSite]:
 
 def build(folder: Path, model: Any, solver: Solver = SparseGPT(), granularity: Granularity = Unstructured("matrix"),
           identity: str = "a", levels: tuple[float, ...] = LEVELS, **settings: Any) -> LevelStore:
-    return LevelStore.build(folder, model, describe(model), sites_of(model), TOKENS, solver, granularity, levels, identity, **settings)
+    return LevelStore.build(folder, model, describe(model), dict.fromkeys(sites_of(model), granularity), TOKENS, solver, levels,
+                            identity, **settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

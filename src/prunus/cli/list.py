@@ -6,8 +6,9 @@ import typer
 
 __all__ = ["list_names"]
 
-_FOLDERS = {"solvers": "solvers", "criteria": "criteria", "allocators": "allocation", "metrics": "evaluation",
-            "families": "anatomy", "formats": "export", "reports": "report"}
+_FOLDERS = {"solvers": "solvers", "criteria": "criteria", "allocators": "allocation",
+            "strategies": "search.strategies", "metrics": "evaluation", "families": "anatomy",
+            "formats": "export", "reports": "report"}
 
 
 def list_names(what: Annotated[str, typer.Argument(help=f"One of: {', '.join(_FOLDERS)}.")]) -> None:
@@ -22,7 +23,7 @@ def list_names(what: Annotated[str, typer.Argument(help=f"One of: {', '.join(_FO
         raise UnknownName("list", what, list(_FOLDERS))
     folder = _FOLDERS[what]
     known = names(folder)
-    home = Path(__file__).parent.parent / folder
+    home = Path(__file__).parent.parent.joinpath(*folder.split("."))
     for name in known:
         line = (ast.get_docstring(ast.parse((home / f"{name}.py").read_text(encoding="utf-8"))) or "").splitlines()[0]
         typer.echo(f"{name:{max(map(len, known))}}  {line}")

@@ -9,9 +9,8 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 __all__ = [
-    "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Granularity", "Length", "Model",
-    "RecipeFile",
-    "Samples", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "recipe_of",
+    "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity", "Length",
+    "Model", "RecipeFile", "Samples", "Search", "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "recipe_of",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -23,7 +22,13 @@ Granularity = Annotated[str | None, typer.Option(
 Solver = Annotated[str | None, typer.Option(
     help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: "
          "sparsegpt,damping=0.1. [default: alps]")]
-Allocation = Annotated[str | None, typer.Option(help="How much each site gives. [default: uniform]")]
+Allocation = Annotated[str | None, typer.Option(
+    help="How much each site gives: uniform, owl, dlp, erk, reconstruction; settings after commas. [default: uniform]")]
+Search = Annotated[str | None, typer.Option(
+    help="Improve that by a search: evolution, local, random, dynamic; settings after commas. [default: none]")]
+Evaluations = Annotated[float | None, typer.Option(help="Looks at the search text that a search may take. [default: 100]")]
+SearchText = Annotated[str | None, typer.Option(
+    "--search-text", help="Search text: a corpus or a file, or self, which the model writes. [default: self]")]
 Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone, as a glob pattern; may be repeated.")]
 CalibrationText = Annotated[str | None, typer.Option(
     "--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
@@ -54,6 +59,7 @@ def recipe_of(recipe: Path | None, flags: dict[str, Any]) -> "Recipe":
 
 def _data(given: dict[str, Any]) -> dict[str, Any]:
     """Flags as the plain data of a recipe with one stage."""
+    from ..errors import RecipeError
     from ..granularity import NM
     from ..recipe import parse_granularity
 
@@ -67,6 +73,12 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
         "allocation": _named(given.get("allocation", "uniform"), "--allocation"),
         "skip": given.get("skip", []),
     }
+    if "search" in given:
+        stage["search"] = {"strategy": _named(given["search"], "--search"),
+                           **({"evaluations": given["evaluations"]} if "evaluations" in given else {}),
+                           **({"text": {"corpus": given["search_text"], "samples": 16}} if "search_text" in given else {})}
+    elif "evaluations" in given or "search_text" in given:
+        raise RecipeError("--evaluations and --search-text say nothing without --search.")
     settings = {"calibration": "corpus", "samples": "samples", "length": "length"}
     text = {key: given[flag] for flag, key in settings.items() if flag in given}
     data: dict[str, Any] = {"stage": [stage], "calibration": text, "seed": given.get("seed", 0)}

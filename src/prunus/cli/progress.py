@@ -80,9 +80,11 @@ class Screen:
 
 def _line(progress: Any, seconds: float) -> str:
     share = progress.done / max(progress.total, 1)
-    if progress.record is None:
-        return f"Measuring the {progress.phase}: {progress.done} of {progress.total}"
     left = f"about {_clock(seconds * (1 - share) / share)} left" if share > 0.01 else "estimating the time left"
+    if progress.phase.endswith("model"):
+        return f"Measuring the {progress.phase}: {progress.done} of {progress.total}"
+    if progress.record is None:
+        return f"{share:4.0%}  {left}  {progress.phase}: {progress.done:g} of {progress.total:g}"
     error = "" if progress.record.error is None else f", error {progress.record.error:.4f}"
     return f"{share:4.0%}  {left}  {progress.record.site}: sparsity {progress.record.reached:.3f}{error}"
 

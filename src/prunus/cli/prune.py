@@ -19,6 +19,9 @@ def prune(
     granularity: o.Granularity = None,
     solver: o.Solver = None,
     allocation: o.Allocation = None,
+    search: o.Search = None,
+    evaluations: o.Evaluations = None,
+    search_text: o.SearchText = None,
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,
@@ -37,6 +40,7 @@ def prune(
 ) -> None:
     """Prune a model, measure what that cost, and save a checkpoint that transformers loads."""
     flags = {"sites": sites, "sparsity": sparsity, "granularity": granularity, "solver": solver, "allocation": allocation,
+             "search": search, "evaluations": evaluations, "search_text": search_text,
              "skip": skip, "calibration": calibration, "samples": samples, "length": length, "evaluate": evaluate,
              "evaluate_length": evaluate_length, "seed": seed}
     plan = o.recipe_of(recipe, flags)

@@ -27,7 +27,7 @@ def data_of(report: Report) -> dict[str, Any]:
     data = {name: getattr(report, name) for name in report.__dataclass_fields__}
     data["recipe"] = plain(report.recipe)
     data["allocation"] = [dict(allocation) for allocation in report.allocation]
-    for name in ("sites", "before", "after"):
+    for name in ("sites", "before", "after", "searches"):
         data[name] = [asdict(item) for item in data[name]]
     finite: dict[str, Any] = standard(data)
     return finite

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ..evaluation import Measurement
 from ..recipe import Stage
 from ..result import Report, SiteRecord
+from ..search.plan import SearchRecord
 from ..uncertainty import paired_ratio_interval, perplexity_interval
 
 __all__ = ["Markdown"]
@@ -20,7 +21,7 @@ class Markdown:
     def render(self, report: Report) -> str:
         sections = [
             f"# {self.title}", _summary(report), *_quality(report), *_answers(report), _sites(report.sites),
-            _cost(report), _use(report), _reproduce(report),
+            *map(_search, report.searches), _cost(report), _use(report), _reproduce(report),
         ]
         return "\n\n".join(sections) + "\n"
 
@@ -94,8 +95,21 @@ def _sites(records: tuple[SiteRecord, ...]) -> str:
     return "\n".join(rows)
 
 
+def _search(found: SearchRecord) -> str:
+    """What a search was worth, on the text it saw and on text it did not."""
+    return "\n".join([
+        "## Search", "", "| divergence from the dense model, nats per token | search text | held-out text |", "|---|---|---|",
+        f"| the allocator's answer | {found.first:.4f} | {found.held_out_first:.4f} |",
+        f"| the search's answer | {found.best:.4f} | {found.held_out_best:.4f} |", "",
+        f"{found.strategy}, {found.questions} questions worth {found.evaluations:g} looks at the search text; "
+        f"{found.discarded} candidates had no value. {found.block_passes} of {found.block_passes_plain} block passes were computed, "
+        f"the others were known. Solving all levels took {found.seconds['solving levels']:.1f} s and "
+        f"{found.store_bytes / 2**20:.0f} MiB, searching {found.seconds['searching']:.1f} s."])
+
+
 def _cost(report: Report) -> str:
-    names = {"dense": "measuring the dense model", "pruning": "calibrating and pruning",
+    names = {"dense": "measuring the dense model", "allocating": "deciding how much each site gives",
+             "searching": "searching an allocation", "pruning": "calibrating and pruning",
              "solving": "of which solving", "pruned": "measuring the pruned model"}
     rows = ["## Cost", "", "| | seconds |", "|---|---|"]
     rows += [f"| {words} | {report.seconds[name]:.1f} |" for name, words in names.items() if name in report.seconds]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..calibration.blocks import States, enter, evaluating
 from ..calibration.placement import Placement
 from ..errors import RecipeError
-from ..sites import Anatomy
+from ..sites import Anatomy, ChannelSite, Site
 from .levels import LevelStore
 from .space import Candidate, Query, Space, Trial
 from .subnet import subnet
@@ -123,8 +123,8 @@ class Fitness:
     def _through(self, candidate: Candidate, depth: int, hidden: Tensor) -> Tensor:
         """One block, with the candidate's weights in it."""
         block: nn.Module = self.model.get_submodule(self.anatomy.blocks[depth].name)
-        weights = {site.name: self._weight(site.name, level) for site, level in zip(self.space.sites, candidate, strict=True)
-                   if site.block == depth}
+        weights = {name: self._weight(name, level) for site, level in zip(self.space.sites, candidate, strict=True)
+                   if site.block == depth for name in [_matrix(site)]}
         after = torch.empty_like(hidden)
         with subnet(self.model, weights):
             for rows in self._batches(len(hidden)):
@@ -170,6 +170,11 @@ class Fitness:
         for start in range(0, tokens.shape[1], step):
             part = slice(start, start + step)
             yield self._entry.leave(self.model, self.anatomy, tokens[:, part], hidden[:, part])
+
+
+def _matrix(site: Site) -> str:
+    """The matrix in which a site's zeros are: of channels, the one that reads them."""
+    return site.consumer if isinstance(site, ChannelSite) else site.name
 
 
 class _Target:

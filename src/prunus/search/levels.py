@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,13 @@ class LevelStore:
     entries: dict[str, Entry]  # by site
 
     @classmethod
-    def build(cls, folder: Path, model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Tensor,
-              solver: Solver, granularity: Granularity, levels: Sequence[float], identity: str,
+    def build(cls, folder: Path, model: nn.Module, anatomy: Anatomy, sites: Mapping[LinearSite, Granularity], tokens: Tensor,
+              solver: Solver, levels: Sequence[float], identity: str,
               placement: Placement = Placement(), batch: int = 4,
               watch: Callable[[str], None] | None = None) -> "LevelStore":
         """Solve what is missing in `folder`; statistics of all sites come from one pass through the dense model.
 
+        `sites` are the matrices to solve, each with the shape of its zeros.
         `identity` says what the answers depend on (model, text, solver); a folder that was made for another is refused.
         Raises RecipeError; CalibrationError when statistics cannot be used.
         """
@@ -64,7 +65,7 @@ class LevelStore:
         missing = [site for site in sites if site.name not in found]
         for views in stream(model, anatomy, missing, tokens, solver.needs, placement, batch):
             for view in views:
-                found[view.site.name] = _solve(folder, view, solver, granularity, levels, placement)
+                found[view.site.name] = _solve(folder, view, solver, sites[view.site], levels, placement)
                 if watch:
                     watch(view.site.name)
             views[0].stats.forget()
