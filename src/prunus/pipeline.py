@@ -110,7 +110,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
                           "metrics=(), prompts=() and a solver that needs no data.")
     _check_texts(recipe, needs != "nothing")
     tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if needs != "nothing" else torch.empty(0, 0).long()
-    texts = {index: stage.search.text.tokens(tokenizer, model, recipe.seed + _OTHER_SEED)
+    texts = {index: stage.search.text.tokens(tokenizer, model, recipe.seed + _OTHER_SEED, f"stage[{index}].search.text")
              for index, stage in enumerate(recipe.stage) if stage.search}
     identity = _identity(recipe, model, tokens) if resume or searching else ""
     journal = Journal(resume) if resume else None

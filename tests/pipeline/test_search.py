@@ -155,3 +155,9 @@ def test_levels_are_eight_with_the_sparsity_among_them(sparsity: float) -> None:
     assert list(levels) == sorted(levels)
     assert sparsity in levels
     assert all(0 <= level < 1 for level in levels)
+
+
+def test_a_search_text_that_the_model_cannot_take_is_named(text_file: Path) -> None:
+    search = Search(text=Calibration("self", samples=8, length=4096))
+    with pytest.raises(RecipeError, match=r"^stage\[0\]\.search\.text\.length = 4096"):
+        run(recipe_with(text_file, search))

@@ -28,8 +28,8 @@ class Placement:
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise RecipeError(f"device '{self.device}' cannot be used here: {reason} Use --device cpu.") from None
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise RecipeError(f"device '{self.device}' cannot be used here: {reason}. Use --device cpu.") from None
 
     def fits(self, model: nn.Module) -> bool:
         """Whether a whole model fits on the device, with half as much again for the work."""

@@ -32,9 +32,9 @@ class Calibration:
         """The text it draws from; None when the model writes it itself."""
         return None if self.corpus == "self" else read(self.corpus, self.split)
 
-    def tokens(self, tokenizer: Any, model: nn.Module, seed: int) -> Int[Tensor, "samples length"]:
+    def tokens(self, tokenizer: Any, model: nn.Module, seed: int, where: str = "calibration") -> Int[Tensor, "samples length"]:
         """The sequences, chosen by `seed`. Raises CorpusError, or RecipeError when the model cannot take the length."""
-        check_length(model, self.length, "calibration.length")
+        check_length(model, self.length, f"{where}.length")
         text = self.text()
         if text is None:
             return _written(tokenizer, model, self.samples, self.length, seed)

@@ -33,7 +33,7 @@ Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone,
 CalibrationText = Annotated[str | None, typer.Option(
     "--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. [default: 128]")]
-Length = Annotated[int | None, typer.Option(help="Tokens per calibration sequence. [default: 512]")]
+Length = Annotated[int | None, typer.Option(help="Tokens per calibration (and search) sequence. [default: 512]")]
 EvaluationText = Annotated[str | None, typer.Option(
     "--evaluate", help="Text for the perplexity before and after; none for no measurement. [default: builtin]")]
 EvaluationLength = Annotated[int | None, typer.Option("--evaluate-length", help="Tokens per window of that text. [default: 512]")]
@@ -74,9 +74,10 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
         "skip": given.get("skip", []),
     }
     if "search" in given:
+        length = {"length": given["length"]} if "length" in given else {}
         stage["search"] = {"strategy": _named(given["search"], "--search"),
-                           **({"evaluations": given["evaluations"]} if "evaluations" in given else {}),
-                           **({"text": {"corpus": given["search_text"], "samples": 16}} if "search_text" in given else {})}
+                           "text": {"corpus": given.get("search_text", "self"), "samples": 16, **length},
+                           **({"evaluations": given["evaluations"]} if "evaluations" in given else {})}
     elif "evaluations" in given or "search_text" in given:
         raise RecipeError("--evaluations and --search-text say nothing without --search.")
     settings = {"calibration": "corpus", "samples": "samples", "length": "length"}
