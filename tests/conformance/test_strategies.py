@@ -2,15 +2,17 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from prunus.budget import Budget
-from prunus.errors import RecipeError
+from prunus.errors import MissingExtra, RecipeError
 from prunus.lookup import find, names
 from prunus.search.space import Candidate, Query, Space, Trial
+from prunus.search.strategies.cmaes import CMAES
 from prunus.search.strategies.dynamic import Dynamic
 from prunus.search.strategies.evolution import Evolution
 from prunus.sites import LinearSite
@@ -109,3 +111,9 @@ def test_dynamic_programming_finds_the_best_of_all_candidates_when_errors_add_up
 def test_dynamic_programming_needs_errors() -> None:
     with pytest.raises(RecipeError, match="'dynamic' needs the error of every site"):
         Dynamic().init(Space(SITES, LEVELS, Budget(0.5)), FIRST, 0)
+
+
+def test_a_strategy_whose_library_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cma", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'prunus\[search\]'"):
+        CMAES().init(SPACE, FIRST, 0)

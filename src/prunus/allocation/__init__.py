@@ -11,7 +11,7 @@ from ..granularity import Columns, Granularity, snap
 from ..sites import ChannelSite, LinearSite, Site, SublayerSite
 from ..stats import InputStats, Needs
 
-__all__ = ["Allocator", "Per", "fit", "lean", "reach"]
+__all__ = ["Allocator", "Per", "fit", "group_of", "lean", "reach"]
 
 Per = Literal["matrix", "sublayer", "block"]  # what gets one share: a site, a residual branch, a block
 
@@ -77,14 +77,24 @@ def fit(preference: Callable[[Site, float], float], sites: Sequence[Site], budge
     return plain if met(budget.sparsity) and reached(plain) == reached(at(high)) else at(high)
 
 
+def group_of(site: Site, per: Per) -> str:
+    """What a site shares its share with: itself, its residual branch, or its block."""
+    match per:
+        case "matrix":
+            return site.name
+        case "sublayer":
+            return site.branch or site.name
+        case "block":
+            return str(site.block)
+
+
 def lean(importance: Mapping[str, float], spread: float, per: Per, sites: Sequence[Site], budget: Budget,
          granularity: Granularity) -> Allocation:
     """Shares that fall with importance on a line, from `spread` above the middle for the least to `spread` below it.
 
     A branch's or block's importance is the mean over its sites, weighted by size (Yin et al. 2024, section 3, for blocks).
     """
-    groups = {site.name: site.name if per == "matrix" else site.branch or site.name if per == "sublayer" else str(site.block)
-              for site in sites}
+    groups = {site.name: group_of(site, per) for site in sites}
     sums: dict[str, float] = {}
     sizes: dict[str, int] = {}
     for site in sorted(sites, key=lambda site: site.name):  # in one order, so that rounding does not depend on theirs

@@ -25,7 +25,7 @@ Solver = Annotated[str | None, typer.Option(
 Allocation = Annotated[str | None, typer.Option(
     help="How much each site gives: uniform, owl, dlp, erk, reconstruction; settings after commas. [default: uniform]")]
 Search = Annotated[str | None, typer.Option(
-    help="Improve that by a search: evolution, local, random, dynamic; settings after commas. [default: none]")]
+    help="Improve that by a search: evolution, local, dynamic, cmaes, random; settings after commas. [default: none]")]
 Evaluations = Annotated[float | None, typer.Option(help="Looks at the search text that a search may take. [default: 100]")]
 SearchText = Annotated[str | None, typer.Option(
     "--search-text", help="Search text: a corpus or a file, or self, which the model writes. [default: self]")]
