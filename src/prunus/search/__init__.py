@@ -1,7 +1,9 @@
 """Searching an allocation: what may be chosen, what it is worth, and which candidates to look at."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import RecipeError
 from .space import Candidate, Query, Space, Trial
@@ -20,6 +22,16 @@ class Outcome:
     trials: tuple[Trial, ...]  # in the order of the questions
 
 
+@dataclass(frozen=True)
+class _Closer:
+    """Ends what a strategy's first state holds, such as a thread."""
+
+    state: Any
+
+    def close(self) -> None:
+        getattr(self.state, "close", lambda: None)()
+
+
 def search(space: Space, strategy: Strategy, value: Value, first: Candidate, evaluations: float, seed: int = 0,
            watch: Callable[[float, Trial], None] | None = None) -> Outcome:
     """Ask and tell until `evaluations` is spent; a question on a share of the search text costs that share.
@@ -33,17 +45,18 @@ def search(space: Space, strategy: Strategy, value: Value, first: Candidate, eva
     state, spent = strategy.init(space, first, seed), 0.0
     trials: list[Trial] = []
     best: Trial | None = None
-    while spent < evaluations:
-        queries = strategy.ask(state)
-        answers = list(value(queries))
-        state = strategy.tell(state, answers)
-        trials += answers
-        for query, answer in zip(queries, answers, strict=True):
-            spent += query.share
-            if answer.share == 1 and (best is None or answer.value < best.value):
-                best = answer
-        if watch and best is not None:
-            watch(min(spent, evaluations), best)
+    with closing(_Closer(state)):
+        while spent < evaluations:
+            queries = strategy.ask(state)
+            answers = list(value(queries))
+            state = strategy.tell(state, answers)
+            trials += answers
+            for query, answer in zip(queries, answers, strict=True):
+                spent += query.share
+                if answer.share == 1 and not query.partial and (best is None or answer.value < best.value):
+                    best = answer
+            if watch and best is not None:
+                watch(min(spent, evaluations), best)
     if best is None or best.value == float("inf"):
         raise RecipeError(f"none of {len(trials)} candidates has a value that is a number. Start from a lower sparsity.")
     return Outcome(best, tuple(trials))

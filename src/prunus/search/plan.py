@@ -50,7 +50,9 @@ class Search:
         if self.levels:
             return self.levels
         step = min(0.05, sparsity / 4, (0.99 - sparsity) / 3)
-        return tuple(round(sparsity + step * index, 6) for index in range(-4, 4))
+        around = [round(sparsity + step * index, 6) for index in range(-4, 4)]
+        dense = getattr(self.strategy, "dense_level", False) and around[0] > 0  # for units that are not decided yet
+        return (*([0.0] if dense else []), *around)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class Query:
 
     candidate: Candidate
     share: float = 1.0  # of the search text, in (0, 1]; strategies look at many on little text first
+    partial: bool = False  # some sites are not decided yet: it need not meet the budget, and is never the answer
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""Deterministic policy gradient, one move per unit (SparsitySolver; Lillicrap et al. 2016)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy
+
+from ...allocation import Per
+from .. import agents
+from ..agents import AgentState
+from ..space import Candidate, Query, Space, Trial
+
+__all__ = ["DDPG"]
+
+
+@dataclass(frozen=True)
+class DDPG:
+    """The agent of Stable-Baselines3 with the defaults of AMC (He et al. 2018), the closest ancestor whose settings are known."""
+
+    per: Per = "block"  # what a move gives a share to: matrix, sublayer or block
+    width: float = 0.2  # largest departure of a share from the budget's sparsity
+    reward: agents.Reward = "difference"  # difference, ratio, local or terminal
+    features: tuple[agents.Feature, ...] = ()  # of the state, beside the share that has gone: depth, remaining, size, error
+    warm_up: int = 10  # episodes of random moves
+    noise: float = 0.5  # standard deviation of what is added to a move, on its scale from -1 to 1
+    learning_rate: float = 1e-3  # of Adam
+    discount: float = 1.0  # gamma
+    batch: int = 64  # moves per update, one update per move
+
+    dense_level: ClassVar[bool] = True
+
+    def init(self, space: Space, first: Candidate, seed: int) -> AgentState:
+        return agents.begin(self, space, first, lambda library, environment: self._agent(library, environment, seed))
+
+    def ask(self, state: AgentState) -> list[Query]:
+        return agents.ask(state)
+
+    def tell(self, state: AgentState, trials: Sequence[Trial]) -> AgentState:
+        return agents.tell(state, trials)
+
+    def _agent(self, library: Any, environment: Any, seed: int) -> Any:
+        from stable_baselines3.common.noise import NormalActionNoise
+
+        noise = NormalActionNoise(numpy.zeros(1), numpy.full(1, self.noise))
+        return library.DDPG("MlpPolicy", environment, learning_rate=self.learning_rate, buffer_size=100_000, batch_size=self.batch,
+                            learning_starts=self.warm_up * len(environment.units), gamma=self.discount, tau=0.01,
+                            action_noise=noise, seed=seed, device="cpu", policy_kwargs={"net_arch": [300, 300]})

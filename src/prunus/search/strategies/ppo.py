@@ -1,0 +1,44 @@
+"""Proximal policy optimisation, one move per unit (SparsitySolver; Schulman et al. 2017)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ...allocation import Per
+from .. import agents
+from ..agents import AgentState
+from ..space import Candidate, Query, Space, Trial
+
+__all__ = ["PPO"]
+
+
+@dataclass(frozen=True)
+class PPO:
+    """The agent of Stable-Baselines3 in the environment of `search.pruning_env`; the paper names no algorithm and no settings."""
+
+    per: Per = "block"  # what a move gives a share to: matrix, sublayer or block
+    width: float = 0.2  # largest departure of a share from the budget's sparsity
+    reward: agents.Reward = "difference"  # difference, ratio, local or terminal
+    features: tuple[agents.Feature, ...] = ()  # of the state, beside the share that has gone: depth, remaining, size, error
+    episodes: int = 4  # per update
+    learning_rate: float = 3e-4  # of Adam
+    discount: float = 1.0  # gamma
+    smoothing: float = 0.95  # lambda of the generalised advantage
+    entropy: float = 1e-3  # weight of the policy's entropy
+
+    dense_level: ClassVar[bool] = True
+
+    def init(self, space: Space, first: Candidate, seed: int) -> AgentState:
+        return agents.begin(self, space, first, lambda library, environment: self._agent(library, environment, seed))
+
+    def ask(self, state: AgentState) -> list[Query]:
+        return agents.ask(state)
+
+    def tell(self, state: AgentState, trials: Sequence[Trial]) -> AgentState:
+        return agents.tell(state, trials)
+
+    def _agent(self, library: Any, environment: Any, seed: int) -> Any:
+        steps = self.episodes * len(environment.units)
+        return library.PPO("MlpPolicy", environment, learning_rate=self.learning_rate, n_steps=steps, batch_size=steps, n_epochs=4,
+                           gamma=self.discount, gae_lambda=self.smoothing, clip_range=0.2, ent_coef=self.entropy, seed=seed,
+                           device="cpu", policy_kwargs={"net_arch": [64, 64]})

@@ -1,0 +1,42 @@
+"""Soft actor-critic, one move per unit (SparsitySolver; Haarnoja et al. 2018)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ...allocation import Per
+from .. import agents
+from ..agents import AgentState
+from ..space import Candidate, Query, Space, Trial
+
+__all__ = ["SAC"]
+
+
+@dataclass(frozen=True)
+class SAC:
+    """The agent of Stable-Baselines3 in the environment of `search.pruning_env`; its entropy is weighted by itself."""
+
+    per: Per = "block"  # what a move gives a share to: matrix, sublayer or block
+    width: float = 0.2  # largest departure of a share from the budget's sparsity
+    reward: agents.Reward = "difference"  # difference, ratio, local or terminal
+    features: tuple[agents.Feature, ...] = ()  # of the state, beside the share that has gone: depth, remaining, size, error
+    warm_up: int = 10  # episodes of random moves
+    learning_rate: float = 3e-4  # of Adam
+    discount: float = 1.0  # gamma
+    batch: int = 64  # moves per update, one update per move
+
+    dense_level: ClassVar[bool] = True
+
+    def init(self, space: Space, first: Candidate, seed: int) -> AgentState:
+        return agents.begin(self, space, first, lambda library, environment: self._agent(library, environment, seed))
+
+    def ask(self, state: AgentState) -> list[Query]:
+        return agents.ask(state)
+
+    def tell(self, state: AgentState, trials: Sequence[Trial]) -> AgentState:
+        return agents.tell(state, trials)
+
+    def _agent(self, library: Any, environment: Any, seed: int) -> Any:
+        return library.SAC("MlpPolicy", environment, learning_rate=self.learning_rate, buffer_size=100_000, batch_size=self.batch,
+                           learning_starts=self.warm_up * len(environment.units), gamma=self.discount, seed=seed, device="cpu",
+                           policy_kwargs={"net_arch": [64, 64]})
