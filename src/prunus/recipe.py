@@ -37,8 +37,8 @@ class Stage:
     granularity: Granularity = Unstructured()  # the shape of the zeros
     solver: Solver = ALPS()  # which weights stay, and what they become
     allocation: Allocator = Uniform()  # how much each site gives
-    search: Search | None = None  # improves what the allocator says
     skip: tuple[str, ...] = ()  # glob patterns of site names to leave alone
+    search: Search | None = None  # improves what the allocator says
 
     def __post_init__(self) -> None:
         if len(self.sites) != 1:

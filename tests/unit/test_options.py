@@ -1,10 +1,12 @@
 """Flags mean a recipe; everything that a recipe says about one stage, flags can say."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prunus.allocation.owl import OWL
 from prunus.budget import Budget
 from prunus.calibration.sample import Calibration
 from prunus.cli.options import recipe_of
@@ -14,6 +16,9 @@ from prunus.errors import RecipeError
 from prunus.evaluation.perplexity import Perplexity
 from prunus.granularity import NM, Columns, Unstructured
 from prunus.recipe import Recipe, Stage
+from prunus.search.plan import Search
+from prunus.search.strategies.local import Local
+from prunus.search.strategies.ppo import PPO
 from prunus.solvers.alps import ALPS
 from prunus.solvers.mask import Mask
 from prunus.solvers.sparsegpt import SparseGPT
@@ -44,6 +49,11 @@ def test_flags_that_were_not_given_are_none_and_mean_nothing() -> None:
     ({"granularity": "unstructured:row"}, Stage(granularity=Unstructured("row"), solver=ALPS())),
     ({"solver": "sparsegpt,damping=0.1,block=64"}, Stage(solver=SparseGPT(0.1, 64))),
     ({"solver": " sparsegpt , damping = 1 "}, Stage(solver=SparseGPT(1.0))),
+    ({"allocation": "owl,threshold=7,per=matrix"}, Stage(allocation=OWL(7.0, per="matrix"))),
+    ({"search": "local,switches=2", "evaluations": 7.0}, Stage(search=Search(Local(2), 7.0))),
+    ({"search": "local", "search_text": "ptb", "length": 64},
+     Stage(search=Search(Local(), text=Calibration("ptb", samples=16, length=64)))),
+    ({"search": 'ppo,features=["depth", "size"],episodes=2'}, Stage(search=Search(PPO(features=("depth", "size"), episodes=2)))),
     ({"solver": "wanda"}, Stage(solver=Mask(Wanda()))),
     ({"solver": "ria,power=0.25"}, Stage(solver=Mask(RIA(0.25)))),
     ({"solver": "mask,criterion=ria"}, Stage(solver=Mask(RIA()))),
@@ -52,7 +62,7 @@ def test_flags_that_were_not_given_are_none_and_mean_nothing() -> None:
 def test_flags_about_the_stage(flags: dict[str, Any], expected: Stage) -> None:
     found = stage_of(**flags)
     assert found.budget.limit == pytest.approx(expected.budget.limit, abs=1e-11)
-    assert found == Stage(expected.sites, found.budget, expected.granularity, expected.solver, expected.allocation, expected.skip)
+    assert found == replace(expected, budget=found.budget)
 
 
 def test_flags_about_the_text() -> None:
@@ -82,6 +92,8 @@ def test_a_sparsity_outside_zero_to_one_is_refused_and_percent_is_understood(spa
     ({"granularity": "8"}, "--granularity = '8': expected unstructured"),
     ({"granularity": "tile:4x4", "solver": "sparsegpt"}, "SparseGPT cannot do tile"),
     ({"solver": "sparsegtp"}, "Did you mean 'sparsegpt'"),
+    ({"evaluations": 5.0}, "say nothing without --search"),
+    ({"search": "evolutoin"}, "Did you mean 'evolution'"),
     ({"solver": "sparsegpt,dampin=1"}, "dampin: unknown key. Did you mean 'damping'"),
     ({"solver": "sparsegpt,0.1"}, "expected key=value after the name, found '0.1'"),
     ({"solver": "sparsegpt,damping=much"}, "damping = 'much': expected float"),

@@ -25,7 +25,7 @@ Solver = Annotated[str | None, typer.Option(
 Allocation = Annotated[str | None, typer.Option(
     help="How much each site gives: uniform, owl, dlp, erk, reconstruction; settings after commas. [default: uniform]")]
 Search = Annotated[str | None, typer.Option(
-    help="Improve that by a search: evolution, local, dynamic, cmaes, random; settings after commas. [default: none]")]
+    help="Improve that by a search: evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; settings after commas. [default: none]")]
 Evaluations = Annotated[float | None, typer.Option(help="Looks at the search text that a search may take. [default: 100]")]
 SearchText = Annotated[str | None, typer.Option(
     "--search-text", help="Search text: a corpus or a file, or self, which the model writes. [default: self]")]
@@ -102,11 +102,12 @@ def _limit(sparsity: float) -> float:
 
 def _named(text: str, where: str) -> dict[str, Any]:
     """`name,key=value,…` as a table; values are read as TOML, or as text when they are none."""
+    import re
     import tomllib
 
     from ..errors import RecipeError
 
-    name, *settings = text.split(",")
+    name, *settings = re.split(r",(?![^\[]*\])", text)  # a comma inside a list is not one of ours
     table: dict[str, Any] = {"name": name.strip()}
     for setting in settings:
         key, equals, value = setting.partition("=")
