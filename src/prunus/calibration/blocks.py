@@ -42,9 +42,11 @@ class States:
     arguments: dict[int, "Arguments"]  # by batch size
     turn: int = 0  # the first of the sequences that run now
 
-    def batches(self) -> Iterator[slice]:
-        for start in range(0, len(self.hidden), self.batch):
-            yield slice(start, min(start + self.batch, len(self.hidden)))
+    def batches(self, count: int | None = None) -> Iterator[slice]:
+        """The sequences (or the first `count` of them) as they run together."""
+        count = len(self.hidden) if count is None else count
+        for start in range(0, count, self.batch):
+            yield slice(start, min(start + self.batch, count))
 
     def run(self, module: nn.Module, depth: int, rows: slice) -> Tensor:
         """The block's output for some sequences."""

@@ -1,9 +1,8 @@
 """Searching an allocation: what may be chosen, what it is worth, and which candidates to look at."""
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import RecipeError
 from .space import Candidate, Query, Space, Trial
@@ -22,16 +21,6 @@ class Outcome:
     trials: tuple[Trial, ...]  # in the order of the questions
 
 
-@dataclass(frozen=True)
-class _Closer:
-    """Ends what a strategy's first state holds, such as a thread."""
-
-    state: Any
-
-    def close(self) -> None:
-        getattr(self.state, "close", lambda: None)()
-
-
 def search(space: Space, strategy: Strategy, value: Value, first: Candidate, evaluations: float, seed: int = 0,
            watch: Callable[[float, Trial], None] | None = None) -> Outcome:
     """Ask and tell until `evaluations` is spent; a question on a share of the search text costs that share.
@@ -45,7 +34,8 @@ def search(space: Space, strategy: Strategy, value: Value, first: Candidate, eva
     state, spent = strategy.init(space, first, seed), 0.0
     trials: list[Trial] = []
     best: Trial | None = None
-    with closing(_Closer(state)):
+    with ExitStack() as stack:
+        stack.callback(getattr(state, "close", lambda: None))  # what the first state holds, such as a thread
         while spent < evaluations:
             queries = strategy.ask(state)
             answers = list(value(queries))

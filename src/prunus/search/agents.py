@@ -114,8 +114,8 @@ class AgentState:
         self.worker.close()
 
 
-def begin(strategy: Any, space: Space, first: Candidate, make_agent: Callable[[Any, Any], Any]) -> AgentState:
-    """The state before anything is valued; `make_agent(library, environment)` makes what learns.
+def begin(strategy: Any, space: Space, first: Candidate, seed: int) -> AgentState:
+    """The state before anything is valued; `strategy.agent(library, environment, seed)` makes what learns.
 
     `strategy` says how the game goes: per, width, reward, features. Raises MissingExtra when the libraries are not there.
     """
@@ -132,7 +132,7 @@ def begin(strategy: Any, space: Space, first: Candidate, make_agent: Callable[[A
         return PruningEnv(space, value, strategy.per, strategy.width, strategy.reward, strategy.features)
 
     environment(lambda candidate, partial: 0.0).reset()  # refuses here, not in the thread
-    return AgentState(first, Worker(lambda value: make_agent(stable_baselines3, environment(value)).learn(10**9)))
+    return AgentState(first, Worker(lambda value: strategy.agent(stable_baselines3, environment(value), seed).learn(10**9)))
 
 
 def ask(state: AgentState) -> list[Query]:

@@ -109,7 +109,7 @@ class Fitness:
             hidden = self._through(candidate, depth, hidden)
             depth += 1
             self._states.put(self._prefix(candidate, depth), hidden)
-        total = sum(self._compare(hidden[rows], rows) for rows in self._batches(count))
+        total = sum(self._compare(hidden[rows], rows) for rows in self._entry.batches(count))
         return total / (count * self.tokens.shape[1])
 
     def _begin(self, candidate: Candidate, count: int) -> tuple[Tensor, int]:
@@ -127,7 +127,7 @@ class Fitness:
                    if site.block == depth for name in [_matrix(site)]}
         after = torch.empty_like(hidden)
         with subnet(self.model, weights):
-            for rows in self._batches(len(hidden)):
+            for rows in self._entry.batches(len(hidden)):
                 after[rows] = self._entry.call(block, depth, hidden[rows]).to(after.device)
         self.blocks += 1
         return after
@@ -145,21 +145,18 @@ class Fitness:
         """What the states at the entry of block `depth` depend on."""
         return depth, tuple(level for site, level in zip(self.space.sites, candidate, strict=True) if site.block < depth)
 
-    def _batches(self, count: int) -> list[slice]:
-        return [slice(start, min(start + self.batch, count)) for start in range(0, count, self.batch)]
-
     def _look_at_dense(self, top: int) -> "list[_Target]":
         """The dense model's distributions, batch by batch, slice by slice."""
         hidden = self._entry.hidden.clone()
         for depth, block in enumerate(self.anatomy.blocks):
             module = self.model.get_submodule(block.name)
-            for rows in self._batches(len(hidden)):
+            for rows in self._entry.batches(len(hidden)):
                 hidden[rows] = self._entry.call(module, depth, hidden[rows]).to(hidden.device)
-        return [_Target.of(logits, top) for rows in self._batches(len(hidden)) for logits in self._logits(rows, hidden[rows])]
+        return [_Target.of(logits, top) for rows in self._entry.batches(len(hidden)) for logits in self._logits(rows, hidden[rows])]
 
     def _compare(self, hidden: Tensor, rows: slice) -> float:
         """The sum over a batch's tokens of the divergence."""
-        slices = len(self._targets) // len(self._batches(len(self.tokens)))
+        slices = len(self._targets) // len(list(self._entry.batches()))
         first = rows.start // self.batch * slices
         return sum(self._targets[first + index].divergence(logits) for index, logits in enumerate(self._logits(rows, hidden)))
 

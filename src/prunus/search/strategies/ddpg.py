@@ -1,6 +1,5 @@
 """Deterministic policy gradient, one move per unit (SparsitySolver; Lillicrap et al. 2016)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,8 +7,6 @@ import numpy
 
 from ...allocation import Per
 from .. import agents
-from ..agents import AgentState
-from ..space import Candidate, Query, Space, Trial
 
 __all__ = ["DDPG"]
 
@@ -30,16 +27,10 @@ class DDPG:
 
     dense_level: ClassVar[bool] = True
 
-    def init(self, space: Space, first: Candidate, seed: int) -> AgentState:
-        return agents.begin(self, space, first, lambda library, environment: self._agent(library, environment, seed))
+    init, ask, tell = agents.begin, staticmethod(agents.ask), staticmethod(agents.tell)
 
-    def ask(self, state: AgentState) -> list[Query]:
-        return agents.ask(state)
-
-    def tell(self, state: AgentState, trials: Sequence[Trial]) -> AgentState:
-        return agents.tell(state, trials)
-
-    def _agent(self, library: Any, environment: Any, seed: int) -> Any:
+    def agent(self, library: Any, environment: Any, seed: int) -> Any:
+        """What learns; called in a thread of its own."""
         from stable_baselines3.common.noise import NormalActionNoise
 
         noise = NormalActionNoise(numpy.zeros(1), numpy.full(1, self.noise))

@@ -1,13 +1,10 @@
 """Proximal policy optimisation, one move per unit (SparsitySolver; Schulman et al. 2017)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...allocation import Per
 from .. import agents
-from ..agents import AgentState
-from ..space import Candidate, Query, Space, Trial
 
 __all__ = ["PPO"]
 
@@ -28,16 +25,10 @@ class PPO:
 
     dense_level: ClassVar[bool] = True
 
-    def init(self, space: Space, first: Candidate, seed: int) -> AgentState:
-        return agents.begin(self, space, first, lambda library, environment: self._agent(library, environment, seed))
+    init, ask, tell = agents.begin, staticmethod(agents.ask), staticmethod(agents.tell)
 
-    def ask(self, state: AgentState) -> list[Query]:
-        return agents.ask(state)
-
-    def tell(self, state: AgentState, trials: Sequence[Trial]) -> AgentState:
-        return agents.tell(state, trials)
-
-    def _agent(self, library: Any, environment: Any, seed: int) -> Any:
+    def agent(self, library: Any, environment: Any, seed: int) -> Any:
+        """What learns; called in a thread of its own."""
         steps = self.episodes * len(environment.units)
         return library.PPO("MlpPolicy", environment, learning_rate=self.learning_rate, n_steps=steps, batch_size=steps, n_epochs=4,
                            gamma=self.discount, gae_lambda=self.smoothing, clip_range=0.2, ent_coef=self.entropy, seed=seed,

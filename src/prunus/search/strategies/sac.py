@@ -1,13 +1,10 @@
 """Soft actor-critic, one move per unit (SparsitySolver; Haarnoja et al. 2018)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...allocation import Per
 from .. import agents
-from ..agents import AgentState
-from ..space import Candidate, Query, Space, Trial
 
 __all__ = ["SAC"]
 
@@ -27,16 +24,10 @@ class SAC:
 
     dense_level: ClassVar[bool] = True
 
-    def init(self, space: Space, first: Candidate, seed: int) -> AgentState:
-        return agents.begin(self, space, first, lambda library, environment: self._agent(library, environment, seed))
+    init, ask, tell = agents.begin, staticmethod(agents.ask), staticmethod(agents.tell)
 
-    def ask(self, state: AgentState) -> list[Query]:
-        return agents.ask(state)
-
-    def tell(self, state: AgentState, trials: Sequence[Trial]) -> AgentState:
-        return agents.tell(state, trials)
-
-    def _agent(self, library: Any, environment: Any, seed: int) -> Any:
+    def agent(self, library: Any, environment: Any, seed: int) -> Any:
+        """What learns; called in a thread of its own."""
         return library.SAC("MlpPolicy", environment, learning_rate=self.learning_rate, buffer_size=100_000, batch_size=self.batch,
                            learning_starts=self.warm_up * len(environment.units), gamma=self.discount, seed=seed, device="cpu",
                            policy_kwargs={"net_arch": [64, 64]})
