@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import RecipeError
+from .files import put_in_place
 from .result import SiteRecord
 
 __all__ = ["Journal", "fingerprint"]
@@ -51,9 +51,7 @@ class Journal:
         draft = target.with_suffix(".tmp")
         data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(data, draft, metadata={"records": json.dumps([asdict(record) for record in records])})
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(target)
+        put_in_place(draft, target)
 
     def recall(self, stage: int, block: int) -> tuple[dict[str, Tensor], list[SiteRecord]]:
         """What `keep` stored."""

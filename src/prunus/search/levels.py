@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from ..calibration.placement import Placement
 from ..calibration.stream import View, stream
 from ..errors import RecipeError
+from ..files import put_in_place
 from ..granularity import Granularity
 from ..problem import LayerProblem
 from ..sites import Anatomy, LinearSite
@@ -112,18 +112,12 @@ def _solve(folder: Path, view: View, solver: Solver, granularity: Granularity, l
     draft = folder / f"{name}.tmp"
     save_file(tensors, draft)
     digest = _digest(draft)
-    _write_whole(draft, folder / name)
+    put_in_place(draft, folder / name)
     entry = Entry(name, digest, tuple(errors))
     note = folder / f"{name}.json.tmp"
     note.write_text(json.dumps({"site": view.site.name, **asdict(entry)}))
-    _write_whole(note, folder / f"{name}.json")
+    put_in_place(note, folder / f"{name}.json")
     return entry
-
-
-def _write_whole(draft: Path, target: Path) -> None:
-    with draft.open("rb+") as file:
-        os.fsync(file.fileno())
-    draft.replace(target)
 
 
 def _check(folder: Path, identity: str, levels: Sequence[float]) -> None:
@@ -138,7 +132,7 @@ def _check(folder: Path, identity: str, levels: Sequence[float]) -> None:
         return
     draft = folder / "manifest.json.tmp"
     draft.write_text(json.dumps(ours))
-    _write_whole(draft, mark)
+    put_in_place(draft, mark)
 
 
 def _intact(folder: Path, levels: int) -> dict[str, Entry]:
