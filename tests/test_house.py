@@ -35,7 +35,7 @@ def test_every_plug_in_folder_has_a_contract_of_independence() -> None:
 
 def test_public_names_are_exactly_these_and_all_resolve() -> None:
     assert prunus.__all__ == ["NM", "Budget", "Calibration", "Columns", "PrunusError", "Recipe", "Stage", "Tile", "Unstructured",
-                              "describe", "load", "prune", "save"]
+                              "allocate", "describe", "load", "prune", "save"]
     assert set(prunus._HOMES) == set(prunus.__all__)
     for name in prunus.__all__:
         assert getattr(prunus, name).__name__ == name

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from .export.huggingface import save
     from .granularity import NM, Columns, Tile, Unstructured
     from .loading import load
-    from .pipeline import prune
+    from .pipeline import allocate, prune
     from .recipe import Recipe, Stage
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "prune": "pipeline", "describe": "anatomy", "load": "loading", "save": "export.huggingface",
+    "prune": "pipeline", "allocate": "pipeline", "describe": "anatomy", "load": "loading", "save": "export.huggingface",
     "Recipe": "recipe", "Stage": "recipe", "Budget": "budget", "Calibration": "calibration.sample",
     "NM": "granularity", "Unstructured": "granularity", "Tile": "granularity", "Columns": "granularity",
     "PrunusError": "errors",
@@ -24,7 +24,7 @@ _HOMES = {
 
 __all__ = [
     "NM", "Budget", "Calibration", "Columns", "PrunusError", "Recipe", "Stage", "Tile", "Unstructured",
-    "describe", "load", "prune", "save",
+    "allocate", "describe", "load", "prune", "save",
 ]
 
 

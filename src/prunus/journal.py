@@ -1,6 +1,5 @@
 """Finished blocks on disk, so that an interrupted run can be continued with the same result."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,12 +13,7 @@ from .errors import RecipeError
 from .files import put_in_place
 from .result import SiteRecord
 
-__all__ = ["Journal", "fingerprint"]
-
-
-def fingerprint(*parts: str) -> str:
-    """A hash of all that decides a result."""
-    return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]
+__all__ = ["Journal"]
 
 
 @dataclass(frozen=True)

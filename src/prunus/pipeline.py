@@ -15,24 +15,26 @@ from torch import Tensor, nn
 from .anatomy import describe
 from .budget import Allocation
 from .calibration.corpus import overlap
+from .calibration.loss import loss_stats
 from .calibration.placement import Placement
 from .calibration.stream import View, stream
 from .environment import environment, release_memory, reuse_memory
 from .errors import CorpusError, RecipeError
 from .evaluation import Context, Measurement
+from .files import fingerprint
 from .generations import generate
 from .granularity import Columns, Granularity, Unstructured, check_shape
-from .journal import Journal, fingerprint
+from .journal import Journal
 from .problem import LayerProblem, check_finite
-from .recipe import Recipe, Stage
-from .result import Pruned, Report, SiteRecord
-from .search.plan import Job, SearchRecord, carry_out
+from .recipe import Recipe, Stage, plain
+from .result import Pruned, Report, Shares, SiteRecord
+from .search.plan import Job, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site
 from .solvers import Solver
 from .stats import Needs, most
 from .surgery.write import clear_rows, read_weight, write
 
-__all__ = ["Progress", "Watch", "evaluate", "prune"]
+__all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,33 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     allocations: list[Allocation] = []
     searches: list[SearchRecord] = []
     for index, stage in enumerate(recipe.stage):
-        allocations.append(run.decide(stage, chosen[index]))
-        if stage.search:
-            allocations[-1], found = run.improve(index, stage, chosen[index], allocations[-1])
-            searches.append(found)
+        shares, found = run.shares(index, stage, chosen[index])
+        allocations.append(shares)
+        searches += [found] if found else []
         records += run.carry_out(index, stage, chosen[index], allocations[-1])
     with clock("pruned"):
         after = evaluate(model, recipe, tokenizer, tell, "pruned model")
         answers_after = generate(model, tokenizer, recipe.prompts)
     report = Report(recipe, tuple(allocations), tuple(records), _zeros(model, run.anatomy), before, after, recipe.prompts,
                     answers, answers_after, clock.seconds, environment(model, placement.device, source),
-                    (*_notes(recipe, run.tokens), *_remarks(searches)), tuple(searches))
+                    (*_notes(recipe, run.tokens), *(remark for found in searches for remark in found.remarks)), tuple(searches))
     return Pruned(model, tokenizer, report)
+
+
+def allocate(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement: Placement = Placement(),
+             watch: Watch | None = None, resume: Path | None = None, source: str = "") -> Shares:
+    """Decide how much each site of a recipe's one stage gives, by its allocator and its search; the model is left as it was.
+
+    Arguments and errors are those of `prune`.
+    """
+    if len(recipe.stage) != 1:
+        raise RecipeError(f"recipe.stage: {len(recipe.stage)} stages; what a later one gives depends on the model that an earlier one "
+                          "leaves. Allocate for one stage at a time.")
+    clock = _Clock()
+    run, (sites,) = _prepare(model, recipe, tokenizer, placement, watch or (lambda progress: None), clock, resume)
+    reuse_memory()
+    allocation, found = run.shares(0, recipe.stage[0], sites)
+    return Shares(recipe, allocation, found, clock.seconds, environment(model, placement.device, source))
 
 
 def evaluate(model: nn.Module, recipe: Recipe, tokenizer: Any, watch: Watch | None = None,
@@ -103,16 +120,19 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
         check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
     needs = most(*(need for stage in recipe.stage for need in (stage.solver.needs, stage.allocation.needs)))
     searching = any(stage.search for stage in recipe.stage)
-    if searching and not getattr(model, "can_generate", lambda: False)():
-        raise RecipeError("search: candidates are compared by the next token they predict, which this model does not do.")
-    if tokenizer is None and (needs != "nothing" or searching or recipe.metrics or recipe.prompts):
+    deriving = any(stage.allocation.loss_needs for stage in recipe.stage)
+    if (searching or deriving) and not getattr(model, "can_generate", lambda: False)():
+        what, how = ("search", "candidates are compared") if searching else ("allocation", "sensitivity to the loss is measured")
+        raise RecipeError(f"{what}: {how} by the next token that a model predicts, which this one does not do.")
+    calibrated = needs != "nothing" or deriving
+    if tokenizer is None and (calibrated or searching or recipe.metrics or recipe.prompts):
         raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
                           "metrics=(), prompts=() and a solver that needs no data.")
-    _check_texts(recipe, needs != "nothing")
-    tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if needs != "nothing" else torch.empty(0, 0).long()
+    _check_texts(recipe, calibrated)
+    tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if calibrated else torch.empty(0, 0).long()
     texts = {index: stage.search.text.tokens(tokenizer, model, recipe.seed + _OTHER_SEED, f"stage[{index}].search.text")
              for index, stage in enumerate(recipe.stage) if stage.search}
-    identity = _identity(recipe, model, tokens) if resume or searching else ""
+    identity = fingerprint(recipe.to_toml(), _identity(model, tokens)) if resume else ""
     journal = Journal(resume) if resume else None
     if journal:
         journal.begin(identity)
@@ -160,12 +180,6 @@ def _check_texts(recipe: Recipe, calibrated: bool) -> None:
                               f"({other.name} {other.split}). Name another corpus or split for one of them.")
 
 
-def _remarks(searches: list[SearchRecord]) -> tuple[str, ...]:
-    """What a reader of the figures of a search should know."""
-    return tuple(f"The search's allocation was worse than the one it started from on held-out text ({found.held_out_best:.4f} "
-                 f"against {found.held_out_first:.4f} nats per token), so it was not used." for found in searches if not found.kept)
-
-
 def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
     asked = recipe.calibration.samples
     if 0 < len(tokens) < asked:
@@ -173,10 +187,10 @@ def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
     return ()
 
 
-def _identity(recipe: Recipe, model: Any, tokens: Tensor) -> str:
-    """A hash of all that decides a result."""
+def _identity(model: Any, tokens: Tensor) -> str:
+    """A hash of what statistics depend on."""
     first = next(model.parameters())
-    return fingerprint(recipe.to_toml(), model.config.to_json_string(), str(first.dtype), str(tokens.tolist()),
+    return fingerprint(model.config.to_json_string(), str(first.dtype), str(tokens.tolist()),
                        *(f"{torch.linalg.vector_norm(weight.detach(), dtype=torch.float64):.9e}" for weight in model.parameters()))
 
 
@@ -195,28 +209,35 @@ class _Run:
     texts: Mapping[int, Tensor]  # search text, by stage
     seed: int
 
-    def decide(self, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
-        """How much each site gives, after one look at the inputs of all of them if the allocator needs that."""
-        plan, allocation = _plan(self.anatomy, sites, stage), stage.allocation
+    def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, SearchRecord | None]:
+        """What the stage's allocator says, or what its search makes of that."""
+        first = self._decide(stage, sites)
+        return self._improve(index, stage, stage.search, sites, first) if stage.search else (first, None)
+
+    def _decide(self, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
+        """How much each site gives, after one look at the loss and one at the inputs of all sites if the allocator needs them."""
+        plan, allocation, loss = _plan(self.anatomy, sites, stage), stage.allocation, stage.allocation.loss_needs
         measured: dict[str, Any] = {}
         with self.clock("allocating"):
-            for views in self._stream(plan, allocation.needs) if allocation.needs != "nothing" else ():
+            known = loss_stats(self.model, self.anatomy, list(plan), self.tokens, loss, self.seed) if loss else {}
+            for views in self._stream(plan, allocation.needs) if loss or allocation.needs != "nothing" else ():
                 for view in views:
                     site = plan[view.site].site
-                    measured[site.name] = allocation.measure(site, self._weight(view), view.stats)
-            return allocation.allocate(sites, measured, stage.budget, stage.granularity)
+                    measured[site.name] = allocation.measure(site, self._weight(view), view.stats, known.get(view.site.name))
+            return allocation.allocate(sites, measured, stage.budget, _resolved(stage.granularity, stage.solver))
 
-    def improve(self, index: int, stage: Stage, sites: tuple[Site, ...],
-                first: Allocation) -> tuple[Allocation, SearchRecord]:
-        """What the stage's search makes of the allocator's answer; levels and trials wait beside the finished blocks."""
-        assert stage.search is not None
+    def _improve(self, index: int, stage: Stage, search: Search, sites: tuple[Site, ...],
+                 first: Allocation) -> tuple[Allocation, SearchRecord]:
+        """Levels and trials wait beside the finished blocks, unless the search names a store for levels."""
         plan = {matrix: task.granularity for matrix, task in _plan(self.anatomy, sites, stage).items()}
+        solved = fingerprint(_identity(self.model, self.tokens), str(plain(stage.solver)), *map(str, plan.values()))
         with ExitStack() as stack, self.clock("searching"):
             folder = self.journal.folder if self.journal else Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
-            job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget, stage.granularity, self.tokens,
+            job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget,
+                      _resolved(stage.granularity, stage.solver), self.tokens,
                       self.texts[index], self.placement, max(1, _TOKENS // self.texts[index].shape[1]), folder / f"search-{index}",
-                      self.identity)
-            return carry_out(stage.search, job, first, self.seed,
+                      solved)
+            return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
     def _stream(self, plan: "Mapping[LinearSite, _Task]", needs: Needs,
@@ -250,6 +271,9 @@ class _Run:
         block = views[0].site.block
         if self.journal and block in done:
             tensors, records = self.journal.recall(index, block)
+            if any(abs(record.asked - allocation[record.site]) > 1e-4 for record in records):
+                raise RecipeError(f"{self.journal.folder}: its finished blocks have other shares than this run's. Use --overwrite to "
+                                  "discard it.")
             self.model.load_state_dict(tensors, strict=False)
             yield from zip(views, records, strict=True)
             return

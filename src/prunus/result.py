@@ -11,7 +11,7 @@ from .evaluation import Measurement
 from .recipe import Recipe
 from .search.plan import SearchRecord
 
-__all__ = ["Pruned", "Report", "SiteRecord"]
+__all__ = ["Pruned", "Report", "Shares", "SiteRecord"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,17 @@ class Report:
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()  # what a reader should know
     searches: tuple[SearchRecord, ...] = ()  # of the stages that search
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much each site is to give: decided, and not taken yet."""
+
+    recipe: Recipe
+    allocation: Allocation
+    search: SearchRecord | None
+    seconds: Mapping[str, float]  # by stage of the work
+    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What calibration remembers about a layer's inputs: streaming moments, and the factors that sites share."""
 
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .errors import CalibrationError
 
-__all__ = ["InputStats", "Needs", "most"]
+__all__ = ["InputStats", "LossNeeds", "LossStats", "Needs", "most"]
 
 Needs = Literal["nothing", "power", "gram"]  # ascending cost; a plug-in declares the least it can live on
 Level = Literal["mean", "median"]  # of the Gram's diagonal
@@ -26,6 +27,24 @@ def _panels(width: int) -> Iterator[tuple[int, int]]:
 def most(*needs: Needs) -> Needs:
     """The greatest of several needs."""
     return max(needs, key=_ORDER.index, default="nothing")
+
+
+@dataclass(frozen=True)
+class LossNeeds:
+    """What a plug-in wants to know of the loss, beside the inputs: how much backward passes may cost."""
+
+    curvature: bool = False  # the trace too, for which the loss is differentiated twice
+    sequences: int = 16  # of the calibration text
+
+
+@dataclass(frozen=True)
+class LossStats:
+    """How the loss (cross-entropy of the next token, summed) depends on one matrix; means over tokens."""
+
+    slope: float  # E ||d loss / d y||^2 at the matrix's output y
+    output: float  # E ||y||^2
+    stream: float  # E ||d loss / d h||^2 times E ||h||^2, with h what the matrix's block gives to the next
+    trace: float | None = None  # of the Hessian of the mean loss in the matrix's weights; None when not asked for
 
 
 class InputStats:

@@ -247,3 +247,46 @@ def test_answers_without_importing_torch(words: list[str]) -> None:
     ran = subprocess.run([sys.executable, "-c", WITHOUT_TORCH.format(words=words)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout
+
+
+def deciding(quick: list[Any], command: str) -> list[Any]:
+    """The words of `quick` for a command that prunes nothing."""
+    return [command, *quick[1:-2]]
+
+
+def test_allocate_writes_shares_that_prune_takes(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    ran = prunus(*deciding(quick, "allocate"), "--sparsity", "0.6", "--allocation", "owl,per=matrix")
+    assert (ran.code, ran.out) == (0, "")
+    assert "mlp.down_proj" in ran.err
+    (shares,) = json.loads((tmp_path / "out" / "allocation.json").read_text())
+    assert len(set(shares.values())) > 1
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "allocation.json", "allocation.csv", "allocation-0.png", "decision.json", "recipe.toml"}
+    ran = prunus(*quick, "--out", tmp_path / "pruned", "--sparsity", "0.6", "--solver", "sparsegpt", "--json",
+                 "--allocation", f"file,path={tmp_path / 'out' / 'allocation.json'}")
+    report = strict_json(ran.out)
+    assert {record["site"]: record["asked"] for record in report["sites"]} == shares
+    assert report["sparsity"] == pytest.approx(0.6, abs=1e-3)
+
+
+def test_search_writes_what_it_found_and_how(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    words = [*deciding(quick, "search"), "--sparsity", "0.6", "--solver", "wanda", "--search", "local", "--evaluations", "6"]
+    ran = prunus(*words, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    found = strict_json(ran.out)
+    assert found["search"]["spent"] == 6
+    assert found == strict_json((tmp_path / "out" / "decision.json").read_text())
+    assert (tmp_path / "out" / "search.csv").is_file()
+    assert not list(tmp_path.glob("*.partial"))
+    again = prunus(*words, "--out", tmp_path / "again")
+    assert "Local: divergence" in again.err
+    assert (tmp_path / "again" / "allocation.json").read_text() == (tmp_path / "out" / "allocation.json").read_text()
+
+
+def test_a_recipe_decides_whether_allocate_or_search_is_meant(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    for flags, command, words in (([], "search", "Use prunus allocate"), (["--search", "local"], "allocate", "Use prunus search")):
+        (tmp_path / "r.toml").write_text(prunus("recipe", *flags).out)
+        ran = prunus(command, quick[1], "--out", tmp_path / "out", "--recipe", tmp_path / "r.toml")
+        assert ran.code == 2
+        assert words in ran.err
+    assert not (tmp_path / "out").exists()

@@ -1,8 +1,11 @@
 """A stage that searches: from a recipe to shares that meet the budget, with what the search did in the report."""
 
+import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from prunus.anatomy import describe
 from prunus.budget import Budget
 from prunus.calibration.sample import Calibration
 from prunus.criteria.magnitude import Magnitude
-from prunus.errors import CorpusError, RecipeError
+from prunus.errors import CorpusError, ExportError, RecipeError
 from prunus.evaluation.perplexity import Perplexity
 from prunus.export.huggingface import save
 from prunus.granularity import NM
@@ -53,7 +56,8 @@ def test_every_strategy_ends_in_shares_that_meet_the_budget_to_the_weight(strate
     assert 0.6 * total - 1e-6 <= gone <= 0.6 * total + len(sites)
     assert {record.site: record.asked for record in report.sites} == shares
     assert found.best <= found.first
-    assert found.curve[-1][1] == found.best
+    assert min(moment.held_out for moment in found.curve) == found.held_out_best
+    assert found.best in {moment.value for moment in found.curve}
     assert found.block_passes <= found.block_passes_plain
     assert found.held_out_first > 0
 
@@ -70,18 +74,51 @@ def test_the_search_starts_from_the_allocator_s_answer_and_keeps_it_when_held_ou
 ) -> None:
     from prunus.search.fitness import Fitness
 
-    real, unseen = Fitness._divergence, iter([1.0, 2.0])
+    real, unseen = Fitness._divergence, itertools.count(1.0)
     monkeypatch.setattr(Fitness, "_divergence", lambda self, candidate, count: next(unseen) if len(self.tokens) == 2
                         else real(self, candidate, count))  # two sequences are held out
     search = Search(Local(), evaluations=15.0, text=TEXT)
     report = run(recipe_with(text_file, search, allocation=OWL(per="matrix"))).report
     (found,) = report.searches
-    assert found.best < found.first
+    assert found.curve[-1].value < found.best == found.first
     assert not found.kept
     plain = run(Recipe((Stage(budget=Budget(0.4), solver=SparseGPT(), allocation=OWL(per="matrix")),),
                        Calibration(str(text_file), samples=4, length=32), (), ())).report
     assert report.allocation == plain.allocation
-    assert "worse than the one it started from on held-out text" in report.notes[0]
+    assert "Nothing that the search found was better on held-out text" in report.notes[0]
+    assert "was not the best on held-out text" in report.notes[1]
+
+
+def test_a_search_ends_early_when_held_out_text_gains_nothing_any_more(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunus.search.fitness import Fitness
+
+    real = Fitness._divergence
+    monkeypatch.setattr(Fitness, "_divergence", lambda self, candidate, count: 1.0 if len(self.tokens) == 2
+                        else real(self, candidate, count))  # two sequences are held out
+    (found,) = run(recipe_with(text_file, Search(Local(), evaluations=40.0, text=TEXT, patience=5.0))).report.searches
+    assert found.spent == 6  # the first candidate, and five more
+    (found,) = run(recipe_with(text_file, Search(Local(), evaluations=40.0, text=TEXT))).report.searches
+    assert found.spent == 40
+
+
+def test_an_answer_that_beats_the_dense_model_on_the_search_text_is_flagged(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(Local(), evaluations=8.0, text=TEXT, objective="perplexity")
+    report = run(recipe_with(text_file, search)).report
+    (found,) = report.searches
+    assert found.dense > 0
+    assert any("beats the dense model on the search text" in note for note in report.notes) == (found.best < found.dense)
+    better = replace(found, best=found.dense - 0.1)
+    assert "beats the dense model on the search text" in " ".join(better.remarks)
+    assert "beats the dense model" not in " ".join(replace(found, best=found.dense + 0.1).remarks)
+
+
+def test_levels_that_do_not_fit_on_the_disk_are_refused_before_anything_is_solved(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(ExportError, match=r"levels need 0 MiB, 0 MiB are free"):
+        run(recipe_with(text_file, Search(Local(), evaluations=4.0, text=TEXT)), resume=tmp_path / "run")
+    assert not (tmp_path / "run" / "search-0").exists()
 
 
 def test_an_interrupted_search_is_resumed_with_the_same_result(text_file: Path, tmp_path: Path) -> None:
@@ -98,7 +135,7 @@ def test_an_interrupted_search_is_resumed_with_the_same_result(text_file: Path, 
         run(recipe, resume=tmp_path / "run", watch=stop)
     told: list[Progress] = []
     found = run(recipe, resume=tmp_path / "run", watch=told.append)
-    assert "solving levels" not in {progress.phase for progress in told}
+    assert not any(progress.phase.startswith("solving levels") for progress in told)
     assert found.report.allocation == expected.report.allocation
     assert found.report.searches[0].curve == expected.report.searches[0].curve
     assert found.report.searches[0].block_passes < expected.report.searches[0].block_passes
@@ -140,7 +177,7 @@ def test_search_text_never_overlaps_calibration_or_report_text(text_file: Path) 
 def test_what_cannot_be_searched_is_refused_before_any_work(text_file: Path) -> None:
     with pytest.raises(RecipeError, match="fixes the sparsity of every site"):
         Stage(granularity=NM(2, 4), search=Search())
-    with pytest.raises(RecipeError, match="which this model does not do"):
+    with pytest.raises(RecipeError, match="which this one does not do"):
         run(recipe_with(text_file, Search(text=TEXT)), tiny_model("bert"))
     with pytest.raises(RecipeError, match=r"expected levels on both sides of the budget's sparsity 0\.6"):
         run(recipe_with(text_file, Search(levels=(0.1, 0.5), text=TEXT)))

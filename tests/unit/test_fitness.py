@@ -168,7 +168,12 @@ def test_a_search_finds_better_than_it_was_given(strategy: Any, fitness_of: Make
     fitness = fitness_of()
     first = fitness.space.nearest(dict.fromkeys((site.name for site in fitness.space.sites), 0.4))
     told: list[tuple[float, float]] = []
-    outcome = search(fitness.space, strategy, fitness, first, 40.0, watch=lambda spent, best: told.append((spent, best.value)))
+
+    def watch(spent: float, best: Trial) -> bool:
+        told.append((spent, best.value))
+        return True
+
+    outcome = search(fitness.space, strategy, fitness, first, 40.0, watch=watch)
     assert outcome.best.value <= outcome.trials[0].value
     assert fitness.space.met(outcome.best.candidate)
     assert told[-1] == (40, outcome.best.value)
@@ -193,3 +198,20 @@ def test_what_is_kept_stays_within_its_bytes_and_the_oldest_goes_first() -> None
     assert [kept.get(index) is not None for index in range(4)] == [True, False, True, True]
     kept.put(5, torch.zeros(1000))
     assert kept.bytes == 0
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_perplexity_is_that_of_the_text_and_the_dense_model_s_is_known(fitness_of: Make, batch: int) -> None:
+    fitness = fitness_of(objective="perplexity", batch=batch)
+    model, candidate = fitness.model, (1,) * len(fitness.space.sites)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(model(input_ids=TOKENS, labels=TOKENS).loss)
+
+    assert fitness.dense == pytest.approx(loss(), rel=1e-5)
+    (trial,) = fitness([Query(candidate)])
+    weights = {site.name: fitness.store.weight(site.name, 1, model.get_submodule(site.name).weight.data) for site in fitness.space.sites}
+    with subnet(model, weights):
+        assert trial.value == pytest.approx(loss(), rel=1e-5)
+    assert trial.value != pytest.approx(fitness.dense, rel=1e-3)

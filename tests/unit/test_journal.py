@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from prunus.errors import RecipeError
-from prunus.journal import Journal, fingerprint
+from prunus.files import fingerprint
+from prunus.journal import Journal
 from prunus.result import SiteRecord
 
 RECORDS = [SiteRecord("layers.0.a", 0.5, 0.501, 0.1 + 0.2, 1.5), SiteRecord("layers.0.b", 0.5, 0.5, None, 0.25)]

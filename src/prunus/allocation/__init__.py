@@ -1,5 +1,6 @@
 """Allocators: how much each site gives, in one pass. One file each; the file name is the name."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -7,11 +8,13 @@ from torch import Tensor
 
 from ..budget import Allocation, Budget
 from ..errors import RecipeError
-from ..granularity import Columns, Granularity, snap
+from ..granularity import Columns, Granularity, Unstructured, snap
+from ..problem import LayerProblem
 from ..sites import ChannelSite, LinearSite, Site, SublayerSite
-from ..stats import InputStats, Needs
+from ..solvers import Solver
+from ..stats import InputStats, LossNeeds, LossStats, Needs
 
-__all__ = ["Allocator", "Per", "fit", "group_of", "lean", "reach"]
+__all__ = ["Allocator", "Per", "fit", "group_of", "lean", "pooled", "probed", "reach"]
 
 Per = Literal["matrix", "sublayer", "block"]  # what gets one share: a site, a residual branch, a block
 
@@ -21,7 +24,8 @@ class Allocator(Protocol):
     """States how a budget is shared among sites.
 
     A frozen dataclass whose fields are its hyper-parameters. `measure` is called once per site, while statistics
-    stream by (not at all when it needs nothing), and returns something small; `allocate` turns all measurements into
+    stream by (not at all when it needs nothing), and returns something small; `loss` is None unless it asks for the
+    loss. `allocate` turns all measurements into
     an allocation that meets the budget after rounding to whole weights, does not depend on the order of the sites, and
     is uniform on identical sites.
     """
@@ -31,7 +35,12 @@ class Allocator(Protocol):
         """The least statistics it can live on."""
         ...
 
-    def measure(self, site: Site, weight: Tensor, stats: InputStats) -> Any:
+    @property
+    def loss_needs(self) -> LossNeeds | None:
+        """What it wants to know of the loss; None when nothing."""
+        ...
+
+    def measure(self, site: Site, weight: Tensor, stats: InputStats, loss: LossStats | None) -> Any:
         """What is remembered of one site."""
         ...
 
@@ -86,6 +95,26 @@ def group_of(site: Site, per: Per) -> str:
             return site.branch or site.name
         case "block":
             return str(site.block)
+
+
+def pooled(preference: Callable[[Site, float], float], per: Per, sites: Sequence[Site]) -> Callable[[Site, float], float]:
+    """The same preference, with one share for each group: the mean of its members', weighted by size."""
+    groups: dict[str, list[Site]] = {}
+    for site in sorted(sites, key=lambda site: site.name):  # in one order, so that rounding does not depend on theirs
+        groups.setdefault(group_of(site, per), []).append(site)
+
+    def shared(site: Site, level: float) -> float:
+        members = groups[group_of(site, per)]
+        return sum(preference(other, level) * other.size for other in members) / sum(other.size for other in members)
+
+    return shared
+
+
+def probed(solver: Solver, sparsity: float, site: Site, weight: Tensor, stats: InputStats) -> float:
+    """The logarithm of the relative output error that a solver leaves at one sparsity; of channels, whole ones go."""
+    shape = Columns(site.width) if isinstance(site, ChannelSite) else Unstructured("matrix")
+    problem = LayerProblem(weight, stats, shape, sparsity, site.name)
+    return math.log(max(problem.error(solver.solve(problem).weight) or 0.0, 1e-12))
 
 
 def lean(importance: Mapping[str, float], spread: float, per: Per, sites: Sequence[Site], budget: Budget,

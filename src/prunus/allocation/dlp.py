@@ -11,7 +11,7 @@ from ..criteria.wanda import Wanda
 from ..errors import RecipeError
 from ..granularity import Granularity
 from ..sites import Site
-from ..stats import InputStats, Needs
+from ..stats import InputStats, LossStats, Needs
 from . import Per, lean
 
 __all__ = ["DLP"]
@@ -29,12 +29,13 @@ class DLP:
     per: Per = "block"  # what gets one share: matrix, sublayer or block
 
     needs: ClassVar[Needs] = "power"
+    loss_needs: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.spread < 0.5:
             raise RecipeError(f"spread = {self.spread:g}: expected a spread in [0, 0.5).")
 
-    def measure(self, site: Site, weight: Tensor, stats: InputStats) -> float:
+    def measure(self, site: Site, weight: Tensor, stats: InputStats, loss: LossStats | None) -> float:
         return float(Wanda().saliency(weight, stats).median())
 
     def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,

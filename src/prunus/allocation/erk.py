@@ -10,7 +10,7 @@ from ..budget import Allocation, Budget
 from ..errors import RecipeError
 from ..granularity import Granularity
 from ..sites import LinearSite, Site
-from ..stats import InputStats, Needs
+from ..stats import InputStats, LossStats, Needs
 from . import fit
 
 __all__ = ["ERK"]
@@ -21,8 +21,9 @@ class ERK:
     """Evci et al. 2020 (ICML), section 3: the kept share is in proportion to (in + out) / (in * out). Needs no data."""
 
     needs: ClassVar[Needs] = "nothing"
+    loss_needs: ClassVar[None] = None
 
-    def measure(self, site: Site, weight: Tensor, stats: InputStats) -> None:
+    def measure(self, site: Site, weight: Tensor, stats: InputStats, loss: LossStats | None) -> None:
         return None
 
     def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,

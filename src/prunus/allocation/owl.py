@@ -11,7 +11,7 @@ from ..criteria.wanda import Wanda
 from ..errors import RecipeError
 from ..granularity import Granularity
 from ..sites import Site
-from ..stats import InputStats, Needs
+from ..stats import InputStats, LossStats, Needs
 from . import Per, lean
 
 __all__ = ["OWL"]
@@ -30,13 +30,14 @@ class OWL:
     per: Per = "block"  # what gets one share: matrix, sublayer or block
 
     needs: ClassVar[Needs] = "power"
+    loss_needs: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if self.threshold <= 0 or not 0 <= self.spread < 0.5:
             raise RecipeError(f"threshold = {self.threshold:g}, spread = {self.spread:g}: expected a threshold above 0 and "
                               "a spread in [0, 0.5).")
 
-    def measure(self, site: Site, weight: Tensor, stats: InputStats) -> float:
+    def measure(self, site: Site, weight: Tensor, stats: InputStats, loss: LossStats | None) -> float:
         saliency = Wanda().saliency(weight, stats)
         return float((saliency > self.threshold * saliency.mean()).float().mean())
 

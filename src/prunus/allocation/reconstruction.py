@@ -1,6 +1,5 @@
 """Spare the matrices that a solver cannot reconstruct well at a probe sparsity."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,13 +8,12 @@ from torch import Tensor
 
 from ..budget import Allocation, Budget
 from ..errors import RecipeError
-from ..granularity import Columns, Granularity, Unstructured
-from ..problem import LayerProblem
-from ..sites import ChannelSite, Site
+from ..granularity import Granularity
+from ..sites import Site
 from ..solvers import Solver
 from ..solvers.sparsegpt import SparseGPT
-from ..stats import InputStats, Needs
-from . import Per, lean
+from ..stats import InputStats, LossStats, Needs
+from . import Per, lean, probed
 
 __all__ = ["Reconstruction"]
 
@@ -33,16 +31,15 @@ class Reconstruction:
     per: Per = "matrix"  # what gets one share: matrix, sublayer or block
 
     needs: ClassVar[Needs] = "gram"
+    loss_needs: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not 0 < self.probe < 1 or not 0 <= self.spread < 0.5:
             raise RecipeError(f"probe = {self.probe:g}, spread = {self.spread:g}: expected a probe in (0, 1) and a spread in "
                               "[0, 0.5).")
 
-    def measure(self, site: Site, weight: Tensor, stats: InputStats) -> float:
-        shape = Columns(site.width) if isinstance(site, ChannelSite) else Unstructured("matrix")
-        problem = LayerProblem(weight, stats, shape, self.probe, site.name)
-        return math.log(max(problem.error(self.solver.solve(problem).weight) or 0.0, 1e-12))
+    def measure(self, site: Site, weight: Tensor, stats: InputStats, loss: LossStats | None) -> float:
+        return probed(self.solver, self.probe, site, weight, stats)
 
     def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,
                  granularity: Granularity) -> Allocation:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import PrunusError
+from .allocate import allocate, search
 from .demo import demo
 from .describe import describe
 from .evaluate import evaluate
@@ -22,6 +23,8 @@ app = typer.Typer(
     help="Make language models smaller and faster by pruning, and prove what that cost.",
 )
 app.command("prune")(prune)
+app.command("allocate")(allocate)
+app.command("search")(search)
 app.command("evaluate")(evaluate)
 app.command("describe")(describe)
 app.command("list")(list_names)

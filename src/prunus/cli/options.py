@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity", "Length",
-    "Model", "RecipeFile", "Samples", "Search", "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "recipe_of",
+    "Model", "RecipeFile", "Samples", "Search", "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "given",
+    "recipe_of",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -23,7 +24,8 @@ Solver = Annotated[str | None, typer.Option(
     help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: "
          "sparsegpt,damping=0.1. [default: alps]")]
 Allocation = Annotated[str | None, typer.Option(
-    help="How much each site gives: uniform, owl, dlp, erk, reconstruction; settings after commas. [default: uniform]")]
+    help="How much each site gives: uniform, owl, dlp, erk, reconstruction, sensitivity, fisher, absorption, or file; settings after "
+         "commas. [default: uniform]")]
 Search = Annotated[str | None, typer.Option(
     help="Improve that by a search: evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; settings after commas. [default: none]")]
 Evaluations = Annotated[float | None, typer.Option(help="Looks at the search text that a search may take. [default: 100]")]
@@ -41,6 +43,15 @@ Seed = Annotated[int | None, typer.Option(help="Chooses the calibration sequence
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+
+
+_FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "skip", "calibration",
+          "samples", "length", "evaluate", "evaluate_length", "seed")
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """Of a command's arguments, those that say something about a recipe."""
+    return {key: values[key] for key in _FLAGS if key in values}
 
 
 def recipe_of(recipe: Path | None, flags: dict[str, Any]) -> "Recipe":

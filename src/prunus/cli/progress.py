@@ -78,6 +78,29 @@ class Screen:
         self._console.print(f"\nSaved to {out} (transformers loads it); the figures are in {out / 'README.md'}.")
 
 
+    def shares(self, found: Any, out: Path) -> None:
+        """How much each kind of site gives, what a search found, and where it is."""
+        if self._quiet:
+            return
+        from ..figures import place
+
+        kinds: dict[str, list[float]] = {}
+        for site, share in found.allocation.items():
+            kinds.setdefault(place(site)[1], []).append(share)
+        table = Table("kind of site", "sites", "mean", "least", "most", box=None, pad_edge=False)
+        for kind, values in kinds.items():
+            table.add_row(kind, str(len(values)), f"{sum(values) / len(values):.3f}", f"{min(values):.3f}", f"{max(values):.3f}")
+        self._console.print(table)
+        if found.search:
+            search = found.search
+            self._console.print(f"{search.strategy}: {search.objective} {search.first:.4f} -> {search.best:.4f} nats per token on the "
+                                f"search text, {search.held_out_first:.4f} -> {search.held_out_best:.4f} on held-out text, "
+                                f"in {search.questions} questions.")
+            for remark in search.remarks:
+                self._console.print(f"Note: {remark}")
+        self._console.print(f"\nSaved to {out}. To prune with it: --allocation file,path={out / 'allocation.json'}")
+
+
 def _line(progress: Any, seconds: float) -> str:
     share = progress.done / max(progress.total, 1)
     left = f"about {_clock(seconds * (1 - share) / share)} left" if share > 0.01 else "estimating the time left"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
+from .running import journal_of, kept, opened
 
 __all__ = ["carry_out", "prune"]
 
@@ -39,11 +40,7 @@ def prune(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Prune a model, measure what that cost, and save a checkpoint that transformers loads."""
-    flags = {"sites": sites, "sparsity": sparsity, "granularity": granularity, "solver": solver, "allocation": allocation,
-             "search": search, "evaluations": evaluations, "search_text": search_text,
-             "skip": skip, "calibration": calibration, "samples": samples, "length": length, "evaluate": evaluate,
-             "evaluate_length": evaluate_length, "seed": seed}
-    plan = o.recipe_of(recipe, flags)
+    plan = o.recipe_of(recipe, o.given(locals()))
     place = {"device": device, "activations": activations}
     carry_out(model, plan, out, place, dtype, overwrite, resume, trust_remote_code, quiet=quiet or json, as_json=json)
 
@@ -52,44 +49,22 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
               trust: bool, quiet: bool, as_json: bool) -> None:
     """Load, prune, save and print; shared with `prunus demo`."""
     from ..calibration.placement import Placement
-    from ..errors import CalibrationError, ExportError
     from ..export.huggingface import check_target, model_bytes, save
-    from ..journal import Journal
     from ..lookup import find
     from .progress import Screen
 
     placement = Placement(**place)
-    check_target(out, overwrite, 0)
-    journal = Journal(out.absolute().with_name(f"{out.absolute().name}.partial"))
-    if journal.folder.exists() and not (resume or overwrite):
-        raise ExportError(f"{journal.folder}: holds finished work of an interrupted run. Say --resume to go on, or "
-                          "--overwrite to begin again.")
-    if overwrite and not resume:
-        journal.discard()
-    with Screen(quiet) as screen:
-        screen.say(f"Loading {source}")
-        from ..loading import load
+    journal = journal_of(out, overwrite, resume)
+    with Screen(quiet) as screen, kept(journal, out, screen):
+        loaded = opened(source, placement, dtype, trust, screen)
         from ..pipeline import prune as run
 
-        loaded = load(source, dtype=dtype, trust_remote_code=trust)
-        if place["device"] != "cpu" and placement.fits(loaded.model):
-            loaded.model.to(place["device"])
         recipe = _suited(recipe, loaded.model, screen)
         check_target(out, overwrite, 2 * model_bytes(loaded.model))  # finished blocks are kept on the way
-        try:
-            pruned = run(loaded.model, recipe, tokenizer=loaded.tokenizer, placement=placement, watch=screen.watch,
-                         resume=journal.folder, source=source)
-            screen.say(f"Saving {out}")
-            save(pruned, out, overwrite=overwrite)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                screen.warn(f"Interrupted: nothing was written to {out}.")
-            if isinstance(error, CalibrationError):
-                journal.discard()  # it would fail again at the same place
-            if journal.folder.exists():
-                screen.warn(f"Finished blocks are kept in {journal.folder}: run the same command with --resume to go on.")
-            raise
-        journal.discard()
+        pruned = run(loaded.model, recipe, tokenizer=loaded.tokenizer, placement=placement, watch=screen.watch,
+                     resume=journal.folder, source=source)
+        screen.say(f"Saving {out}")
+        save(pruned, out, overwrite=overwrite)
         screen.summary(pruned.report, out)
     if as_json:
         typer.echo(find("report", "json")().render(pruned.report), nl=False)

@@ -26,8 +26,4 @@ def recipe(
     seed: o.Seed = None,
 ) -> None:
     """Print the recipe that a set of flags means, in full, as TOML."""
-    flags = {"sites": sites, "sparsity": sparsity, "granularity": granularity, "solver": solver, "allocation": allocation,
-             "search": search, "evaluations": evaluations, "search_text": search_text,
-             "skip": skip, "calibration": calibration, "samples": samples, "length": length, "evaluate": evaluate,
-             "evaluate_length": evaluate_length, "seed": seed}
-    typer.echo(o.recipe_of(file, flags).to_toml(), nl=False)
+    typer.echo(o.recipe_of(file, o.given(locals())).to_toml(), nl=False)

@@ -3,24 +3,33 @@
 import json
 import os
 import shutil
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from ..budget import Allocation
 from ..errors import ExportError
+from ..figures import figures
+from ..files import whole_folder
 from ..loading import quiet
 from ..lookup import find
+from ..recipe import Recipe
 from ..result import Pruned
+from ..search.plan import SearchRecord
 
-__all__ = ["HuggingFace", "check_target", "save"]
+__all__ = ["HuggingFace", "check_target", "save", "write_shares"]
+
+_STALE = ("*.safetensors", "*.safetensors.index.json", "*.png", "search.csv")  # of an earlier result in the same folder
 
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """safetensors, config.json, tokenizer, recipe.toml, allocation.json, report.json and README.md (the model card)."""
+    """safetensors, config.json, tokenizer, recipe.toml, allocation.json, report.json, README.md (the model card), and the
+    numbers and plots of allocations and searches.
+    """
 
     overwrite: bool = False  # replace files in a folder that is not empty
     shard: str = "1GB"  # largest weight file; a save needs this much memory on top of the model
@@ -30,23 +39,16 @@ class HuggingFace:
 
     def save(self, pruned: Pruned, path: Path) -> None:
         self.check(pruned, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
-            model: Any = pruned.model
-            with quiet():
-                model.save_pretrained(draft, max_shard_size=self.shard)
-                if pruned.tokenizer is not None:
-                    pruned.tokenizer.save_pretrained(draft)
-            _papers(pruned, draft)
-            draft.chmod(0o755)
-            for file in draft.iterdir():
-                file.chmod(0o644)  # safetensors writes files that only their owner can read
-            _publish(draft, path)
+            with whole_folder(path, _STALE) as draft:
+                model: Any = pruned.model
+                with quiet():
+                    model.save_pretrained(draft, max_shard_size=self.shard)
+                    if pruned.tokenizer is not None:
+                        pruned.tokenizer.save_pretrained(draft)
+                _papers(pruned, draft)
         except (OSError, SafetensorError) as error:
             raise ExportError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}.") from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def save(pruned: Pruned, path: str | Path, format: str = "huggingface", overwrite: bool = False) -> None:
@@ -75,23 +77,16 @@ def check_target(path: Path, overwrite: bool, needed: int) -> None:
 
 def _papers(pruned: Pruned, folder: Path) -> None:
     report = pruned.report
-    allocation = json.dumps([dict(stage) for stage in report.allocation], indent=2)
-    (folder / "recipe.toml").write_text(report.recipe.to_toml(), encoding="utf-8")
-    (folder / "allocation.json").write_text(allocation + "\n", encoding="utf-8")
+    pictures = write_shares(folder, report.recipe, report.allocation, report.searches)
     (folder / "report.json").write_text(find("report", "json")().render(report), encoding="utf-8")
-    (folder / "README.md").write_text(find("report", "markdown")().render(report), encoding="utf-8")
+    (folder / "README.md").write_text(find("report", "markdown")(pictures=pictures).render(report), encoding="utf-8")
 
 
-def _publish(draft: Path, path: Path) -> None:
-    """Move a finished folder to its place in one step, or its files into the folder that is to be overwritten."""
-    if not path.exists() or not any(path.iterdir()):
-        if path.exists():
-            path.rmdir()
-        draft.rename(path)
-        return
-    for stale in (*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")):
-        stale.unlink()
-    for file in sorted(draft.iterdir()):
-        if file.is_dir():
-            shutil.rmtree(path / file.name, ignore_errors=True)
-        file.replace(path / file.name)
+def write_shares(folder: Path, recipe: Recipe, allocations: Sequence[Allocation], searches: Sequence[SearchRecord]) -> tuple[str, ...]:
+    """How much every site gives, and why: recipe.toml, allocation.json, and figures, of which the pictures' names are given."""
+    (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    (folder / "allocation.json").write_text(json.dumps([dict(stage) for stage in allocations], indent=2) + "\n", encoding="utf-8")
+    drawn = figures(allocations, searches)
+    for name, content in drawn.items():
+        (folder / name).write_bytes(content)
+    return tuple(name for name in drawn if name.endswith(".png"))

@@ -17,18 +17,20 @@ class Markdown:
     """What was done, what it cost, what is left, and how to do it again."""
 
     title: str = "Pruned model"  # the first heading
+    pictures: tuple[str, ...] = ()  # files beside the report, shown in it
 
     def render(self, report: Report) -> str:
         sections = [
             f"# {self.title}", _summary(report), *_quality(report), *_answers(report), _sites(report.sites),
-            *map(_search, report.searches), _cost(report), _use(report), _reproduce(report),
+            *map(_search, report.searches), *(f"![{name.partition('-')[0]}]({name})" for name in self.pictures), _cost(report),
+            _use(report), _reproduce(report),
         ]
         return "\n\n".join(sections) + "\n"
 
 
 def _summary(report: Report) -> str:
     stages = "; then ".join(
-        f"{stage.sites[0]} sites to sparsity {stage.budget.sparsity:g}, {stage.granularity}, by {_solver(stage)}"
+        f"{stage.sites[0]} sites to sparsity {stage.budget.sparsity:g}, {stage.granularity}, by {_solver(stage)}{_shares(stage)}"
         for stage in report.recipe.stage
     )
     lines = [
@@ -45,6 +47,15 @@ def _solver(stage: Stage) -> str:
     criterion = getattr(stage.solver, "criterion", None)
     name = type(stage.solver).__name__
     return f"{name} ({type(criterion).__name__})" if criterion is not None else name
+
+
+def _shares(stage: Stage) -> str:
+    """Who decided how much each site gives, where it is not the same everywhere."""
+    name = type(stage.allocation).__name__
+    words = [] if name == "Uniform" else [f"shares by {name}"]
+    if stage.search:
+        words.append(f"searched by {type(stage.search.strategy).__name__}")
+    return "".join(f", {word}" for word in words)
 
 
 def _quality(report: Report) -> list[str]:
@@ -95,13 +106,16 @@ def _sites(records: tuple[SiteRecord, ...]) -> str:
     return "\n".join(rows)
 
 
+_OBJECTIVES = {"divergence": "divergence from the dense model, nats per token", "perplexity": "log perplexity, nats per token"}
+
+
 def _search(found: SearchRecord) -> str:
     """What a search was worth, on the text it saw and on text it did not."""
     return "\n".join([
-        "## Search", "", "| divergence from the dense model, nats per token | search text | held-out text |", "|---|---|---|",
+        "## Search", "", f"| {_OBJECTIVES[found.objective]} | search text | held-out text |", "|---|---|---|",
         f"| the allocator's answer | {found.first:.4f} | {found.held_out_first:.4f} |",
         f"| the search's answer | {found.best:.4f} | {found.held_out_best:.4f} |", "",
-        f"{found.strategy}, {found.questions} questions worth {found.evaluations:g} looks at the search text; "
+        f"{found.strategy}, {found.questions} questions worth {found.spent:g} looks at the search text; "
         f"{found.discarded} candidates had no value. {found.block_passes} of {found.block_passes_plain} block passes were computed, "
         f"the others were known. Solving all levels took {found.seconds['solving levels']:.1f} s and "
         f"{found.store_bytes / 2**20:.0f} MiB, searching {found.seconds['searching']:.1f} s."])

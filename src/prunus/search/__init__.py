@@ -19,15 +19,16 @@ class Outcome:
 
     best: Trial  # of those valued on the whole search text
     trials: tuple[Trial, ...]  # in the order of the questions
+    spent: float  # looks at the whole search text
 
 
 def search(space: Space, strategy: Strategy, value: Value, first: Candidate, evaluations: float, seed: int = 0,
-           watch: Callable[[float, Trial], None] | None = None) -> Outcome:
+           watch: Callable[[float, Trial], bool] | None = None) -> Outcome:
     """Ask and tell until `evaluations` is spent; a question on a share of the search text costs that share.
 
-    `watch` is told what has been spent and the best trial so far. With equal arguments and values the questions are the
-    same, so a search is resumed by running it again with a `value` that remembers. Raises RecipeError when nothing may be
-    spent, or when no candidate had a value.
+    `watch` is told what has been spent and the best trial so far, and says whether to go on. With equal arguments and values
+    the questions are the same, so a search is resumed by running it again with a `value` that remembers. Raises
+    RecipeError when nothing may be spent, or when no candidate had a value.
     """
     if evaluations <= 0:
         raise RecipeError(f"evaluations = {evaluations:g}: expected more than 0.")
@@ -45,8 +46,8 @@ def search(space: Space, strategy: Strategy, value: Value, first: Candidate, eva
                 spent += query.share
                 if answer.share == 1 and not query.partial and (best is None or answer.value < best.value):
                     best = answer
-            if watch and best is not None:
-                watch(min(spent, evaluations), best)
+            if watch and best is not None and not watch(min(spent, evaluations), best):
+                break
     if best is None or best.value == float("inf"):
         raise RecipeError(f"none of {len(trials)} candidates has a value that is a number. Start from a lower sparsity.")
-    return Outcome(best, tuple(trials))
+    return Outcome(best, tuple(trials), spent)

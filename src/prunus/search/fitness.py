@@ -6,8 +6,9 @@ import os
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +22,9 @@ from .levels import LevelStore
 from .space import Candidate, Query, Space, Trial
 from .subnet import subnet
 
-__all__ = ["Fitness"]
+__all__ = ["Fitness", "Objective"]
+
+Objective = Literal["divergence", "perplexity"]
 
 _LOGITS = 2**22  # elements of the largest tensor of logits
 
@@ -51,7 +54,8 @@ class Bounded:
 
 
 class Fitness:
-    """Values candidates by the mean over tokens of KL(dense model || candidate), in nats; lower is better.
+    """Values candidates by a mean over tokens, in nats; lower is better. "divergence" is KL(dense model || candidate), never
+    below 0; "perplexity" is the logarithm of the perplexity on the text, which may be below that of the dense model.
 
     Hidden states at the inputs of blocks are kept by prefix: a candidate that agrees with an earlier one up to some block
     starts there, with identical values. Weights come from a level store and are pointed to, never copied. Every value is
@@ -62,8 +66,8 @@ class Fitness:
     """
 
     def __init__(self, model: Any, anatomy: Anatomy, space: Space, store: LevelStore, tokens: Int[Tensor, "samples length"],
-                 *, placement: Placement = Placement(), batch: int = 2, top: int = 256, memory: int = 2**30,
-                 log: Path | None = None, identity: str = "") -> None:
+                 *, objective: Objective = "divergence", placement: Placement = Placement(), batch: int = 2, top: int = 256,
+                 memory: int = 2**30, log: Path | None = None, identity: str = "") -> None:
         if [site.block for site in space.sites] != sorted(site.block for site in space.sites):
             raise RecipeError("fitness: the sites of the space are not in depth order.")
         self.model, self.anatomy, self.space, self.store = model, anatomy, space, store
@@ -77,7 +81,7 @@ class Fitness:
         self._stack = ExitStack()
         with torch.no_grad(), evaluating(model):
             self._entry: States = enter(model, anatomy, tokens, placement, self.batch, self._stack)
-            self._targets = self._look_at_dense(top)
+            self._targets = self._look_at_dense(objective, top)
         self._log = _open(log, identity, self._values)
 
     def close(self) -> None:
@@ -110,7 +114,7 @@ class Fitness:
             depth += 1
             self._states.put(self._prefix(candidate, depth), hidden)
         total = sum(self._compare(hidden[rows], rows) for rows in self._entry.batches(count))
-        return total / (count * self.tokens.shape[1])
+        return total * len(self.tokens) / (count * sum(target.size for target in self._targets))
 
     def _begin(self, candidate: Candidate, count: int) -> tuple[Tensor, int]:
         """The deepest states that are known for the candidate, and the block they enter."""
@@ -145,20 +149,29 @@ class Fitness:
         """What the states at the entry of block `depth` depend on."""
         return depth, tuple(level for site, level in zip(self.space.sites, candidate, strict=True) if site.block < depth)
 
-    def _look_at_dense(self, top: int) -> "list[_Target]":
-        """The dense model's distributions, batch by batch, slice by slice."""
+    def _look_at_dense(self, objective: Objective, top: int) -> "list[_Target]":
+        """What the dense model predicts, or what comes next, batch by batch, slice by slice."""
         hidden = self._entry.hidden.clone()
         for depth, block in enumerate(self.anatomy.blocks):
             module = self.model.get_submodule(block.name)
             for rows in self._entry.batches(len(hidden)):
                 hidden[rows] = self._entry.call(module, depth, hidden[rows]).to(hidden.device)
-        return [_Target.of(logits, top) for rows in self._entry.batches(len(hidden)) for logits in self._logits(rows, hidden[rows])]
+        targets: list[_Target] = []
+        total = 0.0
+        for rows in self._entry.batches(len(hidden)):
+            following = self.tokens[rows, 1:].to(self._entry.device)
+            for logits in self._logits(rows, hidden[rows]):
+                here, following = following[:, : logits.shape[1]], following[:, logits.shape[1] :]
+                targets.append(_Predicted.of(logits, top) if objective == "divergence" else _Following(here))
+                total += targets[-1].loss(logits)
+        self.dense = total / sum(target.size for target in targets)
+        return targets
 
     def _compare(self, hidden: Tensor, rows: slice) -> float:
-        """The sum over a batch's tokens of the divergence."""
+        """The sum over a batch's tokens."""
         slices = len(self._targets) // len(list(self._entry.batches()))
         first = rows.start // self.batch * slices
-        return sum(self._targets[first + index].divergence(logits) for index, logits in enumerate(self._logits(rows, hidden)))
+        return sum(self._targets[first + index].loss(logits) for index, logits in enumerate(self._logits(rows, hidden)))
 
     def _logits(self, rows: slice, hidden: Tensor) -> Iterator[Tensor]:
         """The logits of a batch, a few positions at a time: as many slices for every batch."""
@@ -174,19 +187,20 @@ def _matrix(site: Site) -> str:
     return site.consumer if isinstance(site, ChannelSite) else site.name
 
 
-class _Target:
+class _Predicted:
     """The dense model's most probable tokens at some positions, their log-probabilities, and that of all others together."""
 
     def __init__(self, index: Int[Tensor, "tokens top"], known: Float[Tensor, "tokens top"], rest: Float[Tensor, "tokens"]) -> None:
         self.index, self.known, self.rest = index.to(torch.int32), known, rest
+        self.size = len(known)
 
     @classmethod
-    def of(cls, logits: Tensor, top: int) -> "_Target":
+    def of(cls, logits: Tensor, top: int) -> "_Predicted":
         logp = logits.flatten(0, 1).float().log_softmax(-1)
         known, index = logp.topk(min(top, logp.shape[-1]))
         return cls(index, known, _rest(known, logp.shape[-1]))
 
-    def divergence(self, logits: Tensor) -> float:
+    def loss(self, logits: Tensor) -> float:
         """The sum over positions of KL(this || logits), on the coarser distribution."""
         logp = logits.flatten(0, 1).float().log_softmax(-1)
         theirs = logp.gather(-1, self.index.long())
@@ -195,6 +209,25 @@ class _Target:
             return float(inside.sum(dtype=torch.float64))
         outside = self.rest.exp() * (self.rest - _rest(theirs, logp.shape[-1]))
         return float((inside + outside).sum(dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class _Following:
+    """The tokens that come next at some positions; nothing follows the last one of a sequence."""
+
+    tokens: Int[Tensor, "sequences positions"]
+
+    @property
+    def size(self) -> int:
+        return self.tokens.numel()
+
+    def loss(self, logits: Tensor) -> float:
+        """The sum over positions of the negative log-likelihood."""
+        known = logits[:, : self.tokens.shape[1]].float().log_softmax(-1)
+        return -float(known.gather(-1, self.tokens[..., None]).sum(dtype=torch.float64))
+
+
+_Target = _Predicted | _Following
 
 
 def _rest(logp: Tensor, vocabulary: int) -> Tensor:

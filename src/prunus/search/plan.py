@@ -1,6 +1,7 @@
 """A search as a stage of a recipe asks for it, carried out: levels, fitness, questions, and a look at held-out text."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,33 +15,39 @@ from ..allocation import fit
 from ..budget import Allocation, Budget
 from ..calibration.placement import Placement
 from ..calibration.sample import Calibration
-from ..errors import RecipeError
+from ..errors import ExportError, RecipeError
+from ..files import fingerprint
 from ..granularity import Granularity
 from ..sites import Anatomy, LinearSite, Site
 from ..solvers import Solver
 from . import search
-from .fitness import Fitness
-from .levels import LevelStore
-from .space import Query, Space, Trial
+from .fitness import Fitness, Objective
+from .levels import LevelStore, planned_bytes
+from .space import Candidate, Query, Space, Trial
 from .strategies import Strategy
 from .strategies.evolution import Evolution
 
-__all__ = ["Job", "Search", "SearchRecord", "carry_out"]
+__all__ = ["Job", "Moment", "Search", "SearchRecord", "carry_out"]
 
 _HELD_OUT = 4  # every fourth sequence of the search text is never searched on
 
 
 @dataclass(frozen=True)
 class Search:
-    """Improve what the allocator says, by looking at candidates' divergence from the dense model on text of their own."""
+    """Improve what the allocator says, by looking at what candidates predict on text of their own."""
 
     strategy: Strategy = Evolution()  # which candidates to look at
     evaluations: float = 100.0  # looks at the whole search text
     levels: tuple[float, ...] = ()  # sparsities that a site may have, ascending; none: eight around the budget's
     text: Calibration = Calibration("self", samples=16)  # neither calibration nor report text; "self" is the model's own
+    objective: Objective = "divergence"  # from the dense model; or perplexity, of the search text
     top: int = 256  # most probable tokens of the dense model that are compared one by one
+    store: str = ""  # folder for the level store, which other searches may use again; none: one of this run's own
+    patience: float = 0.0  # looks without a better value on held-out text after which the search ends; 0: it does not
 
     def __post_init__(self) -> None:
+        if self.patience < 0:
+            raise RecipeError(f"patience = {self.patience:g}: expected a number of evaluations, or 0.")
         if self.evaluations <= 0 or self.top < 1 or self.text.samples < _HELD_OUT:
             raise RecipeError(f"evaluations = {self.evaluations:g}, top = {self.top}, text.samples = {self.text.samples}: expected "
                               f"more than 0 evaluations, at least one token, and at least {_HELD_OUT} sequences.")
@@ -56,23 +63,50 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """A search that has just found something better."""
+
+    spent: float  # looks at the whole search text
+    value: float  # the best so far, on the search text
+    held_out: float  # of the same candidate, on held-out sequences
+
+
+@dataclass(frozen=True)
 class SearchRecord:
-    """What a search did, and what its answer is worth on text that it did not see."""
+    """What a search did, and what its answer is worth on text that it did not see. Values are in nats per token."""
 
     strategy: str
-    evaluations: float  # looks at the whole search text
+    objective: Objective
+    evaluations: float  # looks at the whole search text that were allowed
+    spent: float  # that were taken, without those at held-out text
     questions: int
     discarded: int  # candidates whose value was no number
-    first: float  # divergence from the dense model, in nats per token, of the allocator's answer on the search text
-    best: float  # of the search's answer
+    dense: float  # the dense model's value on the search text: 0 for a divergence
+    first: float  # the allocator's answer, on the search text
+    best: float  # the search's answer: of the curve, the one that is best on held-out text
     held_out_first: float  # the same on held-out sequences
     held_out_best: float
-    kept: bool  # whether the search's answer was used; it is not when it is worse on held-out text
-    curve: tuple[tuple[float, float], ...]  # evaluations spent, best value so far
+    kept: bool  # whether the search's answer was used; it is not unless it is better on held-out text
+    curve: tuple[Moment, ...]
     block_passes: int  # computed
     block_passes_plain: int  # that would be computed without keeping states by prefix
     store_bytes: int  # of the level store
     seconds: Mapping[str, float]  # solving levels, searching
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the figures should know."""
+        found = []
+        if not self.kept:
+            found.append("Nothing that the search found was better on held-out text than what it started from "
+                         f"({self.held_out_first:.4f} nats per token), which was used.")
+        if self.best < self.dense:
+            found.append(f"The search's allocation beats the dense model on the search text ({self.best:.4f} against {self.dense:.4f} "
+                         "nats per token): it fits that text, which says little about other text.")
+        if self.curve and self.curve[-1].value < self.best:
+            found.append(f"The candidate that was best on the search text ({self.curve[-1].value:.4f} nats per token) was not the best "
+                         "on held-out text, and was passed over.")
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -91,7 +125,7 @@ class Job:
     placement: Placement
     batch: int
     folder: Path  # where levels and trials are kept
-    identity: str  # of all that the answers depend on
+    solved: str  # identity of all that the levels depend on but the levels themselves
 
 
 Watch = Callable[[str, int | float, int | float], None]  # a phase, what is done, the total
@@ -106,36 +140,60 @@ def carry_out(plan: Search, job: Job, first: Allocation, seed: int, watch: Watch
     space, store = _levels(plan, job, watch)
     solved = time.perf_counter()
     begin = space.nearest(first)
-    curve: list[tuple[float, float]] = []
-
-    def told(spent: float, best: Trial) -> None:
-        curve.append((spent, best.value))
-        watch("searching", spent, plan.evaluations)
-
-    with _service(plan, job, space, store, held_out=False) as fitness:
-        outcome = search(space, plan.strategy, fitness, begin, plan.evaluations, seed, told)
+    with _service(plan, job, space, store, held_out=True) as other, _service(plan, job, space, store, held_out=False) as fitness:
+        monitor = _Monitor(plan, other, begin, watch)
+        outcome = search(space, plan.strategy, fitness, begin, plan.evaluations, seed, monitor.told)
+        moment, answer = monitor.best()
         before = fitness([Query(begin)])[0].value
-    with _service(plan, job, space, store, held_out=True) as other:
-        unseen = [trial.value for trial in other([Query(begin), Query(outcome.best.candidate)])]
-    kept = unseen[1] <= unseen[0]
     record = SearchRecord(
-        type(plan.strategy).__name__, plan.evaluations, len(outcome.trials), fitness.discarded, before, outcome.best.value,
-        unseen[0], unseen[1], kept, tuple(curve), fitness.blocks, len(outcome.trials) * len(job.anatomy.blocks), store.bytes,
+        type(plan.strategy).__name__, plan.objective, plan.evaluations, outcome.spent, len(outcome.trials), fitness.discarded,
+        fitness.dense, before, moment.value, monitor.first, moment.held_out, moment.held_out < monitor.first,
+        tuple(moment for moment, _ in monitor.moments), fitness.blocks, len(outcome.trials) * len(job.anatomy.blocks), store.bytes,
         {"solving levels": solved - start, "searching": time.perf_counter() - solved})
-    return _exact(space.allocation(outcome.best.candidate), job) if kept else first, record
+    return _exact(space.allocation(answer), job) if record.kept else first, record
+
+
+class _Monitor:
+    """Looks at every candidate that is the best so far on text that the search does not see."""
+
+    def __init__(self, plan: Search, held_out: Fitness, first: Candidate, watch: Watch) -> None:
+        self.plan, self.held_out, self.watch = plan, held_out, watch
+        self.first = held_out([Query(first)])[0].value
+        self.moments: list[tuple[Moment, Candidate]] = []
+
+    def told(self, spent: float, best: Trial) -> bool:
+        """Whether the search goes on."""
+        self.watch("searching", spent, self.plan.evaluations)
+        if not self.moments or best.value < self.moments[-1][0].value:
+            unseen = self.held_out([Query(best.candidate)])[0].value
+            self.moments.append((Moment(spent, best.value, unseen), best.candidate))
+        return self.plan.patience == 0 or spent - self.best()[0].spent < self.plan.patience
+
+    def best(self) -> tuple[Moment, Candidate]:
+        """What held-out text likes best, of what was the best on the search text once."""
+        return min(self.moments, key=lambda found: found[0].held_out)
 
 
 def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore]:
     levels = plan.levels_around(job.budget.sparsity)
     Space(job.sites, levels, job.budget)  # refuses levels that cannot meet the budget before anything is solved
+    planned = planned_bytes(list(job.matrices), levels, next(job.model.parameters()).element_size())
+    phase = f"solving levels, {planned / 2**20:.0f} MiB on disk"
     done: list[str] = []
+    folder = Path(plan.store) if plan.store else job.folder / "levels"
+    free = shutil.disk_usage(next(home for home in (folder, *folder.absolute().parents) if home.exists())).free
+    if planned > free + _size(folder):
+        raise ExportError(f"{folder}: levels need {planned / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free. Free some, or ask for "
+                          "fewer levels.")
 
     def solved(name: str) -> None:
         done.append(name)
-        watch("solving levels", len(done), len(job.matrices))
+        watch(phase, len(done), len(job.matrices))
 
-    store = LevelStore.build(job.folder / "levels", job.model, job.anatomy, job.matrices, job.tokens, job.solver, levels,
-                             job.identity, job.placement, job.batch, solved)
+    if not folder.exists():
+        watch(phase, 0, len(job.matrices))
+    store = LevelStore.build(folder, job.model, job.anatomy, job.matrices, job.tokens, job.solver, levels,
+                             job.solved, job.placement, job.batch, solved)
     errors = tuple(store.entries[matrix.name].errors for matrix in job.matrices)
     known = all(math.isfinite(error) for row in errors for error in row)  # a solver without a Gram matrix measures none
     return Space(job.sites, levels, job.budget, errors if known else ()), store
@@ -146,13 +204,20 @@ def _service(plan: Search, job: Job, space: Space, store: LevelStore, held_out: 
     """The fitness service on one part of the search text; every fourth sequence is held out."""
     rows = [index for index in range(len(job.text)) if (index % _HELD_OUT == _HELD_OUT - 1) == held_out]
     log = job.folder / ("held-out.jsonl" if held_out else "trials.jsonl")
+    text = job.text[rows]
+    identity = fingerprint(job.solved, str(space.levels), plan.objective, str(plan.top), str(text.tolist()))
     home = Placement(str(next(job.model.parameters()).device))  # where the whole model is
-    fitness = Fitness(job.model, job.anatomy, space, store, job.text[rows], placement=home, batch=job.batch, top=plan.top,
-                      log=log, identity=job.identity)
+    fitness = Fitness(job.model, job.anatomy, space, store, text, placement=home, batch=job.batch, top=plan.top,
+                      objective=plan.objective, memory=2**28 if held_out else 2**30, log=log, identity=identity)
     try:
         yield fitness
     finally:
         fitness.close()
+
+
+def _size(folder: Path) -> int:
+    """What a folder's files take, and so what need not be found again."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _exact(allocation: Allocation, job: Job) -> Allocation:

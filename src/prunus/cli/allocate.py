@@ -1,0 +1,112 @@
+"""prunus allocate MODEL --out FOLDER, and prunus search MODEL --out FOLDER."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+from .running import journal_of, kept, opened
+
+__all__ = ["allocate", "search"]
+
+_Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist or be empty.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print the allocation, and what the search did, as JSON.")]
+
+
+def allocate(
+    model: o.Model,
+    out: _Out,
+    recipe: o.RecipeFile = None,
+    sites: o.Sites = None,
+    sparsity: o.Sparsity = None,
+    granularity: o.Granularity = None,
+    allocation: o.Allocation = None,
+    skip: o.Skip = None,
+    calibration: o.CalibrationText = None,
+    samples: o.Samples = None,
+    length: o.Length = None,
+    seed: o.Seed = None,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    overwrite: _Overwrite = False,
+    quiet: _Quiet = False,
+    json: _JSON = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Decide how much each site gives, and prune nothing."""
+    from ..errors import RecipeError
+
+    plan = o.recipe_of(recipe, {**o.given(locals()), **({} if recipe else {"evaluate": "none"})})
+    if any(stage.search for stage in plan.stage):
+        raise RecipeError("recipe.stage.search: prunus allocate makes no search. Use prunus search.")
+    _decide(model, plan, out, {"device": device}, dtype, overwrite, False, trust_remote_code, quiet or json, json)
+
+
+def search(
+    model: o.Model,
+    out: _Out,
+    recipe: o.RecipeFile = None,
+    sites: o.Sites = None,
+    sparsity: o.Sparsity = None,
+    granularity: o.Granularity = None,
+    solver: o.Solver = None,
+    allocation: o.Allocation = None,
+    search: o.Search = None,
+    evaluations: o.Evaluations = None,
+    search_text: o.SearchText = None,
+    skip: o.Skip = None,
+    calibration: o.CalibrationText = None,
+    samples: o.Samples = None,
+    length: o.Length = None,
+    seed: o.Seed = None,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    overwrite: _Overwrite = False,
+    resume: _Resume = False,
+    quiet: _Quiet = False,
+    json: _JSON = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Search how much each site gives (by evolution, unless --search says otherwise), and prune nothing."""
+    from ..errors import RecipeError
+
+    flags = o.given(locals())
+    if recipe is None:
+        flags |= {"evaluate": "none", "search": search or "evolution"}
+    plan = o.recipe_of(recipe, flags)
+    if not all(stage.search for stage in plan.stage):
+        raise RecipeError("recipe.stage.search: is missing, and prunus search needs it. Use prunus allocate for an allocator alone.")
+    _decide(model, plan, out, {"device": device}, dtype, overwrite, resume, trust_remote_code, quiet or json, json)
+
+
+def _decide(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype: str, overwrite: bool, resume: bool, trust: bool,
+            quiet: bool, as_json: bool) -> None:
+    import json
+    from dataclasses import asdict
+
+    from ..calibration.placement import Placement
+    from ..export.huggingface import write_shares
+    from ..files import whole_folder
+    from ..report.json import standard
+    from .progress import Screen
+
+    placement = Placement(**place)
+    journal = journal_of(out, overwrite, resume)
+    with Screen(quiet) as screen, kept(journal, out, screen):
+        loaded = opened(source, placement, dtype, trust, screen)
+        from ..pipeline import allocate as run
+
+        found = run(loaded.model, recipe, tokenizer=loaded.tokenizer, placement=placement, watch=screen.watch,
+                    resume=journal.folder, source=source)
+        data = standard({"allocation": dict(found.allocation), "search": asdict(found.search) if found.search else None,
+                         "seconds": dict(found.seconds), "environment": dict(found.environment)})
+        with whole_folder(out.absolute()) as draft:
+            write_shares(draft, found.recipe, (found.allocation,), (found.search,) if found.search else ())
+            (draft / "decision.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        screen.shares(found, out)
+    if as_json:
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False))

@@ -1,0 +1,59 @@
+"""What the commands that work for long have in common: a model, a folder for what is finished, and words when it ends early."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..calibration.placement import Placement
+    from ..journal import Journal
+    from ..loading import Loaded
+    from .progress import Screen
+
+__all__ = ["journal_of", "kept", "opened"]
+
+
+def journal_of(out: Path, overwrite: bool, resume: bool) -> "Journal":
+    """Where finished work waits, beside the output folder. Raises ExportError where the output or finished work is in the way."""
+    from ..errors import ExportError
+    from ..export.huggingface import check_target
+    from ..journal import Journal
+
+    check_target(out, overwrite, 0)
+    journal = Journal(out.absolute().with_name(f"{out.absolute().name}.partial"))
+    if journal.folder.exists() and not (resume or overwrite):
+        raise ExportError(f"{journal.folder}: holds finished work of an interrupted run. Say --resume to go on, or "
+                          "--overwrite to begin again.")
+    if overwrite and not resume:
+        journal.discard()
+    return journal
+
+
+@contextmanager
+def kept(journal: "Journal", out: Path, screen: "Screen") -> Iterator[None]:
+    """Work that finishes and clears its journal, or else a word about what is kept."""
+    from ..errors import CalibrationError
+
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            screen.warn(f"Interrupted: nothing was written to {out}.")
+        if isinstance(error, CalibrationError):
+            journal.discard()  # it would fail again at the same place
+        if journal.folder.exists():
+            screen.warn(f"Finished work is kept in {journal.folder}: run the same command with --resume to go on.")
+        raise
+    journal.discard()
+
+
+def opened(source: str, placement: "Placement", dtype: str, trust: bool, screen: "Screen") -> "Loaded":
+    """The model, where it will compute if it fits there."""
+    screen.say(f"Loading {source}")
+    from ..loading import load
+
+    loaded: Any = load(source, dtype=dtype, trust_remote_code=trust)
+    if placement.device != "cpu" and placement.fits(loaded.model):
+        loaded.model.to(placement.device)
+    return loaded
