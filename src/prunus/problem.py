@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .errors import CalibrationError
 from .granularity import Granularity
-from .stats import InputStats
+from .stats import InputStats, finite
 
 __all__ = ["LayerProblem", "LayerSolution", "check_finite"]
 
@@ -42,7 +42,7 @@ class LayerProblem:
 
 def check_finite(weight: Tensor, name: str) -> None:
     """Refuse a weight with infinite numbers or none at all. Raises CalibrationError that names the site."""
-    if not bool(torch.isfinite(weight).all()):
+    if not finite(weight):
         bad = int((~torch.isfinite(weight)).sum())
         raise CalibrationError(f"{name}: {bad} of its {weight.numel()} weights are not finite. "
                                "The checkpoint is damaged; load an intact one.")

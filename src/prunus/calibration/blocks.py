@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..sites import Anatomy
+from ..stats import finite
 from .placement import Placement
 
 __all__ = ["Enough", "States", "enter", "evaluating", "replaced"]
@@ -78,7 +79,7 @@ class States:
         """Replace the hidden states by the block's outputs. Raises CalibrationError when they are not finite."""
         for rows in self.batches():
             output = self.run(module, depth, rows)
-            if not bool(torch.isfinite(output).all()):
+            if not finite(output):
                 raise CalibrationError(f"{name}: its output is not finite. The model overflows in {output.dtype} "
                                        "or its weights are damaged; try --dtype float32.")
             self.hidden[rows] = output.to(self.hidden.device)
