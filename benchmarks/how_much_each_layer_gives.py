@@ -1,62 +1,88 @@
-"""How much should each layer give? Perplexity of SmolLM2 at 70 % with SparseGPT, by allocator, on two texts never pruned on.
+"""How much should each layer give? Perplexity of SmolLM2 at 70 % with SparseGPT, by allocator and by search, on two texts that
+neither saw.
 
 Every finished row is kept in build/, so that an interrupted run goes on where it stopped.
 """
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from _harness import ROOT, arguments, environment, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Recipe, Stage, prune
 from prunus.allocation import Allocator
+from prunus.allocation.absorption import Absorption
 from prunus.allocation.dlp import DLP
 from prunus.allocation.erk import ERK
+from prunus.allocation.fisher import Fisher
 from prunus.allocation.owl import OWL
 from prunus.allocation.reconstruction import Reconstruction
+from prunus.allocation.sensitivity import Sensitivity
 from prunus.allocation.uniform import Uniform
 from prunus.evaluation import Context
 from prunus.evaluation.perplexity import Perplexity
+from prunus.search.plan import Search
+from prunus.search.strategies import Strategy
+from prunus.search.strategies.dynamic import Dynamic
+from prunus.search.strategies.evolution import Evolution
+from prunus.search.strategies.ppo import PPO
 from prunus.solvers.sparsegpt import SparseGPT
 
 ALLOCATORS: dict[str, Allocator] = {
-    "uniform": Uniform(), "ERK": ERK(), "OWL": OWL(), "OWL, per matrix": OWL(per="matrix"), "DLP": DLP(),
-    "reconstruction": Reconstruction(), "reconstruction, per block": Reconstruction(per="block"),
+    "uniform": Uniform(), "ERK": ERK(), "OWL": OWL(), "DLP": DLP(), "reconstruction": Reconstruction(), "sensitivity": Sensitivity(),
+    "Fisher": Fisher(), "absorption on OWL": Absorption(),
 }
-KEPT = ROOT / "build" / "how_much_each_layer_gives.jsonl"
+STRATEGIES: dict[str, Strategy] = {"evolution": Evolution(), "dynamic": Dynamic(), "PPO, terminal": PPO(reward="terminal")}
+LOOKS = 200.0
+LEVELS = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
+KEPT = ROOT / "build" / "how_much_each_layer_gives"
 
 
 def main() -> None:
     options = arguments(__doc__ or "", dtype={"default": "bfloat16"})
     metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
         Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
-    rows = [] if options.tiny or not KEPT.exists() else [json.loads(line) for line in KEPT.read_text().splitlines()]
-    for name in ["dense", *(list(ALLOCATORS)[:3] if options.tiny else ALLOCATORS)]:
-        if name not in {row["allocator"] for row in rows}:
-            rows.append(_row(options, name, metrics))
-            print(rows[-1], flush=True)
-            if not options.tiny:
-                KEPT.parent.mkdir(exist_ok=True)
-                with KEPT.open("a") as file:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) if options.tiny else KEPT
+        home.mkdir(parents=True, exist_ok=True)
+        rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()] if (home / "rows.jsonl").exists() else []
+        for name in ["dense", *(("uniform", "OWL", "dynamic") if options.tiny else (*ALLOCATORS, *STRATEGIES))]:
+            if name not in {row["allocator"] for row in rows}:
+                rows.append(_row(options, name, metrics, home))
+                print(rows[-1], flush=True)
+                with (home / "rows.jsonl").open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
     shown = _table(rows)
     print(shown)
     if not options.tiny:
         write("how_much_each_layer_gives", "; ".join(rows[0]["protocols"]), rows, {"how_much_each_layer_gives": shown},
-              calibration="c4 train, 64 sequences of 512 tokens, seed 0", dtype=options.dtype)
+              calibration="c4 train, 64 sequences of 512 tokens, seed 0", dtype=options.dtype,
+              search=f"from Fisher's answer, {LOOKS:g} looks at 12 sequences of 512 tokens that the model wrote itself, 4 more held out")
 
 
-def _row(options: Any, name: str, metrics: list[Perplexity]) -> dict[str, Any]:
+def _row(options: Any, name: str, metrics: list[Perplexity], home: Path) -> dict[str, Any]:
     model, tokenizer = model_and_tokenizer(options.tiny, options.dtype)
     row: dict[str, Any] = {"allocator": name, "commit": environment()["commit"]}
     if name != "dense":
         text = Calibration("builtin", samples=4, length=64) if options.tiny else Calibration("c4", samples=64, length=512)
-        stage = Stage(budget=Budget(0.3), solver=SparseGPT(), allocation=ALLOCATORS[name])
+        stage = Stage(budget=Budget(0.3), solver=SparseGPT(), allocation=ALLOCATORS.get(name, Fisher()),
+                      search=_search(options, name, home))
         report = prune(model, Recipe((stage,), text, metrics=(), prompts=()), tokenizer=tokenizer).report
         shares = report.allocation[0].values()
         row |= {"sparsity": report.sparsity, "least": min(shares), "most": max(shares),
                 "seconds": {key: round(value, 1) for key, value in report.seconds.items()}}
+        for found in report.searches:
+            row |= {"search": {key: getattr(found, key) for key in ("first", "best", "held_out_first", "held_out_best", "kept", "spent")}}
     measured = [metric.measure(model, Context(tokenizer)) for metric in metrics]
     return row | {"perplexity": [value.value for value in measured], "protocols": [value.protocol for value in measured]}
+
+
+def _search(options: Any, name: str, home: Path) -> Search | None:
+    if name not in STRATEGIES:
+        return None
+    text = Calibration("self", samples=4 if options.tiny else 16, length=32 if options.tiny else 512)
+    return Search(STRATEGIES[name], 4.0 if options.tiny else LOOKS, LEVELS, text, store=str(home / "levels"))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

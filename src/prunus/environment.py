@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment", "peak_bytes", "release_memory", "reuse_memory"]
+__all__ = ["available_bytes", "environment", "peak_bytes", "release_memory", "reuse_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's settings, from malloc.h
 
@@ -34,6 +34,15 @@ def peak_bytes() -> int:
     """The largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes() -> int:
+    """The memory that can be taken without taking it from another process; 4 GiB where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 4 * 2**30
 
 
 def reuse_memory() -> None:

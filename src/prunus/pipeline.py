@@ -26,12 +26,12 @@ from .files import fingerprint
 from .generations import generate
 from .granularity import Columns, Granularity, Unstructured, check_shape
 from .journal import Journal
-from .problem import LayerProblem, check_finite
+from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
 from .result import Pruned, Report, Shares, SiteRecord
 from .search.plan import Job, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site
-from .solvers import Solver
+from .solvers import Solver, solve_all
 from .stats import Needs, most
 from .surgery.write import clear_rows, read_weight, write
 
@@ -273,18 +273,33 @@ class _Run:
         """Solve and write the sites that came together, or recall them from an interrupted run."""
         block = views[0].site.block
         if self.journal and block in done:
-            tensors, records = self.journal.recall(index, block)
-            if any(abs(record.asked - allocation[record.site]) > 1e-4 for record in records):
-                raise RecipeError(f"{self.journal.folder}: its finished blocks have other shares than this run's. Use --overwrite to "
-                                  "discard it.")
-            self.model.load_state_dict(tensors, strict=False)
-            yield from zip(views, records, strict=True)
+            yield from zip(views, self._recalled(self.journal, index, block, allocation), strict=True)
             return
-        for view, following in zip(views, [*views[1:], None], strict=True):
-            record = self._solve(view, stage.solver, plan[view.site], allocation)
-            if following is None or following.stats is not view.stats:
-                view.stats.forget()  # its last reader is solved
-            yield view, record
+        problems = [LayerProblem(self._weight(view), view.stats, plan[view.site].granularity, allocation[plan[view.site].site.name],
+                                 view.site.name) for view in views]
+        answers, left = solve_all(stage.solver, problems), list(zip(views, problems, strict=True))
+        while left:
+            start = time.perf_counter()
+            with self.clock("solving"):
+                solutions = next(answers)
+                solved, left = left[: len(solutions)], left[len(solutions) :]
+                errors = [problem.error(solution.weight) for (_, problem), solution in zip(solved, solutions, strict=True)]
+                for (view, _), solution in zip(solved, solutions, strict=True):
+                    self._write(view, plan[view.site].site, solution)
+            rate = (time.perf_counter() - start) / sum(view.site.size for view, _ in solved)
+            for (view, problem), solution, error in zip(solved, solutions, errors, strict=True):
+                reached = 1 - float(solution.mask.float().mean())
+                yield view, SiteRecord(plan[view.site].site.name, problem.sparsity, reached, error, rate * view.site.size)
+        for view in views:
+            view.stats.forget()
+
+    def _recalled(self, journal: Journal, index: int, block: int, allocation: Allocation) -> list[SiteRecord]:
+        """Put a finished block back into the model. Raises RecipeError when its sites gave other shares than they are to give."""
+        tensors, records = journal.recall(index, block)
+        if any(abs(record.asked - allocation[record.site]) > 1e-4 for record in records):
+            raise RecipeError(f"{journal.folder}: its finished blocks have other shares than this run's. Use --overwrite to discard it.")
+        self.model.load_state_dict(tensors, strict=False)
+        return records
 
     def _finish(self, index: int, block: int, plan: "Mapping[LinearSite, _Task]", records: list[SiteRecord],
               done: frozenset[int], writer: Executor) -> None:
@@ -305,19 +320,11 @@ class _Run:
             self.writing.result()
             self.writing = None
 
-    def _solve(self, view: View, solver: Solver, task: "_Task", allocation: Allocation) -> SiteRecord:
-        start = time.perf_counter()
-        with self.clock("solving"):
-            asked = allocation[task.site.name]
-            problem = LayerProblem(self._weight(view), view.stats, task.granularity, asked, view.site.name)
-            solution = solver.solve(problem)
-            error = problem.error(solution.weight)
-            write(view.module, solution)
-            if isinstance(task.site, ChannelSite):
-                kept = solution.mask[0].view(task.site.count, task.site.width)[:, 0].cpu()
-                clear_rows(self.model, task.site.producers, (~kept).nonzero().flatten())
-        reached = 1 - float(solution.mask.float().mean())
-        return SiteRecord(task.site.name, asked, reached, error, time.perf_counter() - start)
+    def _write(self, view: View, site: Site, solution: LayerSolution) -> None:
+        write(view.module, solution)
+        if isinstance(site, ChannelSite):
+            kept = solution.mask[0].view(site.count, site.width)[:, 0].cpu()
+            clear_rows(self.model, site.producers, (~kept).nonzero().flatten())
 
     def _tensors(self, matrices: list[LinearSite], plan: "Mapping[LinearSite, _Task]") -> dict[str, Tensor]:
         """The parameters that solving a block has changed."""

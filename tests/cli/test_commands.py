@@ -117,15 +117,16 @@ def test_a_result_can_be_written_where_one_stands(prunus: Prunus, quick: list[An
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Press Ctrl-C in the midst of the n-th matrix."""
     def at(count: int) -> None:
-        solve, solved = SparseGPT.solve, []
+        solve, solved = SparseGPT.solve_together, []
 
-        def until(self: SparseGPT, problem: Any) -> Any:
-            solved.append(problem)
-            if len(solved) == count:
+        def until(self: SparseGPT, problems: Any) -> Any:
+            before = len(solved)
+            solved.extend(problems)
+            if before < count <= len(solved):
                 signal.raise_signal(signal.SIGINT)
-            return solve(self, problem)
+            return solve(self, problems)
 
-        monkeypatch.setattr(SparseGPT, "solve", until)
+        monkeypatch.setattr(SparseGPT, "solve_together", until)
     return at
 
 

@@ -11,6 +11,8 @@ import torch
 from prunus.errors import CalibrationError
 from prunus.granularity import Granularity, Unstructured, snap
 from prunus.problem import LayerProblem
+from prunus.solvers import solve_all
+from prunus.solvers.sparsegpt import SparseGPT
 from prunus.stats import InputStats
 
 from ..problems import assert_same, generator, inputs, problem, solver_shapes, solvers, sparsity_of, stats_of
@@ -222,3 +224,22 @@ def test_the_declared_needs_are_enough(solver: Any) -> None:
 @every_solver
 def test_scope_is_row_or_matrix(solver: Any) -> None:
     assert solver.scope in ("row", "matrix")
+
+
+@every_shape
+def test_problems_with_the_same_inputs_have_the_answers_that_each_has_alone(solver: Any, granularity: Granularity) -> None:
+    first = problem(1, granularity=granularity, sparsity=sparsity_of(granularity, 0.6))
+    weights = [torch.randn(rows, first.weight.shape[1], generator=generator(rows)) for rows in (8, 20, 4)]
+    shares = [first.sparsity, sparsity_of(granularity, 0.3), 0.0]
+    asked = [first, *(replace(first, weight=weight, sparsity=share) for weight, share in zip(weights, shares, strict=True))]
+    answers = [solution for solutions in solve_all(solver, asked) for solution in solutions]
+    for alone, answer in zip(asked, answers, strict=True):
+        assert_same(answer, solver.solve(alone), 1e-5)
+
+
+def test_a_list_that_is_too_large_is_solved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = problem(1, granularity=Unstructured("matrix"))
+    monkeypatch.setattr("prunus.solvers._TOGETHER", 2 * first.weight.numel())
+    assert [len(solutions) for solutions in solve_all(SparseGPT(), [first] * 5)] == [2, 2, 1]
+    other = replace(first, stats=stats_of(inputs(7, first.weight.shape[1])))
+    assert [len(solutions) for solutions in solve_all(SparseGPT(), [first, other, other])] == [1, 2]

@@ -95,8 +95,9 @@ def test_a_second_stage_is_resumed_after_the_whole_of_the_first(text_file: Path,
 def test_finished_blocks_are_not_solved_again_and_progress_counts_them(recipe_for: Any, tmp_path: Path,
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     solved: list[str] = []
-    solve = SparseGPT.solve
-    monkeypatch.setattr(SparseGPT, "solve", lambda self, problem: (solved.append(problem.name), solve(self, problem))[1])
+    solve = SparseGPT.solve_together
+    monkeypatch.setattr(SparseGPT, "solve_together",
+                        lambda self, problems: (solved.extend(problem.name for problem in problems), solve(self, problems))[1])
     recipe = recipe_for(solver=SparseGPT())
     with pytest.raises(Stop):
         run(recipe, resume=tmp_path / "run", watch=stop_at("model.layers.1.self_attn.q_proj"))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from ..calibration.stream import View, stream
 from ..errors import RecipeError
 from ..files import put_in_place
 from ..granularity import Granularity
-from ..problem import LayerProblem
+from ..problem import LayerProblem, LayerSolution
 from ..sites import Anatomy, LinearSite
-from ..solvers import Solver
+from ..solvers import Solver, solve_all
 from ..surgery.write import module_layout, read_weight
 
 __all__ = ["LevelStore", "planned_bytes"]
@@ -64,10 +64,10 @@ class LevelStore:
         found = _intact(folder, len(levels))
         missing = [site for site in sites if site.name not in found]
         for views in stream(model, anatomy, missing, tokens, solver.needs, placement, batch):
-            for view in views:
-                found[view.site.name] = _solve(folder, view, solver, sites[view.site], levels, placement)
+            for name, entry in _solve(folder, views, solver, sites, levels, placement):
+                found[name] = entry
                 if watch:
-                    watch(view.site.name)
+                    watch(name)
             views[0].stats.forget()
         return cls(folder, tuple(levels), {site.name: found[site.name] for site in sites})
 
@@ -90,32 +90,45 @@ class LevelStore:
         return sum((self.folder / entry.file).stat().st_size for entry in self.entries.values())
 
 
-def _solve(folder: Path, view: View, solver: Solver, granularity: Granularity, levels: Sequence[float],
-           placement: Placement) -> Entry:
-    """One site at every level but the dense one, written whole or not at all."""
+def _solve(folder: Path, views: Sequence[View], solver: Solver, sites: Mapping[LinearSite, Granularity], levels: Sequence[float],
+           placement: Placement) -> Iterator[tuple[str, Entry]]:
+    """The sites that came together, at every level but the dense one; each is on disk before its entry is given."""
+    problems = [LayerProblem(weight, view.stats, sites[view.site], level, view.site.name)
+                for view in views for weight in [read_weight(view.module).to(placement.device)] for level in levels if level > 0]
+    answers = (solution for solutions in solve_all(solver, problems) for solution in solutions)
+    waiting = iter(problems)
+    for view in views:
+        tensors: dict[str, Tensor] = {}
+        errors: list[float] = []
+        for index, level in enumerate(levels):
+            if level == 0:
+                errors.append(0.0 if solver.needs == "gram" else float("nan"))
+                continue
+            solution = next(answers)
+            found = next(waiting).error(solution.weight)
+            errors.append(float("nan") if found is None else found)
+            tensors |= _packed(view.module, index, solution)
+        yield view.site.name, _store(folder, view.site.name, tensors, tuple(errors))
+
+
+def _packed(module: Any, index: int, solution: LayerSolution) -> dict[str, Tensor]:
+    """A bit per weight, and the weights that are kept."""
+    weight, mask = (module_layout(module, value).cpu().contiguous() for value in (solution.weight, solution.mask))
+    return {f"{index}.mask": torch.from_numpy(numpy.packbits(mask.numpy())), f"{index}.values": weight[mask].to(module.weight.dtype)}
+
+
+def _store(folder: Path, site: str, tensors: dict[str, Tensor], errors: tuple[float, ...]) -> Entry:
+    """One site's file, written whole or not at all."""
     from safetensors.torch import save_file
 
-    module: Any = view.module
-    weight = read_weight(module).to(placement.device)
-    tensors: dict[str, Tensor] = {}
-    errors: list[float] = []
-    for index, level in enumerate(levels):
-        problem = LayerProblem(weight, view.stats, granularity, level, view.site.name)
-        solution = solver.solve(problem)
-        error = problem.error(solution.weight)
-        errors.append(float("nan") if error is None else error)
-        if level > 0:
-            stored, mask = (module_layout(module, value).cpu().contiguous() for value in (solution.weight, solution.mask))
-            tensors[f"{index}.mask"] = torch.from_numpy(numpy.packbits(mask.numpy()))
-            tensors[f"{index}.values"] = stored[mask].to(module.weight.dtype)
-    name = f"{hashlib.sha256(view.site.name.encode()).hexdigest()[:16]}.safetensors"
+    name = f"{hashlib.sha256(site.encode()).hexdigest()[:16]}.safetensors"
     draft = folder / f"{name}.tmp"
     save_file(tensors, draft)
     digest = _digest(draft)
     put_in_place(draft, folder / name)
-    entry = Entry(name, digest, tuple(errors))
+    entry = Entry(name, digest, errors)
     note = folder / f"{name}.json.tmp"
-    note.write_text(json.dumps({"site": view.site.name, **asdict(entry)}))
+    note.write_text(json.dumps({"site": site, **asdict(entry)}))
     put_in_place(note, folder / f"{name}.json")
     return entry
 

@@ -15,6 +15,7 @@ from ..allocation import fit
 from ..budget import Allocation, Budget
 from ..calibration.placement import Placement
 from ..calibration.sample import Calibration
+from ..environment import available_bytes
 from ..errors import ExportError, RecipeError
 from ..files import fingerprint
 from ..granularity import Granularity
@@ -43,6 +44,7 @@ class Search:
     objective: Objective = "divergence"  # from the dense model; or perplexity, of the search text
     top: int = 256  # most probable tokens of the dense model that are compared one by one
     store: str = ""  # folder for the level store, which other searches may use again; none: one of this run's own
+    seed: int | None = None  # of the strategy; None: the recipe's
     patience: float = 0.0  # looks without a better value on held-out text after which the search ends; 0: it does not
 
     def __post_init__(self) -> None:
@@ -142,7 +144,8 @@ def carry_out(plan: Search, job: Job, first: Allocation, seed: int, watch: Watch
     begin = space.nearest(first)
     with _service(plan, job, space, store, held_out=True) as other, _service(plan, job, space, store, held_out=False) as fitness:
         monitor = _Monitor(plan, other, begin, watch)
-        outcome = search(space, plan.strategy, fitness, begin, plan.evaluations, seed, monitor.told)
+        outcome = search(space, plan.strategy, fitness, begin, plan.evaluations, seed if plan.seed is None else plan.seed,
+                         monitor.told)
         moment, answer = monitor.best()
         before = fitness([Query(begin)])[0].value
     record = SearchRecord(
@@ -208,7 +211,7 @@ def _service(plan: Search, job: Job, space: Space, store: LevelStore, held_out: 
     identity = fingerprint(job.solved, str(space.levels), plan.objective, str(plan.top), str(text.tolist()))
     home = Placement(str(next(job.model.parameters()).device))  # where the whole model is
     fitness = Fitness(job.model, job.anatomy, space, store, text, placement=home, batch=job.batch, top=plan.top,
-                      objective=plan.objective, memory=2**28 if held_out else 2**30, log=log, identity=identity)
+                      objective=plan.objective, memory=available_bytes() // (32 if held_out else 4), log=log, identity=identity)
     try:
         yield fitness
     finally:

@@ -1,11 +1,15 @@
 """Solvers: which weights of one matrix stay, and what they become. One file each; the file name is the name."""
 
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
 
-__all__ = ["Solver"]
+__all__ = ["Solver", "solve_all"]
+
+_TOGETHER = 2**25  # weights that are solved together at most: 128 MiB in float32, some times over
 
 
 @runtime_checkable
@@ -33,3 +37,23 @@ class Solver(Protocol):
     def solve(self, problem: LayerProblem) -> LayerSolution:
         """The pruned weight and its mask."""
         ...
+
+
+def solve_all(solver: Solver, problems: Sequence[LayerProblem]) -> Iterator[list[LayerSolution]]:
+    """The answers in the order of the problems, each list as soon as it is there.
+
+    A solver may have `solve_together(problems)`, for problems with the same inputs and granularity, when it can save work there;
+    its answers are those of `solve`, to rounding. Others solve one problem after the other.
+    """
+    together: Any = getattr(solver, "solve_together", None)
+    if together is None:
+        yield from ([solver.solve(problem)] for problem in problems)
+        return
+    for _, alike in groupby(problems, key=lambda problem: (id(problem.stats), problem.granularity)):
+        chunk: list[LayerProblem] = []
+        for problem in alike:
+            if chunk and sum(other.weight.numel() for other in (*chunk, problem)) > _TOGETHER:
+                yield together(chunk)
+                chunk = []
+            chunk.append(problem)
+        yield together(chunk)

@@ -1,5 +1,6 @@
 """Column by column, pushing each error into the columns still to come (Frantar & Alistarh 2023)."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,42 +39,55 @@ class SparseGPT:
                               "negative damping.")
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
-        problem.check()
-        factor = problem.stats.inverse_cholesky(self.damping)
-        if problem.sparsity == 0:
-            return LayerSolution(problem.weight.clone(), torch.ones_like(problem.weight, dtype=torch.bool))
-        if isinstance(problem.granularity, Columns):
-            return _eliminate(problem, factor, problem.granularity.width)
-        sweep = _Sweep(problem, factor)
+        return self.solve_together([problem])[0]
+
+    def solve_together(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
+        """One sweep for matrices with the same inputs: as many small operations as for one of them."""
+        for problem in problems:
+            problem.check()
+        stats, granularity = problems[0].stats, problems[0].granularity
+        factor = stats.inverse_cholesky(self.damping)
+        if isinstance(granularity, Columns):
+            return [_eliminate(problem, factor, granularity.width) if problem.sparsity else _dense(problem) for problem in problems]
+        sparse = [problem for problem in problems if problem.sparsity]
+        if not sparse:
+            return [_dense(problem) for problem in problems]
+        sweep = _Sweep(sparse, factor)
         step = self.block
-        if isinstance(problem.granularity, NM):  # no group lies in two blocks
-            step = max(step // problem.granularity.m, 1) * problem.granularity.m
+        if isinstance(granularity, NM):  # no group lies in two blocks
+            step = max(step // granularity.m, 1) * granularity.m
         for start in range(0, len(sweep.work), step):
             sweep.block(start, min(start + step, len(sweep.work)))
-        return sweep.solution()
+        solved = sweep.solutions()
+        return [next(solved) if problem.sparsity else _dense(problem) for problem in problems]
+
+
+def _dense(problem: LayerProblem) -> LayerSolution:
+    return LayerSolution(problem.weight.clone(), torch.ones_like(problem.weight, dtype=torch.bool))
 
 
 class _Sweep:
-    """The state of one pass, on the transposed weight, so that a column of the weight lies together in memory.
+    """The state of one pass, on the transposed weights beside each other, so that a column of them lies together in memory.
 
     Rows of the factor are divided by their diagonal: the error of a pruned weight is then the weight itself.
     """
 
-    def __init__(self, problem: LayerProblem, factor: Tensor) -> None:
+    def __init__(self, problems: Sequence[LayerProblem], factor: Tensor) -> None:
         diagonal = factor.diagonal()[:, None]
-        self.work = problem.weight.T.contiguous()
+        self.problems = problems
+        self.work = torch.cat([problem.weight for problem in problems]).T.contiguous()
         self.unit = factor / diagonal
         self.scale = diagonal.square()  # saliency = w^2 / scale
         self.pruned = torch.zeros_like(self.work)  # 1 where pruned
         self.error = torch.empty_like(self.work)
-        self.granularity = problem.granularity
-        self.sparsity = problem.sparsity
+        self.granularity = problems[0].granularity
 
     def block(self, start: int, end: int) -> None:
         """Prune the columns from `start` to `end`, and push their errors into all later ones."""
         if not isinstance(self.granularity, NM):
             saliency = self.work[start:end].square() / self.scale[start:end]
-            self.pruned[start:end] = (~self._mask(saliency, start, end)).to(self.pruned)
+            for problem, rows in self._parts():
+                self.pruned[start:end, rows] = (~self._mask(problem, saliency[:, rows], start, end)).to(self.pruned)
         step = _INNER if not isinstance(self.granularity, NM) else max(_INNER // self.granularity.m, 1) * self.granularity.m
         for low in range(start, end, step):
             high = min(low + step, end)
@@ -81,18 +95,25 @@ class _Sweep:
             self.work[high:end].addmm_(self.unit[low:high, high:end].T, self.error[low:high], alpha=-1)
         self.work[end:].addmm_(self.unit[start:end, end:].T, self.error[start:end], alpha=-1)
 
-    def _mask(self, saliency: Tensor, start: int, end: int) -> Tensor:
+    def _parts(self) -> Iterator[tuple[LayerProblem, slice]]:
+        """Every problem, and where its rows are."""
+        start = 0
+        for problem in self.problems:
+            yield problem, slice(start, start + len(problem.weight))
+            start += len(problem.weight)
+
+    def _mask(self, problem: LayerProblem, saliency: Tensor, start: int, end: int) -> Tensor:
         """The kept weights of a block; quotas of the blocks add up to the exact total."""
         rows = saliency.shape[1]
         if self.granularity == Unstructured("row"):
-            return keep_largest(saliency.T.contiguous(), end - start - self._quota(start, end, 1)).T
+            return keep_largest(saliency.T.contiguous(), end - start - self._quota(problem.sparsity, start, end, 1)).T
         flat = saliency.reshape(1, -1)
-        return keep_largest(flat, flat.numel() - self._quota(start, end, rows)).view_as(saliency)
+        return keep_largest(flat, flat.numel() - self._quota(problem.sparsity, start, end, rows)).view_as(saliency)
 
-    def _quota(self, start: int, end: int, rows: int) -> int:
+    def _quota(self, sparsity: float, start: int, end: int, rows: int) -> int:
         """How many of the weights of the columns from `start` to `end` go."""
         total = len(self.work)
-        whole = removed_count(self.sparsity, rows * total)
+        whole = removed_count(sparsity, rows * total)
         return whole * end // total - whole * start // total
 
     def _columns(self, low: int, high: int) -> None:
@@ -114,10 +135,12 @@ class _Sweep:
         saliency = self.work[column:end].square() / self.scale[column:end]
         self.pruned[column:end] = (~keep_mask(saliency.T, 0.5, granularity).T).to(self.pruned)
 
-    def solution(self) -> LayerSolution:
-        """The weight without what was pruned."""
-        mask: Bool[Tensor, "out in"] = (self.pruned == 0).T.contiguous()
-        return LayerSolution(self.work.sub_(self.error).T.contiguous() * mask, mask)
+    def solutions(self) -> Iterator[LayerSolution]:
+        """The weights without what was pruned."""
+        self.work -= self.error
+        for _, rows in self._parts():
+            mask: Bool[Tensor, "out in"] = (self.pruned[:, rows] == 0).T.contiguous()
+            yield LayerSolution(self.work[:, rows].T.contiguous() * mask, mask)
 
 
 def _eliminate(problem: LayerProblem, factor: Float[Tensor, "in in"], width: int) -> LayerSolution:
