@@ -16,10 +16,14 @@ def fingerprint(*parts: str) -> str:
     return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]
 
 
-def put_in_place(draft: Path, target: Path) -> None:
-    """Give a finished file its name, once it is safely on disk: a crash leaves the whole file or none."""
-    with draft.open("rb+") as file:
-        os.fsync(file.fileno())
+def put_in_place(draft: Path, target: Path, wait: bool = True) -> None:
+    """Give a finished file its name: a crash leaves the whole file or none.
+
+    Without `wait` that is true of a crash of the process; when the machine crashes, the file may be cut off.
+    """
+    if wait:
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
     draft.replace(target)
 
 

@@ -32,7 +32,7 @@ class Journal:
     def done(self, stage: int) -> frozenset[int]:
         """The blocks of a stage that are finished."""
         files = self.folder.glob(f"stage-{stage}-block-*.safetensors")
-        return frozenset(int(file.stem.rpartition("-")[2]) for file in files)
+        return frozenset(int(file.stem.rpartition("-")[2]) for file in files if _whole(file))
 
     def keep(self, identity: str, stage: int, block: int, tensors: Mapping[str, Tensor],
              records: list[SiteRecord]) -> None:
@@ -45,7 +45,7 @@ class Journal:
         draft = target.with_suffix(".tmp")
         data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(data, draft, metadata={"records": json.dumps([asdict(record) for record in records])})
-        put_in_place(draft, target)
+        put_in_place(draft, target, wait=False)  # mostly it is deleted before the disk has to know of it
 
     def recall(self, stage: int, block: int) -> tuple[dict[str, Tensor], list[SiteRecord]]:
         """What `keep` stored."""
@@ -62,3 +62,14 @@ class Journal:
 
     def _file(self, stage: int, block: int) -> Path:
         return self.folder / f"stage-{stage}-block-{block}.safetensors"
+
+
+def _whole(file: Path) -> bool:
+    """Whether a file is as long as its head says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except SafetensorError:
+        return False

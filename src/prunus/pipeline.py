@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -209,7 +208,6 @@ class _Run:
     identity: str
     texts: Mapping[int, Tensor]  # search text, by stage
     seed: int
-    writing: "Future[None] | None" = None  # the block that is being stored
 
     def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, SearchRecord | None]:
         """What the stage's allocator says, or what its search makes of that."""
@@ -257,15 +255,14 @@ class _Run:
         done = self.journal.done(index) if self.journal else frozenset()
         records: list[SiteRecord] = []
         solved = 0
-        with self.clock("pruning"), ThreadPoolExecutor(1) as writer:
+        with self.clock("pruning"):
             for views in self._stream(plan, stage.solver.needs, done):
                 for view, record in self._group(index, stage, views, plan, allocation, done):
                     records.append(record)
                     solved += view.site.size
                     self.tell(Progress("pruning", solved, total, record))
-                self._finish(index, views[0].site.block, plan, records, done, writer)
+                self._finish(index, views[0].site.block, plan, records, done)
                 del views, view  # statistics go before the next ones are made
-            self._written()
         return records
 
     def _group(self, index: int, stage: Stage, views: list[View], plan: "Mapping[LinearSite, _Task]",
@@ -302,23 +299,16 @@ class _Run:
         return records
 
     def _finish(self, index: int, block: int, plan: "Mapping[LinearSite, _Task]", records: list[SiteRecord],
-              done: frozenset[int], writer: Executor) -> None:
-        """Once all sites of a block are solved, store it while the next one is worked on, and give back what memory it took."""
+              done: frozenset[int]) -> None:
+        """Once all sites of a block are solved, store it, and give back what memory it took."""
         matrices = [site for site in plan if site.block == block]
         names = {plan[site].site.name for site in matrices}
         ours = [record for record in records if record.site in names]
         if len(ours) < len(matrices):
             return
         if self.journal and block not in done:
-            self._written()
-            self.writing = writer.submit(self.journal.keep, self.identity, index, block, self._tensors(matrices, plan), ours)
+            self.journal.keep(self.identity, index, block, self._tensors(matrices, plan), ours)
         release_memory()
-
-    def _written(self) -> None:
-        """Wait for the block that is being stored, and fail as it did."""
-        if self.writing:
-            self.writing.result()
-            self.writing = None
 
     def _write(self, view: View, site: Site, solution: LayerSolution) -> None:
         write(view.module, solution)

@@ -40,7 +40,7 @@ def test_nothing_is_written_before_the_first_block_is_finished(tmp_path: Path) -
 
 def test_a_crash_while_writing_leaves_no_block_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path / "out.partial")
-    monkeypatch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space"):
         journal.keep("me", 0, 0, TENSORS, RECORDS)
     assert journal.done(0) == frozenset()
@@ -65,3 +65,13 @@ def test_discarding_removes_the_folder_and_works_twice(tmp_path: Path) -> None:
 def test_a_fingerprint_tells_apart_where_one_part_ends() -> None:
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
     assert fingerprint("ab", "c") == fingerprint("ab", "c")
+
+
+def test_a_file_that_a_crash_of_the_machine_cut_off_is_no_finished_block(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "run")
+    for block in (0, 1, 2):
+        journal.keep("identity", 0, block, {"a.weight": torch.ones(8)}, [])
+    whole = (tmp_path / "run" / "stage-0-block-1.safetensors").read_bytes()
+    (tmp_path / "run" / "stage-0-block-1.safetensors").write_bytes(whole[:-5])
+    (tmp_path / "run" / "stage-0-block-2.safetensors").write_bytes(b"")
+    assert journal.done(0) == {0}
