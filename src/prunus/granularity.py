@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -155,13 +154,6 @@ def _keep_of_every(saliency: Float[Tensor, "out in"], n: int, m: int) -> Bool[Te
     return torch.stack(kept, dim=2).view(saliency.shape)
 
 
-def _smallest(values: Float[Tensor, "rows n"], rank: int) -> Float[Tensor, "rows 1"]:
-    """The value of every row that `rank` others come before; on a CPU by NumPy, which selects faster."""
-    if values.device.type != "cpu" or values.dtype != torch.float32 or bool(values.isnan().any()):
-        return values.kthvalue(rank + 1, dim=1, keepdim=True).values
-    return torch.from_numpy(numpy.partition(values.numpy(), rank, axis=1)[:, rank : rank + 1])
-
-
 def keep_largest(saliency: Float[Tensor, "rows n"], count: int) -> Bool[Tensor, "rows n"]:
     """True at the `count` largest of every row; of equal values at the border the first positions are kept."""
     size = saliency.shape[1]
@@ -169,7 +161,7 @@ def keep_largest(saliency: Float[Tensor, "rows n"], count: int) -> Bool[Tensor, 
         return torch.ones_like(saliency, dtype=torch.bool)
     if count <= 0:
         return torch.zeros_like(saliency, dtype=torch.bool)
-    border = _smallest(saliency, size - count)
+    border = saliency.kthvalue(size - count + 1, dim=1, keepdim=True).values
     above = saliency > border
     ties = saliency == border
     short = count - above.sum(1, keepdim=True)

@@ -52,6 +52,9 @@ class Stage:
             _check_ratio(self.granularity, self.budget)
             if self.search is not None:
                 raise RecipeError(f"granularity {self.granularity} fixes the sparsity of every site: there is nothing to search.")
+        if self.search and self.solver.needs != "gram" and getattr(self.search.strategy, "needs_errors", False):
+            raise RecipeError(f"strategy '{_name(type(self.search.strategy))}' needs the error of every site at every level, which solver "
+                              f"{type(self.solver).__name__} does not measure. Choose one that needs a Gram matrix, such as sparsegpt.")
         shape: type = Columns if self.sites == ("channel",) else type(self.granularity)
         if shape not in self.solver.supports:
             able = ", ".join(kind.__name__.lower() for kind in self.solver.supports)

@@ -23,7 +23,7 @@ def refused(prunus: Prunus, tmp_path: Path) -> Callable[..., None]:
     """Run quietly; there is the one line and nothing else, anywhere."""
     def check(words: list[Any], *reasons: str) -> None:
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        ran = prunus(*words, "--quiet") if words[0] == "prune" else prunus(*words)
+        ran = prunus(*words, "--quiet") if words[0] in ("prune", "allocate", "search") else prunus(*words)
         assert ran.code == 2
         assert ran.out == ""
         lines = ran.err.splitlines()
@@ -194,3 +194,41 @@ def test_in_a_process_of_its_own(quick: list[Any], tmp_path: Path) -> None:
     assert ran.stderr == "prunus: placement.activations = 'tape': expected 'memory', 'device' or 'disk'.\n"
     assert ran.stdout == ""
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["prune", "allocate", "search"])
+def test_shares_from_a_file_that_is_not_there_or_of_another_model(refused: Any, quick: list[Any], tmp_path: Path, command: str) -> None:
+    words = [command, *quick[1 : None if command == "prune" else -2], "--allocation"]
+    refused([*words, "file,path=nowhere.json"], "nowhere.json: cannot be read")
+    (tmp_path / "other.json").write_text('{"transformer.h.0.attn.c_attn": 0.5}')
+    refused([*words, f"file,path={tmp_path / 'other.json'}"], "says nothing about model.layers.0.self_attn.q_proj and 13 other sites")
+
+
+@pytest.mark.parametrize(("flags", "reasons"), [
+    (["--evaluations", "0"], ["evaluations = 0"]),
+    (["--search", "evolution,offspring=0"], ["expected one more share than survivors, the last 1, and at least one offspring"]),
+    (["--search", "evolve"], ["'evolve' is unknown", "Did you mean 'evolution'?"]),
+    (["--granularity", "2:4"], ["fixes the sparsity of every site: there is nothing to search"]),
+    (["--search-text", "builtin", "--calibration", "builtin"], ["of the search text", "Name another corpus or split"]),
+    (["--solver", "wanda", "--search", "dynamic"], ["'dynamic' needs the error of every site", "Choose one that needs a Gram matrix"]),
+])
+def test_a_search_that_makes_no_sense(refused: Any, quick: list[Any], flags: list[str], reasons: list[str]) -> None:
+    refused(["search", *quick[1:-2], *flags], *reasons)
+
+
+def test_levels_that_do_not_hold_the_budget_between_them(refused: Any, prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    recipe = prunus("recipe", "--search", "local").out.replace("levels = []", "levels = [0.6, 0.7]")
+    (tmp_path / "r.toml").write_text(recipe)
+    refused(["search", quick[1], "--out", tmp_path / "out", "--recipe", tmp_path / "r.toml"], "expected levels on both sides",
+            "sparsity 0.5")
+
+
+def test_a_level_store_of_another_model(refused: Any, prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    flags = ["--search", "local", "--evaluations", "2", "--solver", "wanda", "--calibration", quick[5], "--samples", "4", "--length", "32"]
+    recipe = prunus("recipe", *flags).out.replace('store = ""', f'store = "{tmp_path / "levels"}"')
+    (tmp_path / "r.toml").write_text(recipe)
+    words = ["search", quick[1], "--recipe", tmp_path / "r.toml"]
+    assert prunus(*words, "--out", tmp_path / "one").code == 0
+    tensors = load_file(quick[1] / "model.safetensors")
+    save_file({name: value * 2 for name, value in tensors.items()}, quick[1] / "model.safetensors", metadata={"format": "pt"})
+    refused([*words, "--out", tmp_path / "two"], "holds levels of another run (identity differs)")

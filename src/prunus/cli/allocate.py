@@ -11,6 +11,8 @@ from .running import journal_of, kept, opened
 __all__ = ["allocate", "search"]
 
 _Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist or be empty.")]
+_Search = Annotated[str | None, typer.Option(
+    help="The strategy: evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; settings after commas. [default: evolution]")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
@@ -55,7 +57,7 @@ def search(
     granularity: o.Granularity = None,
     solver: o.Solver = None,
     allocation: o.Allocation = None,
-    search: o.Search = None,
+    search: _Search = None,
     evaluations: o.Evaluations = None,
     search_text: o.SearchText = None,
     skip: o.Skip = None,
@@ -104,7 +106,7 @@ def _decide(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype: s
                     resume=journal.folder, source=source)
         data = standard({"allocation": dict(found.allocation), "search": asdict(found.search) if found.search else None,
                          "seconds": dict(found.seconds), "environment": dict(found.environment)})
-        with whole_folder(out.absolute()) as draft:
+        with whole_folder(out.absolute(), ("*.png", "search.csv")) as draft:
             write_shares(draft, found.recipe, (found.allocation,), (found.search,) if found.search else ())
             (draft / "decision.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         screen.shares(found, out)

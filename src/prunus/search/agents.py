@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import MissingExtra
 from .space import Candidate, Query, Space, Trial
 
-__all__ = ["AgentState", "Feature", "Reward", "ask", "begin", "tell"]
+__all__ = ["AgentState", "Feature", "Reward", "ask", "begin", "needs_errors", "tell"]
 
 Reward = Literal["difference", "ratio", "local", "terminal"]
 Feature = Literal["depth", "remaining", "size", "error"]
@@ -112,6 +112,11 @@ class AgentState:
     def close(self) -> None:
         """End the agent."""
         self.worker.close()
+
+
+def needs_errors(strategy: Any) -> bool:
+    """Whether the game asks for the error of every site at every level."""
+    return strategy.reward == "local" or "error" in strategy.features
 
 
 def begin(strategy: Any, space: Space, first: Candidate, seed: int) -> AgentState:

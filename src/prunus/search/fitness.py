@@ -27,6 +27,7 @@ __all__ = ["Fitness", "Objective"]
 Objective = Literal["divergence", "perplexity"]
 
 _LOGITS = 2**22  # elements of the largest tensor of logits
+_CACHED = 2**20  # … and of those that are worked on together
 
 
 class Bounded:
@@ -196,18 +197,19 @@ class _Predicted:
 
     @classmethod
     def of(cls, logits: Tensor, top: int) -> "_Predicted":
-        logp = logits.flatten(0, 1).float().log_softmax(-1)
-        known, index = logp.topk(min(top, logp.shape[-1]))
-        return cls(index, known, _rest(known, logp.shape[-1]))
+        logits = logits.flatten(0, 1)
+        largest, index = logits.topk(min(top, logits.shape[-1]))
+        known = largest.float() - _normaliser(logits)
+        return cls(index, known, _rest(known, logits.shape[-1]))
 
     def loss(self, logits: Tensor) -> float:
         """The sum over positions of KL(this || logits), on the coarser distribution."""
-        logp = logits.flatten(0, 1).float().log_softmax(-1)
-        theirs = logp.gather(-1, self.index.long())
+        logits = logits.flatten(0, 1)
+        theirs = logits.gather(-1, self.index.long()).float() - _normaliser(logits)
         inside = (self.known.exp() * (self.known - theirs)).sum(-1)
-        if self.index.shape[-1] == logp.shape[-1]:
+        if self.index.shape[-1] == logits.shape[-1]:
             return float(inside.sum(dtype=torch.float64))
-        outside = self.rest.exp() * (self.rest - _rest(theirs, logp.shape[-1]))
+        outside = self.rest.exp() * (self.rest - _rest(theirs, logits.shape[-1]))
         return float((inside + outside).sum(dtype=torch.float64))
 
 
@@ -223,11 +225,18 @@ class _Following:
 
     def loss(self, logits: Tensor) -> float:
         """The sum over positions of the negative log-likelihood."""
-        known = logits[:, : self.tokens.shape[1]].float().log_softmax(-1)
-        return -float(known.gather(-1, self.tokens[..., None]).sum(dtype=torch.float64))
+        logits = logits[:, : self.tokens.shape[1]].flatten(0, 1)
+        known = logits.gather(-1, self.tokens.reshape(-1, 1)).float() - _normaliser(logits)
+        return -float(known.sum(dtype=torch.float64))
 
 
 _Target = _Predicted | _Following
+
+
+def _normaliser(logits: Float[Tensor, "tokens words"]) -> Float[Tensor, "tokens 1"]:
+    """log sum exp of every row in float32; on a CPU a few rows at a time, as what stays in its cache is not waited for."""
+    rows = logits.split(max(1, _CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits))
+    return torch.cat([row.float().logsumexp(-1, keepdim=True) for row in rows])
 
 
 def _rest(logp: Tensor, vocabulary: int) -> Tensor:

@@ -13,6 +13,7 @@ class Strategy(Protocol):
     """Decides what to value next from what has been valued.
 
     A frozen dataclass whose fields are its hyper-parameters; what it learns is in the state, a value that it gives back.
+    One with a true `needs_errors` is refused where the solver measures none; one with a true `dense_level` gets level 0 too.
     Every candidate it asks for meets the space's budget, but those that it calls partial. A state with a `close` is closed
     when the search ends. Equal seeds and equal trials give equal questions, so that an
     interrupted search, asked again with the trials it had, goes on as if nothing had happened.

@@ -26,6 +26,7 @@ class DDPG:
     batch: int = 64  # moves per update, one update per move
 
     dense_level: ClassVar[bool] = True
+    needs_errors = property(agents.needs_errors)
 
     init, ask, tell = agents.begin, staticmethod(agents.ask), staticmethod(agents.tell)
 

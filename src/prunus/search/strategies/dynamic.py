@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class Dynamic:
     bins: int = 20000  # of the weights that must go; more is finer and slower
     change: float = 0.1  # share of the weights that change from one question to the next
     size: float = 1.0  # standard deviation of a change of a logarithm
+
+    needs_errors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.bins < 1 or not 0 < self.change <= 1 or self.size <= 0:

@@ -24,6 +24,7 @@ class PPO:
     entropy: float = 1e-3  # weight of the policy's entropy
 
     dense_level: ClassVar[bool] = True
+    needs_errors = property(agents.needs_errors)
 
     init, ask, tell = agents.begin, staticmethod(agents.ask), staticmethod(agents.tell)
 

@@ -23,6 +23,7 @@ class SAC:
     batch: int = 64  # moves per update, one update per move
 
     dense_level: ClassVar[bool] = True
+    needs_errors = property(agents.needs_errors)
 
     init, ask, tell = agents.begin, staticmethod(agents.ask), staticmethod(agents.tell)
 
