@@ -217,7 +217,8 @@ def test_a_search_that_makes_no_sense(refused: Any, quick: list[Any], flags: lis
 
 
 def test_levels_that_do_not_hold_the_budget_between_them(refused: Any, prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
-    recipe = prunus("recipe", "--search", "local").out.replace("levels = []", "levels = [0.6, 0.7]")
+    flags = ["--search", "local", "--calibration", quick[5], "--length", "32", "--evaluate", "none"]
+    recipe = prunus("recipe", *flags).out.replace("levels = []", "levels = [0.6, 0.7]")
     (tmp_path / "r.toml").write_text(recipe)
     refused(["search", quick[1], "--out", tmp_path / "out", "--recipe", tmp_path / "r.toml"], "expected levels on both sides",
             "sparsity 0.5")
