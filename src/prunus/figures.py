@@ -83,12 +83,12 @@ def _drawn(draw: Any) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra("plots", "plots") from None
-    figure = Figure(figsize=(7.5, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     draw(axes)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2 if len(axes.lines) > 4 else 1)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4 if len(axes.lines) > 4 else 1)
     data = io.BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
     return data.getvalue()
