@@ -44,11 +44,13 @@ class LossNeeds:
 
 @dataclass(frozen=True)
 class LossStats:
-    """How the loss (cross-entropy of the next token, summed) depends on one matrix; means over tokens."""
+    """How the loss (cross-entropy of the next token, summed) depends on one matrix.
 
-    slope: float  # E ||d loss / d y||^2 at the matrix's output y
-    output: float  # E ||y||^2
-    stream: float  # E ||d loss / d h||^2 times E ||h||^2, with h what the matrix's block gives to the next
+    Norms are multiplied token by token: a few tokens of massive activations, whose gradients are small, count for little.
+    """
+
+    output: float  # E ||d loss / d y||^2 ||y||^2 over tokens, at the matrix's output y
+    stream: float  # the same at what the matrix's block gives to the next
     trace: float | None = None  # of the Hessian of the mean loss in the matrix's weights; None when not asked for
 
 

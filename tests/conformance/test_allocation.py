@@ -33,7 +33,7 @@ def allocate(allocator: Any, sites: tuple[LinearSite, ...], budget: Budget, gran
         out, width = site.shape
         seed = 0 if len({site.shape for site in sites}) == 1 else site.block
         weight = torch.randn(out, width, generator=generator(seed))
-        loss = LossStats(1.0 + seed, 2.0, 3.0 - 0.5 * seed, 0.1 * seed) if allocator.loss_needs else None
+        loss = LossStats(1.0 + seed, 3.0 - 0.5 * seed, 0.1 * seed) if allocator.loss_needs else None
         measured[site.name] = allocator.measure(site, weight, stats_of(inputs(seed, width), allocator.needs), loss)
     return allocator.allocate(sites, measured, budget, granularity)
 

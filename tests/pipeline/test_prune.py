@@ -381,7 +381,7 @@ def test_an_allocator_that_asks_for_the_loss_is_told_of_every_site_and_the_model
     monkeypatch.setattr(type(allocation), "measure", watched)
     result = pruned(model, recipe_for(allocation=allocation, solver=SparseGPT(), budget=Budget(0.4)))
     assert list(seen) == [site.name for site in describe(model).sites("linear")]
-    assert all(loss.slope > 0 and (loss.trace is not None) == isinstance(allocation, Sensitivity) for loss in seen.values())
+    assert all(loss.output > 0 and (loss.trace is not None) == isinstance(allocation, Sensitivity) for loss in seen.values())
     assert len(set(result.report.allocation[0].values())) > 1
     assert result.report.sparsity == pytest.approx(0.6, abs=0.002)
 

@@ -127,7 +127,7 @@ def test_sensitivity_shares_lie_evenly_by_rank_of_the_trace_per_weight() -> None
     sites = [site("a", 0), site("b", 1), site("c", 2)]
     traces = {"a": 7.0, "b": 900.0, "c": 3.0}
     weight, stats = torch.ones(100, 100), stats_of(torch.eye(2), "power")
-    measured = {name: Sensitivity().measure(sites[0], weight, stats, LossStats(0.0, 0.0, 0.0, trace)) for name, trace in traces.items()}
+    measured = {name: Sensitivity().measure(sites[0], weight, stats, LossStats(0.0, 0.0, trace)) for name, trace in traces.items()}
     assert measured["b"] == pytest.approx(0.09)
     allocation = Sensitivity(spread=0.2).allocate(sites, measured, Budget(0.5), SHAPE)
     assert allocation == pytest.approx({"a": 0.5, "b": 0.3, "c": 0.7}, abs=1e-3)
@@ -151,7 +151,7 @@ def test_fisher_gives_every_matrix_the_same_marginal_cost() -> None:
 
 def test_fisher_weighs_a_solver_s_error_by_the_gradient_at_the_output() -> None:
     weight, stats = torch.randn(12, 8, generator=generator(0)), stats_of(inputs(0, 8), "gram")
-    quiet, loud = (Fisher(Mask()).measure(site("a", shape=(12, 8)), weight, stats, LossStats(slope, 5.0, 0.0)) for slope in (1.0, 100.0))
+    quiet, loud = (Fisher(Mask()).measure(site("a", shape=(12, 8)), weight, stats, LossStats(5.0 * slope, 0.0)) for slope in (1.0, 100.0))
     assert loud[0] - quiet[0] == pytest.approx(math.log(100))
     assert loud[1] == quiet[1] > 0
     problem = LayerProblem(weight, stats, SHAPE, 0.5, "a")
@@ -171,7 +171,7 @@ def test_absorption_takes_from_the_base_where_the_loss_feels_the_stream_most() -
     weight, stats = torch.ones(100, 100), stats_of(torch.eye(2), "power")
     streams = {"a": math.exp(4), "b": math.exp(2), "c": math.exp(0)}
     absorption = Absorption(Uniform(), strength=0.1)
-    measured = {name: absorption.measure(sites[0], weight, stats, LossStats(0.0, 0.0, stream)) for name, stream in streams.items()}
+    measured = {name: absorption.measure(sites[0], weight, stats, LossStats(0.0, stream)) for name, stream in streams.items()}
     allocation = absorption.allocate(sites, measured, Budget(0.5), SHAPE)
     assert allocation == pytest.approx({"a": 0.4, "b": 0.5, "c": 0.6}, abs=1e-3)
 

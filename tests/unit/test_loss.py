@@ -27,7 +27,7 @@ def loss_of(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", CAUSAL)
-def test_slopes_are_the_squared_gradients_at_every_output(family: str) -> None:
+def test_squared_gradients_times_squared_outputs_token_by_token(family: str) -> None:
     model = tiny_model(family)
     found = loss_stats(model, describe(model), sites_of(model), TOKENS, LossNeeds())
     name = sites_of(model)[-1].name
@@ -36,8 +36,8 @@ def test_slopes_are_the_squared_gradients_at_every_output(family: str) -> None:
     (loss_of(model, TOKENS) * TOKENS[:, 1:].numel()).backward()  # the sum over predicted tokens
     handle.remove()
     (output,) = seen
-    assert found[name].slope == pytest.approx(float(output.grad.square().sum()) / TOKENS.numel(), rel=1e-3)
-    assert found[name].output == pytest.approx(float(output.detach().square().sum()) / TOKENS.numel(), rel=1e-4)
+    expected = (output.grad.square().sum(-1) * output.detach().square().sum(-1)).mean()
+    assert found[name].output == pytest.approx(float(expected), rel=1e-3)
     assert found[name].trace is None
 
 
@@ -49,7 +49,7 @@ def test_the_stream_is_that_of_the_block_s_output() -> None:
     handle = model.model.norm.register_forward_pre_hook(lambda _, inputs: inputs[0].retain_grad() or seen.append(inputs[0]))
     (loss_of(model, TOKENS) * TOKENS[:, 1:].numel()).backward()
     handle.remove()
-    expected = float(seen[0].grad.square().sum()) * float(seen[0].detach().square().sum()) / TOKENS.numel() ** 2
+    expected = float((seen[0].grad.square().sum(-1) * seen[0].detach().square().sum(-1)).mean())
     assert [found[name].stream for name in last] == pytest.approx([expected] * len(last), rel=1e-3)
 
 

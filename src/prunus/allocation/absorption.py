@@ -21,7 +21,7 @@ __all__ = ["Absorption"]
 @dataclass(frozen=True)
 class Absorption:
     """Errors made early are amplified on their way up, errors made late are absorbed: blocks give less the more the loss
-    feels a relative change of the residual stream that they leave, E ||d loss / d h||^2 E ||h||^2, on a logarithmic scale.
+    feels a relative change of the residual stream h that they leave, E ||d loss / d h||^2 ||h||^2, on a logarithmic scale.
     """
 
     base: Allocator = field(default_factory=lambda: find("allocation", "owl")())  # what is corrected

@@ -24,9 +24,9 @@ class Fisher:
     """The share at which all matrices have the same marginal cost, in a second-order model of the loss.
 
     With delta the loss's gradient at a matrix's output y, losing the part dy costs about E (delta . dy)^2 / 2 (the empirical
-    Fisher), which is E ||delta||^2 E ||dy||^2 / (2 out) when the two have no direction in common. E ||dy||^2 is what a solver
-    leaves; its logarithm is taken for linear in the sparsity, through two probes. What the model says far from its probes is
-    not believed: `spread` bounds it.
+    Fisher), which is E ||delta||^2 ||dy||^2 / (2 out) when the two have no direction in common. ||dy||^2 / ||y||^2 is the
+    relative error that a solver leaves; its logarithm is taken for linear in the sparsity, through two probes. What the model
+    says far from its probes is not believed: `spread` bounds it.
     """
 
     solver: Solver = SparseGPT()  # the probe
@@ -52,7 +52,7 @@ class Fisher:
         assert loss is not None
         low, high = (probed(self.solver, probe, site, weight, stats) for probe in self.probes)
         growth = max((high - low) / (self.probes[1] - self.probes[0]), 1e-3)
-        weighting = math.log(max(loss.slope * loss.output / weight.shape[0], 1e-30))
+        weighting = math.log(max(loss.output / weight.shape[0], 1e-30))
         return weighting + low - growth * self.probes[0], growth
 
     def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,

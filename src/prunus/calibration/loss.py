@@ -32,7 +32,7 @@ def loss_stats(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens
             traces = _traces(model, [site.name for site in sites], tokens, seed)
             found = {name: replace(value, trace=traces[name]) for name, value in found.items()}
     for name, value in found.items():
-        if not all(number is None or number - number == 0 for number in (value.slope, value.output, value.stream, value.trace)):
+        if not all(number is None or number - number == 0 for number in (value.output, value.stream, value.trace)):
             raise CalibrationError(f"{name}: the gradient of the loss is not finite. The model overflows in this dtype or its "
                                    "weights are damaged; try --dtype float32.")
     return found
@@ -58,19 +58,20 @@ def _loss(model: Any, tokens: Tensor) -> Tensor:
 
 
 class _Watched:
-    """Sums over tokens of the squares of what a module gives, and of the loss's gradient there."""
+    """The sum over tokens of the square of what a module gives, times that of the loss's gradient there."""
 
     def __init__(self) -> None:
-        self.output = self.slope = 0.0
+        self.sum = 0.0
 
     def hook(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Called with every output of the module."""
         value: Tensor = output[0] if isinstance(output, tuple) else output
-        self.output += float(value.detach().float().square().sum(dtype=torch.float64))
-        value.register_hook(self._back)
+        size = value.detach().float().square().sum(-1)
 
-    def _back(self, gradient: Tensor) -> None:
-        self.slope += float(gradient.float().square().sum(dtype=torch.float64))
+        def back(gradient: Tensor) -> None:
+            self.sum += float((gradient.float().square().sum(-1) * size).sum(dtype=torch.float64))
+
+        value.register_hook(back)
 
 
 def _slopes(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Tensor) -> dict[str, LossStats]:
@@ -86,10 +87,8 @@ def _slopes(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: T
         for row in tokens:
             with torch.enable_grad():
                 _loss(model, row[None]).backward()
-    count = tokens.numel()
-    streams = [watched[block.name].slope / count * watched[block.name].output / count for block in anatomy.blocks]
-    return {site.name: LossStats(watched[site.name].slope / count, watched[site.name].output / count, streams[site.block])
-            for site in sites}
+    means = {name: sums.sum / tokens.numel() for name, sums in watched.items()}
+    return {site.name: LossStats(means[site.name], means[anatomy.blocks[site.block].name]) for site in sites}
 
 
 def _traces(model: Any, names: Sequence[str], tokens: Tensor, seed: int) -> dict[str, float]:
