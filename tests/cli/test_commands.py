@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,10 @@ def test_a_result_can_be_written_where_one_stands(prunus: Prunus, quick: list[An
 
 
 @pytest.fixture
-def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Press Ctrl-C in the midst of the n-th matrix."""
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Press Ctrl-C in the midst of the n-th matrix; a shell that starts the tests in the background has it ignored."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def at(count: int) -> None:
         solve, solved = SparseGPT.solve_together, []
 
@@ -127,7 +129,8 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             return solve(self, problems)
 
         monkeypatch.setattr(SparseGPT, "solve_together", until)
-    return at
+    yield at
+    signal.signal(signal.SIGINT, handler)
 
 
 def test_ctrl_c_leaves_no_output_folder_and_says_how_to_go_on(prunus: Prunus, quick: list[Any], interrupt: Any,
