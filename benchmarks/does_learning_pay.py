@@ -4,13 +4,12 @@ What a search has found is valued on held-out sequences of its text. Finished ru
 benchmark goes on where it stopped; --only runs a part of it, and the table is made of all that is there.
 """
 
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from _harness import ROOT, arguments, environment, model_and_tokenizer, table, write
+from _harness import LEVELS, ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Recipe, Stage, allocate
 from prunus.allocation import Allocator
 from prunus.allocation.dlp import DLP
@@ -30,7 +29,6 @@ from prunus.search.strategies.random import Random
 from prunus.search.strategies.sac import SAC
 from prunus.solvers.sparsegpt import SparseGPT
 
-LEVELS = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
 STRATEGIES: dict[str, Strategy] = {
     "random": Random(), "local": Local(), "evolution": Evolution(), "dynamic": Dynamic(), "CMA-ES": CMAES(),
     "PPO, difference": PPO(), "PPO, ratio": PPO(reward="ratio"), "PPO, local": PPO(reward="local"), "PPO, terminal": PPO(reward="terminal"),
@@ -48,17 +46,14 @@ def main() -> None:
                         only={"default": "", "help": "names that begin so"})
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) if options.tiny else KEPT
-        home.mkdir(parents=True, exist_ok=True)
-        rows = [json.loads(line) for line in (home / "runs.jsonl").read_text().splitlines()] if (home / "runs.jsonl").exists() else []
+        rows = kept_rows(home / "runs.jsonl")
         names = ["random", "dynamic"] if options.tiny else [*STRATEGIES, *ALLOCATORS]
         for name, seed in [(name, seed) for seed in range(1 if options.tiny else SEEDS) for name in names]:
             if name.startswith(options.only) and not any((row["name"], row["seed"]) == (name, seed) for row in rows):
                 if name in ALLOCATORS and seed:
                     continue  # nothing is drawn
-                rows.append(_run(options, name, seed, home))
+                rows.append(keep_row(home / "runs.jsonl", _run(options, name, seed, home)))
                 print({key: value for key, value in rows[-1].items() if key != "curve"}, flush=True)
-                with (home / "runs.jsonl").open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
     shown = _table(rows)
     print(shown)
     if not options.tiny:

@@ -4,12 +4,11 @@ neither saw.
 Every finished row is kept in build/, so that an interrupted run goes on where it stopped.
 """
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from _harness import ROOT, arguments, environment, model_and_tokenizer, table, write
+from _harness import LEVELS, ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Recipe, Stage, prune
 from prunus.allocation import Allocator
 from prunus.allocation.absorption import Absorption
@@ -35,7 +34,6 @@ ALLOCATORS: dict[str, Allocator] = {
 }
 STRATEGIES: dict[str, Strategy] = {"evolution": Evolution(), "dynamic": Dynamic(), "PPO, terminal": PPO(reward="terminal")}
 LOOKS = 200.0
-LEVELS = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
 KEPT = ROOT / "build" / "how_much_each_layer_gives"
 
 
@@ -45,14 +43,11 @@ def main() -> None:
         Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) if options.tiny else KEPT
-        home.mkdir(parents=True, exist_ok=True)
-        rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()] if (home / "rows.jsonl").exists() else []
+        rows = kept_rows(home / "rows.jsonl")
         for name in ["dense", *(("uniform", "OWL", "dynamic") if options.tiny else (*ALLOCATORS, *STRATEGIES))]:
             if name not in {row["allocator"] for row in rows}:
-                rows.append(_row(options, name, metrics, home))
+                rows.append(keep_row(home / "rows.jsonl", _row(options, name, metrics, home)))
                 print(rows[-1], flush=True)
-                with (home / "rows.jsonl").open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
     shown = _table(rows)
     print(shown)
     if not options.tiny:

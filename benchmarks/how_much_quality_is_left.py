@@ -5,11 +5,10 @@ seed's cells only, so that several processes can share the work; the run without
 what has been measured so far, and says which cells are missing.
 """
 
-import json
 import statistics
 from typing import Any
 
-from _harness import ROOT, arguments, environment, model_and_tokenizer, table, write
+from _harness import ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import NM, Budget, Calibration, Recipe, Stage, Unstructured, prune
 from prunus.criteria.magnitude import Magnitude
 from prunus.evaluation import Context
@@ -71,18 +70,13 @@ def _cell(options: Any, metric: Perplexity, solver: str, pattern: str, seed: int
 
 
 def _kept(dtype: str) -> list[dict[str, Any]]:
-    cells = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
-    return [cell for cell in cells if cell["dtype"] == dtype]
+    return [cell for cell in kept_rows(KEPT) if cell["dtype"] == dtype]
 
 
 def _keep(cell: dict[str, Any], options: Any) -> dict[str, Any]:
     print(cell, flush=True)
     cell |= {"dtype": options.dtype, "commit": environment()["commit"]}
-    if not options.tiny:
-        KEPT.parent.mkdir(exist_ok=True)
-        with KEPT.open("a") as file:
-            file.write(json.dumps(cell) + "\n")
-    return cell
+    return cell if options.tiny else keep_row(KEPT, cell)
 
 
 def _table(cells: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from _harness import arguments, model_and_tokenizer, table, write
+from _harness import LEVELS, arguments, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Unstructured, describe
 from prunus.calibration.stream import stream
 from prunus.problem import LayerProblem, LayerSolution
@@ -22,7 +22,6 @@ from prunus.search.space import Candidate, Query, Space
 from prunus.sites import LinearSite
 from prunus.solvers.sparsegpt import SparseGPT
 
-LEVELS = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)  # eight, and the dense one that episodes begin with
 EPISODES = 4
 
 

@@ -33,6 +33,10 @@ class LayerProblem:
         lost, whole = self.stats.energy(self.weight - weight), self.stats.energy(self.weight)
         return max(lost, 0.0) / whole if whole > 0 else 0.0
 
+    def untouched(self) -> "LayerSolution":
+        """The answer when nothing is to go: a copy, all of it kept."""
+        return LayerSolution(self.weight.clone(), torch.ones_like(self.weight, dtype=torch.bool))
+
     def check(self) -> None:
         """Refuse numbers that no solver can use. Raises CalibrationError that names the site."""
         check_finite(self.weight, self.name)

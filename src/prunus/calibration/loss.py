@@ -1,5 +1,6 @@
 """How the loss depends on every matrix: backward passes through the whole model, from which a few numbers per matrix stay."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ __all__ = ["loss_stats"]
 
 def loss_stats(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Int[Tensor, "samples length"],
                needs: LossNeeds, seed: int = 0) -> dict[str, LossStats]:
-    """By site. One backward pass per sequence; the trace takes another one through the first.
+    """By site. One backward pass per sequence; traces take two more, the second through the first.
 
     The model computes where it is, and its weights are only read. Activations of a whole pass are in memory, and for
     traces three tensors as large as the sites' weights too. Raises CalibrationError when a gradient is not finite.
@@ -32,7 +33,7 @@ def loss_stats(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens
             traces = _traces(model, [site.name for site in sites], tokens, seed)
             found = {name: replace(value, trace=traces[name]) for name, value in found.items()}
     for name, value in found.items():
-        if not all(number is None or number - number == 0 for number in (value.output, value.stream, value.trace)):
+        if not all(number is None or math.isfinite(number) for number in (value.output, value.stream, value.trace)):
             raise CalibrationError(f"{name}: the gradient of the loss is not finite. The model overflows in this dtype or its "
                                    "weights are damaged; try --dtype float32.")
     return found

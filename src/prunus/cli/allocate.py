@@ -10,18 +10,14 @@ from .running import journal_of, kept, opened
 
 __all__ = ["allocate", "search"]
 
-_Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist or be empty.")]
 _Search = Annotated[str | None, typer.Option(
     help="The strategy: evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; settings after commas. [default: evolution]")]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")]
-_Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
-_Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print the allocation, and what the search did, as JSON.")]
 
 
 def allocate(
     model: o.Model,
-    out: _Out,
+    out: o.Out,
     recipe: o.RecipeFile = None,
     sites: o.Sites = None,
     sparsity: o.Sparsity = None,
@@ -34,8 +30,8 @@ def allocate(
     seed: o.Seed = None,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
-    overwrite: _Overwrite = False,
-    quiet: _Quiet = False,
+    overwrite: o.Overwrite = False,
+    quiet: o.Quiet = False,
     json: _JSON = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
@@ -50,7 +46,7 @@ def allocate(
 
 def search(
     model: o.Model,
-    out: _Out,
+    out: o.Out,
     recipe: o.RecipeFile = None,
     sites: o.Sites = None,
     sparsity: o.Sparsity = None,
@@ -67,9 +63,9 @@ def search(
     seed: o.Seed = None,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
-    overwrite: _Overwrite = False,
-    resume: _Resume = False,
-    quiet: _Quiet = False,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    quiet: o.Quiet = False,
     json: _JSON = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:

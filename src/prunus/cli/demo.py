@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from . import options as o
 from .prune import carry_out
 
 __all__ = ["demo"]
@@ -12,7 +13,7 @@ __all__ = ["demo"]
 
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("prunus-demo"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
+    overwrite: o.Overwrite = False,
 ) -> None:
     """Prune SmolLM2-135M-Instruct to half its weights with ALPS, and show what that cost.
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity", "Length",
-    "Model", "RecipeFile", "Samples", "Search", "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "given",
-    "recipe_of",
+    "Model", "Out", "Overwrite", "Quiet", "RecipeFile", "Resume", "Samples", "Search", "SearchText", "Seed", "Sites", "Skip", "Solver",
+    "Sparsity", "TrustRemoteCode", "given", "recipe_of",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -42,6 +42,10 @@ EvaluationLength = Annotated[int | None, typer.Option("--evaluate-length", help=
 Seed = Annotated[int | None, typer.Option(help="Chooses the calibration sequences. [default: 0]")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")]
+Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist or be empty.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
 

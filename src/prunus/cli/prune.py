@@ -13,7 +13,7 @@ __all__ = ["carry_out", "prune"]
 
 def prune(
     model: o.Model,
-    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist or be empty.")],
+    out: o.Out,
     recipe: o.RecipeFile = None,
     sites: o.Sites = None,
     sparsity: o.Sparsity = None,
@@ -33,9 +33,9 @@ def prune(
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
     activations: Annotated[str, typer.Option(help="Where activations wait between blocks: memory, device or disk.")] = "memory",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    quiet: o.Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON; progress is left out.")] = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:

@@ -58,7 +58,7 @@ class ALPS:
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()
         if problem.sparsity == 0:
-            return LayerSolution(problem.weight.clone(), torch.ones_like(problem.weight, dtype=torch.bool))
+            return problem.untouched()
         curvature = problem.stats.shared(("alps", self.damping, self.blend),
                                          lambda: _curvature(problem.stats, self.damping, self.blend))
         dense = (problem.weight * curvature.scale).T.contiguous()

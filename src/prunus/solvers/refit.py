@@ -37,10 +37,10 @@ class Refit:
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()
+        if problem.sparsity == 0:
+            return problem.untouched()
         saliency = self.criterion.saliency(problem.weight, problem.stats)
         mask = keep_mask(saliency, problem.sparsity, problem.granularity)
-        if problem.sparsity == 0:
-            return LayerSolution(problem.weight.clone(), mask)
         precision = torch.float32 if problem.weight.device.type == "mps" else torch.float64
         gram = problem.stats.damped(self.damping).to(precision)
         try:

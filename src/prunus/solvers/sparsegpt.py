@@ -48,10 +48,10 @@ class SparseGPT:
         stats, granularity = problems[0].stats, problems[0].granularity
         factor = stats.inverse_cholesky(self.damping)
         if isinstance(granularity, Columns):
-            return [_eliminate(problem, factor, granularity.width) if problem.sparsity else _dense(problem) for problem in problems]
+            return [_eliminate(problem, factor, granularity.width) if problem.sparsity else problem.untouched() for problem in problems]
         sparse = [problem for problem in problems if problem.sparsity]
         if not sparse:
-            return [_dense(problem) for problem in problems]
+            return [problem.untouched() for problem in problems]
         sweep = _Sweep(sparse, factor)
         step = self.block
         if isinstance(granularity, NM):  # no group lies in two blocks
@@ -59,11 +59,7 @@ class SparseGPT:
         for start in range(0, len(sweep.work), step):
             sweep.block(start, min(start + step, len(sweep.work)))
         solved = sweep.solutions()
-        return [next(solved) if problem.sparsity else _dense(problem) for problem in problems]
-
-
-def _dense(problem: LayerProblem) -> LayerSolution:
-    return LayerSolution(problem.weight.clone(), torch.ones_like(problem.weight, dtype=torch.bool))
+        return [next(solved) if problem.sparsity else problem.untouched() for problem in problems]
 
 
 class _Sweep:
