@@ -1,7 +1,8 @@
 """How much should each layer give? Perplexity of SmolLM2 at 70 % with SparseGPT, by allocator and by search, on two texts that
 neither saw.
 
-Every finished row is kept in build/, so that an interrupted run goes on where it stopped.
+Every finished row is kept in build/, so that an interrupted run goes on where it stopped; --only measures
+some of them and writes no result, so that two processes can share the work.
 """
 
 import tempfile
@@ -33,27 +34,29 @@ ALLOCATORS: dict[str, Allocator] = {
     "Fisher": Fisher(), "absorption on OWL": Absorption(),
 }
 STRATEGIES: dict[str, Strategy] = {"evolution": Evolution(), "dynamic": Dynamic(), "PPO, terminal": PPO(reward="terminal")}
-LOOKS = 200.0
+LOOKS = 150.0
 KEPT = ROOT / "build" / "how_much_each_layer_gives"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", dtype={"default": "bfloat16"})
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, only={"nargs": "*", "default": [], "help": "names of rows"})
     metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
         Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) if options.tiny else KEPT
         rows = kept_rows(home / "rows.jsonl")
         for name in ["dense", *(("uniform", "OWL", "dynamic") if options.tiny else (*ALLOCATORS, *STRATEGIES))]:
-            if name not in {row["allocator"] for row in rows}:
+            if name not in {row["allocator"] for row in rows} and (not options.only or name in options.only):
                 rows.append(keep_row(home / "rows.jsonl", _row(options, name, metrics, home)))
                 print(rows[-1], flush=True)
+    if options.only:
+        return
     shown = _table(rows)
     print(shown)
     if not options.tiny:
         write("how_much_each_layer_gives", "; ".join(rows[0]["protocols"]), rows, {"how_much_each_layer_gives": shown},
               calibration="c4 train, 64 sequences of 512 tokens, seed 0", dtype=options.dtype,
-              search=f"from Fisher's answer, {LOOKS:g} looks at 12 sequences of 512 tokens that the model wrote itself, 4 more held out")
+              search=f"from Fisher's answer, {LOOKS:g} looks at 12 sequences of 256 tokens that the model wrote itself, 4 more held out")
 
 
 def _row(options: Any, name: str, metrics: list[Perplexity], home: Path) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def _row(options: Any, name: str, metrics: list[Perplexity], home: Path) -> dict
 def _search(options: Any, name: str, home: Path) -> Search | None:
     if name not in STRATEGIES:
         return None
-    text = Calibration("self", samples=4 if options.tiny else 16, length=32 if options.tiny else 512)
+    text = Calibration("self", samples=4 if options.tiny else 16, length=32 if options.tiny else 256)
     return Search(STRATEGIES[name], 4.0 if options.tiny else LOOKS, LEVELS, text, store=str(home / "levels"))
 
 
