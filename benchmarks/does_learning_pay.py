@@ -1,7 +1,7 @@
 """Does learning pay? Agents beside other searches: equal looks, equal start, five seeds, on SmolLM2 at 70 %.
 
 What a search has found is valued on held-out sequences of its text. Finished runs are kept in build/, so that an interrupted
-benchmark goes on where it stopped; --only runs a part of it, and the table is made of all that is there.
+benchmark goes on where it stopped; --only runs a part of it and writes no result, so that two processes can share the work.
 """
 
 import statistics
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _harness import LEVELS, ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from _harness import GO_ON, LEVELS, ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Recipe, Stage, allocate
 from prunus.allocation import Allocator
 from prunus.allocation.dlp import DLP
@@ -37,34 +37,36 @@ STRATEGIES: dict[str, Strategy] = {
     "DDPG, terminal": DDPG(reward="terminal"), "SAC, terminal": SAC(reward="terminal"),
 }
 ALLOCATORS: dict[str, Allocator] = {"OWL": OWL(), "DLP": DLP(), "reconstruction": Reconstruction(), "Fisher": Fisher()}
-SEEDS = 5
 KEPT = ROOT / "build" / "does_learning_pay"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, looks={"type": float, "default": 100.0},
-                        only={"default": "", "help": "names that begin so"})
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON, looks={"type": float, "default": 100.0},
+                        only={"nargs": "*", "default": [], "help": "names of rows"},
+                        seeds={"type": int, "default": 5})
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) if options.tiny else KEPT
-        rows = kept_rows(home / "runs.jsonl")
+        rows = kept_rows(home / "runs.jsonl", "does_learning_pay" if options.go_on else "")
         names = ["random", "dynamic"] if options.tiny else [*STRATEGIES, *ALLOCATORS]
-        for name, seed in [(name, seed) for seed in range(1 if options.tiny else SEEDS) for name in names]:
-            if name.startswith(options.only) and not any((row["name"], row["seed"]) == (name, seed) for row in rows):
+        for name, seed in [(name, seed) for seed in range(1 if options.tiny else options.seeds) for name in names]:
+            if (not options.only or name in options.only) and not any((row["name"], row["seed"]) == (name, seed) for row in rows):
                 if name in ALLOCATORS and seed:
                     continue  # nothing is drawn
                 rows.append(keep_row(home / "runs.jsonl", _run(options, name, seed, home)))
                 print({key: value for key, value in rows[-1].items() if key != "curve"}, flush=True)
+    if options.only:
+        return
     shown = _table(rows)
     print(shown)
     if not options.tiny:
-        write("does_learning_pay", f"SparseGPT, 70 %, C4, 64 sequences of 512 tokens; {options.looks:g} looks at 6 sequences of 256 tokens "
+        write("does_learning_pay", f"SparseGPT, 70 %, C4, 64 sequences of 512 tokens; {options.looks:g} looks at 6 sequences of 128 tokens "
               f"of WikiText-2 train, 2 more held out; {options.dtype}", rows, {"does_learning_pay": shown})
 
 
 def _run(options: Any, name: str, seed: int, home: Path) -> dict[str, Any]:
     model, tokenizer = model_and_tokenizer(options.tiny, options.dtype)
     calibration = Calibration("builtin", samples=4, length=32) if options.tiny else Calibration("c4", samples=64, length=512)
-    text = Calibration("builtin", "test", samples=4, length=32) if options.tiny else Calibration("wikitext2", samples=8, length=256)
+    text = Calibration("builtin", "test", samples=4, length=32) if options.tiny else Calibration("wikitext2", samples=8, length=128)
     strategy, looks = (Random(), 1.0) if name in ALLOCATORS else (STRATEGIES[name], 8.0 if options.tiny else options.looks)
     search = Search(strategy, looks, LEVELS, text, store=str(home / "levels"), seed=seed)
     stage = Stage(budget=Budget(0.3), solver=SparseGPT(), allocation=ALLOCATORS.get(name, Uniform()), search=search)

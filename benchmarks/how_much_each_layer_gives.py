@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _harness import LEVELS, ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from _harness import GO_ON, LEVELS, ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Recipe, Stage, prune
 from prunus.allocation import Allocator
 from prunus.allocation.absorption import Absorption
@@ -39,12 +39,12 @@ KEPT = ROOT / "build" / "how_much_each_layer_gives"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, only={"nargs": "*", "default": [], "help": "names of rows"})
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON, only={"nargs": "*", "default": [], "help": "names of rows"})
     metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
         Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) if options.tiny else KEPT
-        rows = kept_rows(home / "rows.jsonl")
+        rows = kept_rows(home / "rows.jsonl", "how_much_each_layer_gives" if options.go_on else "")
         for name in ["dense", *(("uniform", "OWL", "dynamic") if options.tiny else (*ALLOCATORS, *STRATEGIES))]:
             if name not in {row["allocator"] for row in rows} and (not options.only or name in options.only):
                 rows.append(keep_row(home / "rows.jsonl", _row(options, name, metrics, home)))
