@@ -39,7 +39,8 @@ KEPT = ROOT / "build" / "how_much_each_layer_gives"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON, only={"nargs": "*", "default": [], "help": "names of rows"})
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON,
+                        only={"nargs": "*", "default": [], "help": "names of rows"})
     metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
         Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
     with tempfile.TemporaryDirectory() as folder:

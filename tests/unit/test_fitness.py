@@ -55,8 +55,8 @@ def fitness_of(tmp_path: Path) -> Iterator[Make]:
 
 
 @torch.no_grad()
-def by_hand(fitness: Fitness, candidate: Candidate, tokens: Tensor = TOKENS) -> float:
-    """KL(dense || candidate) from whole forward passes of the model, one sequence at a time."""
+def by_hand(fitness: Fitness, candidate: Candidate, tokens: Tensor = TOKENS, every: int = 1) -> float:
+    """KL(dense || candidate) from whole forward passes of the model, one sequence at a time, at one of `every` positions."""
     model, space = fitness.model, fitness.space
     weights = {site.name: fitness.store.weight(site.name, level, model.get_submodule(site.name).weight.data)
                for site, level in zip(space.sites, candidate, strict=True)}
@@ -65,8 +65,8 @@ def by_hand(fitness: Fitness, candidate: Candidate, tokens: Tensor = TOKENS) -> 
         dense = model(input_ids=row[None]).logits.double().log_softmax(-1)
         with subnet(model, weights):
             theirs = model(input_ids=row[None]).logits.double().log_softmax(-1)
-        total += float((dense.exp() * (dense - theirs)).sum())
-    return total / tokens.numel()
+        total += float((dense.exp() * (dense - theirs))[:, ::every].sum())
+    return total / tokens[:, ::every].numel()
 
 
 def some(space: Space, count: int) -> list[Candidate]:
@@ -103,6 +103,24 @@ def test_a_share_of_the_text_is_its_first_sequences(fitness_of: Make) -> None:
     found = fitness([Query(candidate, 0.4), Query(candidate, 0.01), Query(candidate, 1.0)])
     expected = [by_hand(fitness, candidate, TOKENS[:count]) for count in (2, 2, 5)]  # whole batches of 2
     assert [trial.value for trial in found] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_partial_candidate_is_compared_at_every_fourth_position(fitness_of: Make) -> None:
+    fitness = fitness_of()
+    (candidate,) = some(fitness.space, 1)
+    partial, whole = fitness([Query(candidate, partial=True), Query(candidate)])
+    assert partial.value == pytest.approx(by_hand(fitness, candidate, every=4), rel=1e-3)
+    assert whole.value == pytest.approx(by_hand(fitness, candidate), rel=1e-3)
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_perplexity_is_that_of_the_tokens_that_follow(partial: bool, fitness_of: Make) -> None:
+    fitness = fitness_of(objective="perplexity")
+    with torch.no_grad():
+        logp = fitness.model(input_ids=TOKENS).logits.double().log_softmax(-1)[:, :-1]
+    following = -logp.gather(-1, TOKENS[:, 1:, None])[:, :: 4 if partial else 1]
+    dense = (0,) * len(fitness.space.sites)
+    assert fitness([Query(dense, partial=partial)])[0].value == pytest.approx(float(following.mean()), rel=1e-4)
 
 
 def test_what_was_valued_is_not_computed_again(fitness_of: Make) -> None:

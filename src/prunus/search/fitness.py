@@ -26,8 +26,11 @@ __all__ = ["Fitness", "Objective"]
 
 Objective = Literal["divergence", "perplexity"]
 
+_Key = tuple[Candidate, int, int]  # what is valued, on how many sequences, at one of how many positions
+
 _LOGITS = 2**22  # elements of the largest tensor of logits
 _CACHED = 2**20  # … and of those that are worked on together
+_EVERY = 4  # positions: a partial candidate is compared at one of so many
 
 
 class Bounded:
@@ -62,6 +65,9 @@ class Fitness:
     starts there, with identical values. Weights come from a level store and are pointed to, never copied. Every value is
     remembered, and written to `log` at once, so that an interrupted search asks again at no cost.
 
+    A partial candidate, of which an agent in its episode wants to know where it stands, is compared at every fourth position
+    only: behind the kept states, the head would cost most of the look.
+
     Of the dense model's distribution the `top` most probable tokens are kept and all others together count as one; the
     divergence is then a lower bound of the whole one, equal to it when `top` is the size of the vocabulary.
     """
@@ -78,11 +84,13 @@ class Fitness:
         self.discarded = 0  # candidates whose value is no number
         self._states = Bounded(memory // 2)
         self._weights = Bounded(memory // 2)
-        self._values: dict[tuple[Candidate, int], float] = {}
+        self._values: dict[_Key, float] = {}
         self._stack = ExitStack()
         with torch.no_grad(), evaluating(model):
             self._entry: States = enter(model, anatomy, tokens, placement, self.batch, self._stack)
-            self._targets = self._look_at_dense(objective, top)
+            hidden = self._through_dense()
+            self._targets = {every: self._look_at_dense(hidden, objective, top, every) for every in (1, _EVERY)}
+            self.dense = sum(self._compare(hidden[rows], rows, 1) for rows in self._entry.batches()) / _size(self._targets[1])
         self._log = _open(log, identity, self._values)
 
     def close(self) -> None:
@@ -95,27 +103,28 @@ class Fitness:
 
     def _value(self, query: Query) -> float:
         count = min(-(-max(1, round(query.share * len(self.tokens))) // self.batch) * self.batch, len(self.tokens))
-        known = self._values.get((query.candidate, count))
+        every = _EVERY if query.partial else 1
+        known = self._values.get((query.candidate, count, every))
         if known is None:
             with torch.no_grad(), evaluating(self.model):
-                known = self._divergence(query.candidate, count)
+                known = self._divergence(query.candidate, count, every)
             if not math.isfinite(known):
                 self.discarded += 1
                 known = math.inf
-            self._values[query.candidate, count] = known
+            self._values[query.candidate, count, every] = known
             if self._log is not None:
                 with self._log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"candidate": query.candidate, "count": count, "value": known}) + "\n")
+                    file.write(json.dumps({"candidate": query.candidate, "count": count, "every": every, "value": known}) + "\n")
         return known
 
-    def _divergence(self, candidate: Candidate, count: int) -> float:
+    def _divergence(self, candidate: Candidate, count: int, every: int) -> float:
         hidden, depth = self._begin(candidate, count)
         while depth < len(self.anatomy.blocks):
             hidden = self._through(candidate, depth, hidden)
             depth += 1
             self._states.put(self._prefix(candidate, depth), hidden)
-        total = sum(self._compare(hidden[rows], rows) for rows in self._entry.batches(count))
-        return total * len(self.tokens) / (count * sum(target.size for target in self._targets))
+        total = sum(self._compare(hidden[rows], rows, every) for rows in self._entry.batches(count))
+        return total * len(self.tokens) / (count * _size(self._targets[every]))
 
     def _begin(self, candidate: Candidate, count: int) -> tuple[Tensor, int]:
         """The deepest states that are known for the candidate, and the block they enter."""
@@ -150,33 +159,35 @@ class Fitness:
         """What the states at the entry of block `depth` depend on."""
         return depth, tuple(level for site, level in zip(self.space.sites, candidate, strict=True) if site.block < depth)
 
-    def _look_at_dense(self, objective: Objective, top: int) -> "list[_Target]":
-        """What the dense model predicts, or what comes next, batch by batch, slice by slice."""
+    def _through_dense(self) -> Tensor:
+        """The states behind the last block of the dense model."""
         hidden = self._entry.hidden.clone()
         for depth, block in enumerate(self.anatomy.blocks):
             module = self.model.get_submodule(block.name)
-            for rows in self._entry.batches(len(hidden)):
+            for rows in self._entry.batches():
                 hidden[rows] = self._entry.call(module, depth, hidden[rows]).to(hidden.device)
+        return hidden
+
+    def _look_at_dense(self, hidden: Tensor, objective: Objective, top: int, every: int) -> "list[_Target]":
+        """What the dense model predicts, or what comes next, batch by batch, slice by slice."""
         targets: list[_Target] = []
-        total = 0.0
-        for rows in self._entry.batches(len(hidden)):
-            following = self.tokens[rows, 1:].to(self._entry.device)
-            for logits in self._logits(rows, hidden[rows]):
+        for rows in self._entry.batches():
+            following = self.tokens[rows, 1:][:, ::every].to(self._entry.device)
+            for logits in self._logits(rows, hidden[rows], every):
                 here, following = following[:, : logits.shape[1]], following[:, logits.shape[1] :]
                 targets.append(_Predicted.of(logits, top) if objective == "divergence" else _Following(here))
-                total += targets[-1].loss(logits)
-        self.dense = total / sum(target.size for target in targets)
         return targets
 
-    def _compare(self, hidden: Tensor, rows: slice) -> float:
-        """The sum over a batch's tokens."""
-        slices = len(self._targets) // len(list(self._entry.batches()))
+    def _compare(self, hidden: Tensor, rows: slice, every: int) -> float:
+        """The sum over a batch's tokens, one of `every`."""
+        targets = self._targets[every]
+        slices = len(targets) // len(list(self._entry.batches()))
         first = rows.start // self.batch * slices
-        return sum(self._targets[first + index].loss(logits) for index, logits in enumerate(self._logits(rows, hidden)))
+        return sum(targets[first + index].loss(logits) for index, logits in enumerate(self._logits(rows, hidden, every)))
 
-    def _logits(self, rows: slice, hidden: Tensor) -> Iterator[Tensor]:
-        """The logits of a batch, a few positions at a time: as many slices for every batch."""
-        tokens, hidden = (value.to(self._entry.device) for value in (self.tokens[rows], hidden))
+    def _logits(self, rows: slice, hidden: Tensor, every: int) -> Iterator[Tensor]:
+        """The logits of a batch at one of `every` positions, a few at a time: as many slices for every batch."""
+        tokens, hidden = (value[:, ::every].to(self._entry.device) for value in (self.tokens[rows], hidden))
         step = max(1, _LOGITS // (self.batch * self.model.config.get_text_config().vocab_size))
         for start in range(0, tokens.shape[1], step):
             part = slice(start, start + step)
@@ -233,6 +244,11 @@ class _Following:
 _Target = _Predicted | _Following
 
 
+def _size(targets: Sequence[_Target]) -> int:
+    """Tokens that are compared."""
+    return sum(target.size for target in targets)
+
+
 def _normaliser(logits: Float[Tensor, "tokens words"]) -> Float[Tensor, "tokens 1"]:
     """log sum exp of every row in float32; on a CPU a few rows at a time, as what stays in its cache is not waited for."""
     rows = logits.split(max(1, _CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits))
@@ -246,7 +262,7 @@ def _rest(logp: Tensor, vocabulary: int) -> Tensor:
     return torch.log1p(-logp.exp().sum(-1).clamp(max=1 - 1e-6))
 
 
-def _open(log: Path | None, identity: str, values: dict[tuple[Candidate, int], float]) -> Path | None:
+def _open(log: Path | None, identity: str, values: "dict[_Key, float]") -> Path | None:
     """Read back what an interrupted search has valued. Raises RecipeError when the log is another search's."""
     if log is None:
         return None
@@ -259,6 +275,6 @@ def _open(log: Path | None, identity: str, values: dict[tuple[Candidate, int], f
         raise RecipeError(f"{log}: holds the trials of another search. Name another folder, or delete this one.")
     whole = text[: text.rindex("\n") + 1]  # an interrupted search may have cut the last line off
     for trial in map(json.loads, whole.splitlines()[1:]):
-        values[tuple(trial["candidate"]), trial["count"]] = trial["value"]
+        values[tuple(trial["candidate"]), trial["count"], trial["every"]] = trial["value"]
     os.truncate(log, len(whole.encode()))
     return log
