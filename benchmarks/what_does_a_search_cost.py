@@ -22,7 +22,7 @@ from prunus.search.space import Candidate, Query, Space
 from prunus.sites import LinearSite
 from prunus.solvers.sparsegpt import SparseGPT
 
-EPISODES = 4
+EPISODES = 2
 
 
 @dataclass
@@ -45,7 +45,7 @@ def main() -> None:
     samples, length = (4, 32) if options.tiny else (64, 512)
     text = Calibration("builtin" if options.tiny else "c4", samples=samples, length=length)
     tokens = text.tokens(tokenizer, model, 0)
-    looked = Calibration("builtin" if options.tiny else "wikitext2", samples=4 if options.tiny else 12, length=length)
+    looked = Calibration("builtin" if options.tiny else "wikitext2", samples=4, length=length)
     with tempfile.TemporaryDirectory() as folder:
         row = _store(model, tokens, max(1, 1024 // length), Path(folder))
         row |= _episodes(model, looked.tokens(tokenizer, model, 1), max(1, 1024 // length), row.pop("store"))
@@ -59,7 +59,7 @@ def main() -> None:
     ])
     print(shown)
     if not options.tiny:
-        write("what_does_a_search_cost", f"SparseGPT, levels {LEVELS[1:]}, C4, 64 sequences of 512 tokens; looks at WikiText-2 train, 12 "
+        write("what_does_a_search_cost", f"SparseGPT, levels {LEVELS[1:]}, C4, 64 sequences of 512 tokens; looks at WikiText-2 train, 4 "
               f"sequences of 512 tokens, {EPISODES} episodes of random moves, one per block, {options.dtype}", [row],
               {"what_does_a_search_cost": shown})
 
