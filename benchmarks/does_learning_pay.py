@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _harness import GO_ON, LEVELS, ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from _harness import GO_ON, LEVELS, ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Recipe, Stage, allocate
 from prunus.allocation import Allocator
 from prunus.allocation.dlp import DLP
@@ -41,7 +41,7 @@ KEPT = ROOT / "build" / "does_learning_pay"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON, looks={"type": float, "default": 100.0},
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON, write=WRITE, looks={"type": float, "default": 100.0},
                         only={"nargs": "*", "default": [], "help": "names of rows"},
                         seeds={"type": int, "default": 5})
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def main() -> None:
         rows = kept_rows(home / "runs.jsonl", "does_learning_pay" if options.go_on else "")
         names = ["random", "dynamic"] if options.tiny else [*STRATEGIES, *ALLOCATORS]
         for name, seed in [(name, seed) for seed in range(1 if options.tiny else options.seeds) for name in names]:
-            if (not options.only or name in options.only) and not any((row["name"], row["seed"]) == (name, seed) for row in rows):
+            if _wanted(options, name) and not any((row["name"], row["seed"]) == (name, seed) for row in rows):
                 if name in ALLOCATORS and seed:
                     continue  # nothing is drawn
                 rows.append(keep_row(home / "runs.jsonl", _run(options, name, seed, home)))
@@ -61,6 +61,10 @@ def main() -> None:
     if not options.tiny:
         write("does_learning_pay", f"SparseGPT, 70 %, C4, 64 sequences of 512 tokens; {options.looks:g} looks at 6 sequences of 128 tokens "
               f"of WikiText-2 train, 2 more held out; {options.dtype}", rows, {"does_learning_pay": shown})
+
+
+def _wanted(options: Any, name: str) -> bool:
+    return not options.write and (not options.only or name in options.only)
 
 
 def _run(options: Any, name: str, seed: int, home: Path) -> dict[str, Any]:

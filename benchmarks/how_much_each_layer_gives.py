@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _harness import GO_ON, LEVELS, ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from _harness import GO_ON, LEVELS, ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Recipe, Stage, prune
 from prunus.allocation import Allocator
 from prunus.allocation.absorption import Absorption
@@ -39,7 +39,7 @@ KEPT = ROOT / "build" / "how_much_each_layer_gives"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON,
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON, write=WRITE,
                         only={"nargs": "*", "default": [], "help": "names of rows"})
     metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
         Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
@@ -47,7 +47,7 @@ def main() -> None:
         home = Path(folder) if options.tiny else KEPT
         rows = kept_rows(home / "rows.jsonl", "how_much_each_layer_gives" if options.go_on else "")
         for name in ["dense", *(("uniform", "OWL", "dynamic") if options.tiny else (*ALLOCATORS, *STRATEGIES))]:
-            if name not in {row["allocator"] for row in rows} and (not options.only or name in options.only):
+            if name not in {row["allocator"] for row in rows} and _wanted(options, name):
                 rows.append(keep_row(home / "rows.jsonl", _row(options, name, metrics, home)))
                 print(rows[-1], flush=True)
     if options.only:
@@ -58,6 +58,10 @@ def main() -> None:
         write("how_much_each_layer_gives", "; ".join(rows[0]["protocols"]), rows, {"how_much_each_layer_gives": shown},
               calibration="c4 train, 64 sequences of 512 tokens, seed 0", dtype=options.dtype,
               search=f"from Fisher's answer, {LOOKS:g} looks at 12 sequences of 256 tokens that the model wrote itself, 4 more held out")
+
+
+def _wanted(options: Any, name: str) -> bool:
+    return not options.write and (not options.only or name in options.only)
 
 
 def _row(options: Any, name: str, metrics: list[Perplexity], home: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ what has been measured so far, and says which cells are missing.
 import statistics
 from typing import Any
 
-from _harness import ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from _harness import ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import NM, Budget, Calibration, Recipe, Stage, Unstructured, prune
 from prunus.criteria.magnitude import Magnitude
 from prunus.evaluation import Context
@@ -25,7 +25,7 @@ KEPT = ROOT / "build" / "how_much_quality_is_left.jsonl"
 
 def main() -> None:
     options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, seed={"type": int},
-                        write={"action": "store_true"})
+                        write=WRITE)
     metric = Perplexity("builtin", tokens=640, length=64) if options.tiny else Perplexity("wikitext2", length=512, tokens=20_480)
     cells = [] if options.tiny else _kept(options.dtype)
     done = {(cell["solver"], cell["pattern"], cell["seed"]) for cell in cells}
