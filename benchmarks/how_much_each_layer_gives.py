@@ -96,7 +96,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
         ["allocator", "least", "most", *texts, *(f"gap, {text}" for text in texts)],
         [[row["allocator"], f"{row.get('least', 0):.3f}", f"{row.get('most', 0):.3f}", *(f"{value:.1f}" for value in row["perplexity"]),
           *(f"{(value - dense) / (uniform - dense):.2f}" for value, dense, uniform
-            in zip(row["perplexity"], known["dense"], known["uniform"], strict=True))] for row in rows])
+            in zip(row["perplexity"], known["dense"], known["uniform"], strict=True))]
+         for row in sorted(rows, key=lambda row: row["perplexity"])])
 
 
 if __name__ == "__main__":
