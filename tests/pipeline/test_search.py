@@ -75,8 +75,8 @@ def test_the_search_starts_from_the_allocator_s_answer_and_keeps_it_when_held_ou
     from prunus.search.fitness import Fitness
 
     real, unseen = Fitness._divergence, itertools.count(1.0)
-    monkeypatch.setattr(Fitness, "_divergence", lambda self, candidate, count: next(unseen) if len(self.tokens) == 2
-                        else real(self, candidate, count))  # two sequences are held out
+    monkeypatch.setattr(Fitness, "_divergence", lambda self, candidate, count, every: next(unseen) if len(self.tokens) == 2
+                        else real(self, candidate, count, every))  # two sequences are held out
     search = Search(Local(), evaluations=15.0, text=TEXT)
     report = run(recipe_with(text_file, search, allocation=OWL(per="matrix"))).report
     (found,) = report.searches
@@ -93,8 +93,8 @@ def test_a_search_ends_early_when_held_out_text_gains_nothing_any_more(text_file
     from prunus.search.fitness import Fitness
 
     real = Fitness._divergence
-    monkeypatch.setattr(Fitness, "_divergence", lambda self, candidate, count: 1.0 if len(self.tokens) == 2
-                        else real(self, candidate, count))  # two sequences are held out
+    monkeypatch.setattr(Fitness, "_divergence", lambda self, candidate, count, every: 1.0 if len(self.tokens) == 2
+                        else real(self, candidate, count, every))  # two sequences are held out
     (found,) = run(recipe_with(text_file, Search(Local(), evaluations=40.0, text=TEXT, patience=5.0))).report.searches
     assert found.spent == 6  # the first candidate, and five more
     (found,) = run(recipe_with(text_file, Search(Local(), evaluations=40.0, text=TEXT))).report.searches
