@@ -24,7 +24,7 @@ class Outcome:
 
 def search(space: Space, strategy: Strategy, value: Value, first: Candidate, evaluations: float, seed: int = 0,
            watch: Callable[[float, Trial], bool] | None = None) -> Outcome:
-    """Ask and tell until `evaluations` is spent; a question on a share of the search text costs that share.
+    """Ask and tell until `evaluations` is spent; an answer costs the share of the search text it was found on.
 
     `watch` is told what has been spent and the best trial so far, and says whether to go on. With equal arguments and values
     the questions are the same, so a search is resumed by running it again with a `value` that remembers. Raises
@@ -43,7 +43,7 @@ def search(space: Space, strategy: Strategy, value: Value, first: Candidate, eva
             state = strategy.tell(state, answers)
             trials += answers
             for query, answer in zip(queries, answers, strict=True):
-                spent += query.share
+                spent += answer.share
                 if answer.share == 1 and not query.partial and (best is None or answer.value < best.value):
                     best = answer
             if watch and best is not None and not watch(min(spent, evaluations), best):

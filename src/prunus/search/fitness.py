@@ -98,11 +98,13 @@ class Fitness:
         self._stack.close()
 
     def __call__(self, queries: Sequence[Query]) -> list[Trial]:
-        """The value of every query; infinity for one that is no number, which is counted."""
-        return [Trial(query.candidate, self._value(query), query.share) for query in queries]
+        """The value of every query, on its share of the text rounded up to whole batches; infinity for one that is no number,
+        which is counted."""
+        counts = [min(math.ceil(query.share * len(self.tokens) / self.batch - 1e-9) * self.batch, len(self.tokens)) for query in queries]
+        return [Trial(query.candidate, self._value(query, count), count / len(self.tokens))
+                for query, count in zip(queries, counts, strict=True)]
 
-    def _value(self, query: Query) -> float:
-        count = min(-(-max(1, round(query.share * len(self.tokens))) // self.batch) * self.batch, len(self.tokens))
+    def _value(self, query: Query, count: int) -> float:
         every = _EVERY if query.partial else 1
         known = self._values.get((query.candidate, count, every))
         if known is None:

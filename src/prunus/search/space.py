@@ -29,7 +29,7 @@ class Trial:
 
     candidate: Candidate
     value: float
-    share: float = 1.0
+    share: float = 1.0  # of the search text that was looked at: at least what was asked for
 
 
 @dataclass(frozen=True)
