@@ -31,6 +31,7 @@ _Key = tuple[Candidate, int, int]  # what is valued, on how many sequences, at o
 _LOGITS = 2**22  # elements of the largest tensor of logits
 _CACHED = 2**20  # … and of those that are worked on together
 _EVERY = 4  # positions: a partial candidate is compared at one of so many
+_SHARES = 8  # batches at least, so that a look at little of the text costs little
 
 
 class Bounded:
@@ -79,7 +80,7 @@ class Fitness:
             raise RecipeError("fitness: the sites of the space are not in depth order.")
         self.model, self.anatomy, self.space, self.store = model, anatomy, space, store
         self.tokens = tokens
-        self.batch = min(batch, len(tokens))
+        self.batch = min(batch, max(1, len(tokens) // _SHARES))
         self.blocks = 0  # block passes computed so far, the cost of a search
         self.discarded = 0  # candidates whose value is no number
         self._states = Bounded(memory // 2)
