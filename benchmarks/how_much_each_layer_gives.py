@@ -24,6 +24,7 @@ from prunus.evaluation import Context
 from prunus.evaluation.perplexity import Perplexity
 from prunus.search.plan import Search
 from prunus.search.strategies import Strategy
+from prunus.search.strategies.cmaes import CMAES
 from prunus.search.strategies.dynamic import Dynamic
 from prunus.search.strategies.evolution import Evolution
 from prunus.search.strategies.ppo import PPO
@@ -33,7 +34,7 @@ ALLOCATORS: dict[str, Allocator] = {
     "uniform": Uniform(), "ERK": ERK(), "OWL": OWL(), "DLP": DLP(), "reconstruction": Reconstruction(), "sensitivity": Sensitivity(),
     "Fisher": Fisher(), "absorption on OWL": Absorption(),
 }
-STRATEGIES: dict[str, Strategy] = {"evolution": Evolution(), "dynamic": Dynamic(), "PPO, terminal": PPO(reward="terminal")}
+STRATEGIES: dict[str, Strategy] = {"evolution": Evolution(), "dynamic": Dynamic(), "CMA-ES": CMAES(), "PPO, terminal": PPO(reward="terminal")}
 LOOKS = 150.0
 KEPT = ROOT / "build" / "how_much_each_layer_gives"
 
