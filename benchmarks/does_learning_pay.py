@@ -30,7 +30,8 @@ from prunus.search.strategies.sac import SAC
 from prunus.solvers.sparsegpt import SparseGPT
 
 STRATEGIES: dict[str, Strategy] = {
-    "random": Random(), "local": Local(), "evolution": Evolution(), "dynamic": Dynamic(), "CMA-ES": CMAES(),
+    "random": Random(), "local": Local(), "evolution": Evolution(), "evolution, per matrix": Evolution(per="matrix"),
+    "dynamic": Dynamic(), "CMA-ES": CMAES(),
     "PPO, difference": PPO(), "PPO, ratio": PPO(reward="ratio"), "PPO, local": PPO(reward="local"), "PPO, terminal": PPO(reward="terminal"),
     "PPO, terminal, depth and remaining": PPO(reward="terminal", features=("depth", "remaining")),
     "PPO, terminal, width 0.1": PPO(reward="terminal", width=0.1),

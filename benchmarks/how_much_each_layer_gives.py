@@ -34,7 +34,10 @@ ALLOCATORS: dict[str, Allocator] = {
     "uniform": Uniform(), "ERK": ERK(), "OWL": OWL(), "DLP": DLP(), "reconstruction": Reconstruction(), "sensitivity": Sensitivity(),
     "Fisher": Fisher(), "absorption on OWL": Absorption(),
 }
-STRATEGIES: dict[str, Strategy] = {"evolution": Evolution(), "dynamic": Dynamic(), "CMA-ES": CMAES(), "PPO, terminal": PPO(reward="terminal")}
+STRATEGIES: dict[str, Strategy] = {
+    "evolution": Evolution(), "evolution, per matrix": Evolution(per="matrix"), "dynamic": Dynamic(), "CMA-ES": CMAES(),
+    "PPO, terminal": PPO(reward="terminal"),
+}
 LOOKS = 150.0
 KEPT = ROOT / "build" / "how_much_each_layer_gives"
 

@@ -63,3 +63,12 @@ def test_a_neighbour_of_a_full_candidate_exists() -> None:
 def test_levels_that_cannot_meet_the_budget_are_refused(levels: tuple[float, ...], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Space(SITES, levels, Budget(0.4))
+
+
+def test_a_neighbour_by_block_moves_whole_blocks() -> None:
+    sites = tuple(LinearSite(f"s{index}", index // 2, (10, 10), "x") for index in range(8))
+    space = Space(sites, LEVELS, Budget(0.4))
+    first = space.nearest({site.name: 0.6 for site in sites})
+    second = space.neighbour(first, random.Random(0), per="block")
+    moves = [after - before for before, after in zip(first, second, strict=True)]
+    assert moves[::2] == moves[1::2] and sorted(moves[::2]) == [-1, 0, 0, 1]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..allocation import Per, group_of
 from ..budget import Allocation, Budget
 from ..errors import RecipeError
 from ..sites import Site
@@ -56,6 +57,13 @@ class Space:
         """Weights that must go."""
         return self.budget.sparsity * sum(site.size for site in self.sites)
 
+    def groups(self, per: Per) -> list[list[int]]:
+        """The indices of the sites that lie in the same matrix, sublayer or block."""
+        found: dict[str, list[int]] = {}
+        for index, site in enumerate(self.sites):
+            found.setdefault(group_of(site, per), []).append(index)
+        return list(found.values())
+
     def allocation(self, candidate: Candidate) -> dict[str, float]:
         """Site name to sparsity."""
         return {site.name: self.levels[level] for site, level in zip(self.sites, candidate, strict=True)}
@@ -87,16 +95,18 @@ class Space:
             chosen[min(spare, key=lambda index: added(index, -1))] -= 1
         return tuple(chosen)
 
-    def neighbour(self, candidate: Candidate, rng: random.Random, switches: int = 1) -> Candidate:
-        """A candidate from which `switches` sites give one level more, and others as much less as the budget lets them."""
-        chosen = list(candidate)
-        raised = set()
+    def neighbour(self, candidate: Candidate, rng: random.Random, switches: int = 1, per: Per = "matrix") -> Candidate:
+        """A candidate from which `switches` matrices, sublayers or blocks give one level more, and others as much less as the
+        budget lets them."""
+        chosen, groups = list(candidate), self.groups(per)
+        raised: set[int] = set()
         for _ in range(switches):
-            index = rng.choice(self._can(chosen, 1) or [0])
-            if chosen[index] + 1 < len(self.levels):
-                chosen[index] += 1
-                raised.add(index)
-        self._lower(chosen, rng, raised)
+            able = set(self._can(chosen, 1))
+            for index in rng.choice([group for group in groups if able.intersection(group)] or [()]):
+                if index in able:
+                    chosen[index] += 1
+                    raised.add(index)
+        self._lower(chosen, rng, raised, groups)
         return tuple(chosen)
 
     def draw(self, rng: random.Random) -> Candidate:
@@ -104,13 +114,15 @@ class Space:
         chosen = [rng.randrange(len(self.levels)) for _ in self.sites]
         while not self.met(tuple(chosen)):
             chosen[rng.choice(self._can(chosen, 1))] += 1
-        self._lower(chosen, rng, set())
+        self._lower(chosen, rng, set(), self.groups("matrix"))
         return tuple(chosen)
 
-    def _lower(self, chosen: list[int], rng: random.Random, fixed: set[int]) -> None:
-        """Give back, in random order, what the budget does not need."""
-        while spare := [index for index in self._spare(chosen) if index not in fixed]:
-            chosen[rng.choice(spare)] -= 1
+    def _lower(self, chosen: list[int], rng: random.Random, fixed: set[int], groups: Sequence[Sequence[int]]) -> None:
+        """Give back, group by group in random order, what the budget does not need."""
+        while spare := set(self._spare(chosen)) - fixed:
+            for index in rng.choice([group for group in groups if spare.intersection(group)]):
+                if index not in fixed and index in self._spare(chosen):
+                    chosen[index] -= 1
 
     def _can(self, chosen: Sequence[int], step: int) -> list[int]:
         """Sites that have a level one step up (1) or down (-1)."""

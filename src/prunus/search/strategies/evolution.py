@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ...allocation import Per
 from ...errors import RecipeError
 from ..space import Candidate, Query, Space, Trial
 
@@ -34,6 +35,7 @@ class Evolution:
     survivors: tuple[int, ...] = (4, 1)  # how many are left after each rung but the last
     shares: tuple[float, ...] = (0.125, 0.5, 1.0)  # of the search text, per rung
     switches: int = 3  # at most; the number is the smaller of two draws
+    per: Per = "block"  # what is switched: matrix, sublayer or block
 
     def __post_init__(self) -> None:
         if len(self.survivors) + 1 != len(self.shares) or self.shares[-1] != 1.0 or self.offspring < 1:
@@ -48,7 +50,7 @@ class Evolution:
             return [Query(state.parent.candidate)]
         if state.rung == 0:
             counts = [min(state.rng.randint(1, self.switches), state.rng.randint(1, self.switches)) for _ in range(self.offspring)]
-            young = dict.fromkeys(state.space.neighbour(state.parent.candidate, state.rng, count) for count in counts)
+            young = dict.fromkeys(state.space.neighbour(state.parent.candidate, state.rng, count, self.per) for count in counts)
             return [Query(candidate, self.shares[0]) for candidate in young]
         return [Query(candidate, self.shares[state.rung]) for candidate in state.survivors]
 
