@@ -86,6 +86,15 @@ def test_the_dense_candidate_has_no_divergence(fitness_of: Make) -> None:
     assert fitness([Query((0,) * len(fitness.space.sites))])[0].value == pytest.approx(0, abs=1e-6)
 
 
+def test_parts_of_the_text_start_behind_what_is_known_of_the_whole(fitness_of: Make) -> None:
+    fitness, plain = fitness_of(), fitness_of(memory=0)
+    first = (1,) * len(fitness.space.sites)
+    second = (*first[:-1], 2)
+    queries = [Query(first), Query(second, 0.2, 3), Query(second, 0.2, 1), Query(second, 0.2, 3), Query(second)]
+    assert fitness(queries) == plain(queries)
+    assert (fitness.blocks, plain.blocks) == (2 + 3, 4 * 2)
+
+
 def test_a_candidate_that_shares_its_first_blocks_with_an_earlier_one_starts_behind_them(fitness_of: Make) -> None:
     fitness, plain = fitness_of(), fitness_of(memory=0)
     first = (1,) * len(fitness.space.sites)
@@ -97,9 +106,12 @@ def test_a_candidate_that_shares_its_first_blocks_with_an_earlier_one_starts_beh
     assert (fitness.blocks, plain.blocks) == (3, 4)
 
 
-def test_a_share_of_the_text_is_its_first_sequences(fitness_of: Make) -> None:
+def test_a_share_of_the_text_is_its_first_sequences_or_the_next(fitness_of: Make) -> None:
     fitness = fitness_of()
     (candidate,) = some(fitness.space, 1)
+    parts = fitness([Query(candidate, 0.4, part) for part in (1, 2, 3)])  # of 5 sequences, 2 and 2
+    assert [trial.value for trial in parts] == pytest.approx(
+        [by_hand(fitness, candidate, TOKENS[start : start + 2]) for start in (2, 0, 2)], rel=1e-3)
     found = fitness([Query(candidate, 0.4), Query(candidate, 0.01), Query(candidate, 1.0)])
     expected = [by_hand(fitness, candidate, TOKENS[:count]) for count in (2, 1, 5)]  # whole batches of 1
     assert [trial.value for trial in found] == pytest.approx(expected, rel=1e-3)

@@ -1,25 +1,26 @@
 """Agents of Stable-Baselines3 as strategies: the library's own loop runs in a thread, and stops at every question."""
 
+import math
 import queue
 import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtra
+from ..errors import MissingExtra, RecipeError
 from .space import Candidate, Query, Space, Trial
 
-__all__ = ["AgentState", "Feature", "Reward", "ask", "begin", "needs_errors", "tell"]
+__all__ = ["AgentState", "Feature", "Reward", "ask", "begin", "check", "needs_errors", "tell"]
 
 Reward = Literal["difference", "ratio", "local", "terminal"]
-Feature = Literal["depth", "remaining", "size", "error"]
+Feature = Literal["depth", "remaining", "size", "error", "unit"]
 
 
 class _Stop(Exception):
@@ -33,8 +34,9 @@ class Worker:
     notices, and the agent draws the same numbers whatever happens between its questions.
     """
 
-    def __init__(self, learn: Callable[[Callable[[Candidate, bool], float]], None]) -> None:
+    def __init__(self, learn: Callable[[Callable[[Candidate, bool], float]], None], share: float) -> None:
         self._learn = learn
+        self._share = share  # of the search text, for all its questions
         self._questions: queue.Queue[Query | BaseException] = queue.Queue()
         self._answers: queue.Queue[float | None] = queue.Queue()
         self.generators: Generators | None = None  # None until it has drawn
@@ -67,7 +69,7 @@ class Worker:
             self._questions.put(error)
 
     def _value(self, candidate: Candidate, partial: bool) -> float:
-        self._questions.put(Query(candidate, partial=partial))
+        self._questions.put(Query(candidate, self._share, partial=partial))
         answer = self._answers.get()
         if answer is None:
             raise _Stop
@@ -103,11 +105,13 @@ def _exchanged(worker: Worker | None = None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class AgentState:
-    """The agent, and its question that is open."""
+    """The agent, its question that is open, and what it has found."""
 
     first: Candidate
     worker: Worker
     query: Query | None = None  # None until the first candidate is valued
+    best: float = math.inf  # of its whole candidates, on its share of the text
+    waiting: float | None = None  # the answer that it gets once its best candidate is valued on the whole text
 
     def close(self) -> None:
         """End the agent."""
@@ -119,10 +123,17 @@ def needs_errors(strategy: Any) -> bool:
     return strategy.reward == "local" or "error" in strategy.features
 
 
+def check(strategy: Any) -> None:
+    """Refuse a game that cannot be played. Raises RecipeError."""
+    if not 0 < strategy.share <= 1 or not 0 < strategy.width < 1:
+        raise RecipeError(f"share = {strategy.share:g}, width = {strategy.width:g}: expected a share of the search text in (0, 1] and a "
+                          "width in (0, 1).")
+
+
 def begin(strategy: Any, space: Space, first: Candidate, seed: int) -> AgentState:
     """The state before anything is valued; `strategy.agent(library, environment, seed)` makes what learns.
 
-    `strategy` says how the game goes: per, width, reward, features. Raises MissingExtra when the libraries are not there.
+    `strategy` says how the game goes: per, width, reward, features, share. Raises MissingExtra when the libraries are not there.
     """
     try:
         with warnings.catch_warnings(), _exchanged():  # some library draws a number when it is imported
@@ -134,19 +145,28 @@ def begin(strategy: Any, space: Space, first: Candidate, seed: int) -> AgentStat
         raise MissingExtra("strategies that learn by reinforcement", "search") from None
 
     def environment(value: Callable[[Candidate, bool], float]) -> PruningEnv:
-        return PruningEnv(space, value, strategy.per, strategy.width, strategy.reward, strategy.features)
+        return PruningEnv(space, value, first, strategy.per, strategy.width, strategy.reward, strategy.features)
 
     environment(lambda candidate, partial: 0.0).reset()  # refuses here, not in the thread
-    return AgentState(first, Worker(lambda value: strategy.agent(stable_baselines3, environment(value), seed).learn(10**9)))
+    worker = Worker(lambda value: strategy.agent(stable_baselines3, environment(value), seed).learn(10**9), strategy.share)
+    return AgentState(first, worker)
 
 
 def ask(state: AgentState) -> list[Query]:
-    """The first candidate, then whatever the agent wants to know."""
-    return [Query(state.first) if state.query is None else state.query]
+    """The first candidate, then whatever the agent wants to know; the best on a share of the text also on all of it."""
+    if state.query is None:
+        return [Query(state.first)]
+    return [state.query if state.waiting is None else Query(state.query.candidate)]
 
 
 def tell(state: AgentState, trials: Sequence[Trial]) -> AgentState:
     """Let the agent learn from the answer until it asks again."""
     (trial,) = trials
+    if state.query is None:
+        return replace(state, query=state.worker.question())
+    if state.waiting is not None:
+        return replace(state, query=state.worker.question(state.waiting), waiting=None)
     value = min(trial.value, 100.0)  # agents cannot learn from infinity
-    return AgentState(state.first, state.worker, state.worker.question(None if state.query is None else value))
+    if trial.share < 1 and not state.query.partial and value < state.best:
+        return replace(state, best=value, waiting=value)
+    return replace(state, query=state.worker.question(value))

@@ -26,7 +26,7 @@ __all__ = ["Fitness", "Objective"]
 
 Objective = Literal["divergence", "perplexity"]
 
-_Key = tuple[Candidate, int, int]  # what is valued, on how many sequences, at one of how many positions
+_Key = tuple[Candidate, int, int, int]  # what is valued, from which sequence to which, at one of how many positions
 
 _LOGITS = 2**22  # elements of the largest tensor of logits
 _CACHED = 2**20  # … and of those that are worked on together
@@ -99,43 +99,54 @@ class Fitness:
         self._stack.close()
 
     def __call__(self, queries: Sequence[Query]) -> list[Trial]:
-        """The value of every query, on its share of the text rounded up to whole batches; infinity for one that is no number,
-        which is counted."""
-        counts = [min(math.ceil(query.share * len(self.tokens) / self.batch - 1e-9) * self.batch, len(self.tokens)) for query in queries]
-        return [Trial(query.candidate, self._value(query, count), count / len(self.tokens))
-                for query, count in zip(queries, counts, strict=True)]
+        """The value of every query, on its part of the text in whole batches; infinity for one that is no number, which is
+        counted."""
+        parts = [self._part(query) for query in queries]
+        return [Trial(query.candidate, self._value(query, part), len(part) / len(self.tokens))
+                for query, part in zip(queries, parts, strict=True)]
 
-    def _value(self, query: Query, count: int) -> float:
+    def _part(self, query: Query) -> range:
+        """The sequences to look at: the share of a query rounded up to whole batches, and as many further on for every part."""
+        total = len(self.tokens)
+        count = min(math.ceil(query.share * total / self.batch - 1e-9) * self.batch, total)
+        start = query.part % (total // count) * count
+        return range(start, start + count)
+
+    def _value(self, query: Query, part: range) -> float:
         every = _EVERY if query.partial else 1
-        known = self._values.get((query.candidate, count, every))
+        key = (query.candidate, part.start, part.stop, every)
+        known = self._values.get(key)
         if known is None:
             with torch.no_grad(), evaluating(self.model):
-                known = self._divergence(query.candidate, count, every)
+                known = self._divergence(query.candidate, part, every)
             if not math.isfinite(known):
                 self.discarded += 1
                 known = math.inf
-            self._values[query.candidate, count, every] = known
+            self._values[key] = known
             if self._log is not None:
                 with self._log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"candidate": query.candidate, "count": count, "every": every, "value": known}) + "\n")
+                    file.write(json.dumps({"candidate": query.candidate, "from": part.start, "to": part.stop, "every": every,
+                                           "value": known}) + "\n")
         return known
 
-    def _divergence(self, candidate: Candidate, count: int, every: int) -> float:
-        hidden, depth = self._begin(candidate, count)
+    def _divergence(self, candidate: Candidate, part: range, every: int) -> float:
+        hidden, depth = self._begin(candidate, part)
         while depth < len(self.anatomy.blocks):
             hidden = self._through(candidate, depth, hidden)
             depth += 1
-            self._states.put(self._prefix(candidate, depth), hidden)
-        total = sum(self._compare(hidden[rows], rows, every) for rows in self._entry.batches(count))
-        return total * len(self.tokens) / (count * _size(self._targets[every]))
+            self._states.put((part.start, self._prefix(candidate, depth)), hidden)
+        total = sum(self._compare(hidden[rows], slice(part.start + rows.start, part.start + rows.stop), every)
+                    for rows in self._entry.batches(len(part)))
+        return total * len(self.tokens) / (len(part) * _size(self._targets[every]))
 
-    def _begin(self, candidate: Candidate, count: int) -> tuple[Tensor, int]:
+    def _begin(self, candidate: Candidate, part: range) -> tuple[Tensor, int]:
         """The deepest states that are known for the candidate, and the block they enter."""
         for depth in range(len(self.anatomy.blocks), 0, -1):
-            known = self._states.get(self._prefix(candidate, depth))
-            if known is not None and len(known) >= count:
-                return known[:count], depth
-        return self._entry.hidden[:count], 0
+            for start in dict.fromkeys((part.start, 0)):  # what was looked at as a part, and the whole text
+                known = self._states.get((start, self._prefix(candidate, depth)))
+                if known is not None and start + len(known) >= part.stop:
+                    return known[part.start - start : part.stop - start], depth
+        return self._entry.hidden[part.start : part.stop], 0
 
     def _through(self, candidate: Candidate, depth: int, hidden: Tensor) -> Tensor:
         """One block, with the candidate's weights in it."""
@@ -278,6 +289,6 @@ def _open(log: Path | None, identity: str, values: "dict[_Key, float]") -> Path 
         raise RecipeError(f"{log}: holds the trials of another search. Name another folder, or delete this one.")
     whole = text[: text.rindex("\n") + 1]  # an interrupted search may have cut the last line off
     for trial in map(json.loads, whole.splitlines()[1:]):
-        values[tuple(trial["candidate"]), trial["count"], trial["every"]] = trial["value"]
+        values[tuple(trial["candidate"]), trial["from"], trial["to"], trial["every"]] = trial["value"]
     os.truncate(log, len(whole.encode()))
     return log

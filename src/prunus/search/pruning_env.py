@@ -7,7 +7,7 @@ import gymnasium
 import numpy
 from numpy.typing import NDArray
 
-from ..allocation import Per, group_of
+from ..allocation import Per
 from ..errors import RecipeError
 from .agents import Feature, Reward
 from .space import Candidate, Space
@@ -21,9 +21,10 @@ class PruningEnv(gymnasium.Env[Array, Array]):
     """An episode goes once through the units (blocks, sublayers or matrices), from the input up.
 
     State: the share of all weights that has gone so far, as in the paper; `features` adds the unit's depth, the share that
-    each unit left must give on average, the unit's size, and its mean error at the budget's sparsity. Action: one number in
-    [-1, 1], mapped to a sparsity within `width` of the budget's and clipped so that the units left can still make up for it:
-    the shares of an episode meet the budget exactly. The candidate is made of the nearest levels.
+    each unit left must give on average, the unit's size, its mean error at the budget's sparsity, and which unit it is (one
+    number per unit, of which one is 1). Action: one number in [-1, 1], mapped to a sparsity within `width` of the unit's in
+    `first` (the budget's, where all begin alike) and clipped so that the units left can still make up for it: the shares of an
+    episode meet the budget exactly. Within a unit the sites keep their distances. The candidate is made of the nearest levels.
 
     Rewards, with v_t the divergence from the dense model after t units, and v_0 = 0:
     difference: v_(t-1) - v_t, whose sum is -v_T whatever the path, so that the best policy is that of the sparse reward;
@@ -32,20 +33,22 @@ class PruningEnv(gymnasium.Env[Array, Array]):
     Weights are restored by pointing back to the dense ones: nothing is copied between steps.
     """
 
-    def __init__(self, space: Space, value: Callable[[Candidate, bool], float], per: Per = "block", width: float = 0.2,
-                 reward: Reward = "difference", features: tuple[Feature, ...] = ()) -> None:
+    def __init__(self, space: Space, value: Callable[[Candidate, bool], float], first: Candidate, per: Per = "block",
+                 width: float = 0.2, reward: Reward = "difference", features: tuple[Feature, ...] = ()) -> None:
         if space.levels[0] != 0:
             raise RecipeError("levels: expected 0 among them, for the units that an episode has not come to yet.")
         if reward == "local" and not space.errors:
             raise RecipeError("reward = 'local' needs the error of every site; solve with a solver that needs a Gram matrix.")
         self.space, self.value, self.reward, self.features = space, value, reward, features
-        groups = list(dict.fromkeys(group_of(site, per) for site in space.sites))
-        self.units = [[index for index, site in enumerate(space.sites) if group_of(site, per) == group] for group in groups]
+        self.units = space.groups(per)
         self.sizes = [sum(space.sites[index].size for index in unit) for unit in self.units]
-        asked = space.budget.sparsity
-        self.low, self.high = max(asked - width, 0.0), min(asked + width, space.levels[-1])
+        self.first = [space.levels[level] for level in first]
+        self.middles = [sum(self.first[index] * space.sites[index].size for index in unit) / size
+                        for unit, size in zip(self.units, self.sizes, strict=True)]
+        self.bounds = [(max(middle - width, 0.0), min(middle + width, space.levels[-1])) for middle in self.middles]
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), numpy.float32)
-        self.observation_space = gymnasium.spaces.Box(-numpy.inf, numpy.inf, (1 + len(features),), numpy.float32)
+        seen = 1 + len(features) + ("unit" in features) * (len(self.units) - 1)
+        self.observation_space = gymnasium.spaces.Box(-numpy.inf, numpy.inf, (seen,), numpy.float32)
         self.shares: list[float] = []
         self.last = 0.0
 
@@ -71,15 +74,18 @@ class PruningEnv(gymnasium.Env[Array, Array]):
     def _clipped(self, action: float) -> float:
         """The sparsity that an action stands for, as near as the budget allows."""
         unit = len(self.shares)
-        size, rest = self.sizes[unit], sum(self.sizes[unit + 1 :])
+        low, high = self.bounds[unit]
+        later = list(zip(self.sizes[unit + 1 :], self.bounds[unit + 1 :], strict=True))
         need = self.space.required - self.gone
-        asked = self.low + (self.high - self.low) * (min(max(action, -1.0), 1.0) + 1) / 2
-        least, most = max(self.low, (need - self.high * rest) / size), min(self.high, (need - self.low * rest) / size)
+        least = max(low, (need - sum(size * most for size, (_, most) in later)) / self.sizes[unit])
+        most = min(high, (need - sum(size * least for size, (least, _) in later)) / self.sizes[unit])
+        asked = self.middles[unit] + (high - self.middles[unit] if action > 0 else self.middles[unit] - low) * min(max(action, -1.0), 1.0)
         return min(max(asked, least), most)
 
     def _candidate(self, ended: bool) -> Candidate:
         """The nearest levels; units to come are dense. A whole candidate meets the budget."""
-        shares = {self.space.sites[index].name: share for unit, share in zip(self.units, self.shares, strict=False) for index in unit}
+        shares = {self.space.sites[index].name: share + self.first[index] - middle
+                  for unit, share, middle in zip(self.units, self.shares, self.middles, strict=False) for index in unit}
         if ended:
             return self.space.nearest(shares)
         levels = self.space.levels
@@ -107,7 +113,9 @@ class PruningEnv(gymnasium.Env[Array, Array]):
             "remaining": (self.space.required - self.gone) / sum(self.sizes[unit:]) - self.space.budget.sparsity,
             "error": self._error(unit) if "error" in self.features else 0.0,
         }
-        return numpy.array([self.gone / total, *(found[feature] for feature in self.features)], numpy.float32)
+        which = [float(other == unit) for other in range(len(self.units))]
+        added = [number for feature in self.features for number in (which if feature == "unit" else [found[feature]])]
+        return numpy.array([self.gone / total, *added], numpy.float32)
 
     def _error(self, unit: int) -> float:
         """The logarithm of the unit's mean error at the level nearest to the budget's sparsity."""

@@ -1,9 +1,11 @@
 """What a search may choose: one level per site, within a budget."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+import numpy
 
 from ..allocation import Per, group_of
 from ..budget import Allocation, Budget
@@ -21,6 +23,7 @@ class Query:
 
     candidate: Candidate
     share: float = 1.0  # of the search text, in (0, 1]; strategies look at many on little text first
+    part: int = 0  # which share of it, counted from the first and around
     partial: bool = False  # some sites are not decided yet: it need not meet the budget, and is never the answer
 
 
@@ -56,6 +59,29 @@ class Space:
     def required(self) -> float:
         """Weights that must go."""
         return self.budget.sparsity * sum(site.size for site in self.sites)
+
+    @cached_property
+    def step(self) -> float:
+        """From one level to the next: the median."""
+        return float(numpy.median(numpy.diff(self.levels))) if len(self.levels) > 1 else 0.0
+
+    def departing(self, first: Candidate, per: Per, departures: Iterable[float]) -> Candidate:
+        """The candidate nearest to the shares of another and one departure from them per matrix, sublayer or block, in steps.
+
+        The sums are all moved by one number, and cut off at the first and the last level, so that the budget is met.
+        """
+        shares, sizes = (numpy.array(values, float) for values in ([self.levels[level] for level in first],
+                                                                   [site.size for site in self.sites]))
+        for group, departure in zip(self.groups(per), departures, strict=True):
+            shares[group] += departure * self.step
+        low, high = self.levels[0], self.levels[-1]
+        least, most = low - float(shares.max()), high - float(shares.min())
+        for _ in range(50):
+            middle = (least + most) / 2
+            enough = float(numpy.clip(shares + middle, low, high) @ sizes) >= self.required
+            least, most = (least, middle) if enough else (middle, most)
+        moved = numpy.clip(shares + most, low, high)
+        return self.nearest({site.name: float(share) for site, share in zip(self.sites, moved, strict=True)})
 
     def groups(self, per: Per) -> list[list[int]]:
         """The indices of the sites that lie in the same matrix, sublayer or block."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from ...allocation import Per, group_of
+from ...allocation import Per
 from ...errors import MissingExtra, RecipeError
 from ..space import Candidate, Query, Space, Trial
 
@@ -29,8 +29,8 @@ class State:
 class CMAES:
     """Hansen & Ostermeier 2001, by the library `cma`, over one number per matrix, sublayer or block.
 
-    The numbers are moved so that their mean, weighted by size, is zero, and added to the shares of the first candidate:
-    the projection onto the shares that meet the budget. The nearest levels are what is asked for.
+    The numbers are added to the shares of the first candidate, and the sums projected onto the shares that meet the budget.
+    The nearest levels are what is asked for.
     """
 
     sigma: float = 1.0  # first standard deviation of the numbers, in levels
@@ -50,7 +50,7 @@ class CMAES:
         except ImportError:
             raise MissingExtra("strategy 'cmaes'", "search") from None
         rng = numpy.random.default_rng(seed)
-        size = len(self._groups(space))
+        size = len(space.groups(self.per))
         if size < 2:
             raise RecipeError("strategy 'cmaes' needs at least two numbers to choose. Use per = \"matrix\", or another strategy.")
         # its own generator: by default the library seeds the one that the whole process shares
@@ -61,7 +61,7 @@ class CMAES:
     def ask(self, state: State) -> list[Query]:
         if not state.begun:
             return [Query(state.first)]
-        return [Query(self._candidate(state, point)) for point in state.points]
+        return [Query(state.space.departing(state.first, self.per, point)) for point in state.points]
 
     def tell(self, state: State, trials: Sequence[Trial]) -> State:
         if state.begun:
@@ -69,14 +69,3 @@ class CMAES:
             worst = max(finite, default=0.0) + 1.0
             state.distribution.tell(list(state.points), [min(trial.value, worst) for trial in trials])
         return State(state.space, state.first, state.distribution, tuple(state.distribution.ask()), begun=True)
-
-    def _groups(self, space: Space) -> dict[str, int]:
-        return {group: index for index, group in enumerate(dict.fromkeys(group_of(site, self.per) for site in space.sites))}
-
-    def _candidate(self, state: State, point: Any) -> Candidate:
-        space, groups = state.space, self._groups(state.space)
-        step = (space.levels[-1] - space.levels[0]) / max(len(space.levels) - 1, 1)
-        moved = {site.name: step * float(point[groups[group_of(site, self.per)]]) for site in space.sites}
-        middle = sum(moved[site.name] * site.size for site in space.sites) / sum(site.size for site in space.sites)
-        shares = space.allocation(state.first)
-        return space.nearest({name: share + moved[name] - middle for name, share in shares.items()})

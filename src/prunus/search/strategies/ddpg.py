@@ -16,9 +16,10 @@ class DDPG:
     """The agent of Stable-Baselines3 with the defaults of AMC (He et al. 2018), the closest ancestor whose settings are known."""
 
     per: Per = "block"  # what a move gives a share to: matrix, sublayer or block
-    width: float = 0.2  # largest departure of a share from the budget's sparsity
+    width: float = 0.2  # largest departure of a share from what the search begins with
     reward: agents.Reward = "difference"  # difference, ratio, local or terminal
-    features: tuple[agents.Feature, ...] = ()  # of the state, beside the share that has gone: depth, remaining, size, error
+    features: tuple[agents.Feature, ...] = ()  # of the state, beside the share that has gone: depth, remaining, size, error, unit
+    share: float = 0.125  # of the search text that an episode is valued on; the best ones are valued on all of it
     warm_up: int = 10  # episodes of random moves
     noise: float = 0.5  # standard deviation of what is added to a move, on its scale from -1 to 1
     learning_rate: float = 1e-3  # of Adam
@@ -27,6 +28,8 @@ class DDPG:
 
     dense_level: ClassVar[bool] = True
     needs_errors = property(agents.needs_errors)
+    def __post_init__(self) -> None:
+        agents.check(self)
 
     init, ask, tell = agents.begin, staticmethod(agents.ask), staticmethod(agents.tell)
 

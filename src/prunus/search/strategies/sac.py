@@ -14,9 +14,10 @@ class SAC:
     """The agent of Stable-Baselines3 in the environment of `search.pruning_env`; its entropy is weighted by itself."""
 
     per: Per = "block"  # what a move gives a share to: matrix, sublayer or block
-    width: float = 0.2  # largest departure of a share from the budget's sparsity
+    width: float = 0.2  # largest departure of a share from what the search begins with
     reward: agents.Reward = "difference"  # difference, ratio, local or terminal
-    features: tuple[agents.Feature, ...] = ()  # of the state, beside the share that has gone: depth, remaining, size, error
+    features: tuple[agents.Feature, ...] = ()  # of the state, beside the share that has gone: depth, remaining, size, error, unit
+    share: float = 0.125  # of the search text that an episode is valued on; the best ones are valued on all of it
     warm_up: int = 10  # episodes of random moves
     learning_rate: float = 3e-4  # of Adam
     discount: float = 1.0  # gamma
@@ -24,6 +25,8 @@ class SAC:
 
     dense_level: ClassVar[bool] = True
     needs_errors = property(agents.needs_errors)
+    def __post_init__(self) -> None:
+        agents.check(self)
 
     init, ask, tell = agents.begin, staticmethod(agents.ask), staticmethod(agents.tell)
 
