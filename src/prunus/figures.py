@@ -71,7 +71,7 @@ def _learning(search: SearchRecord) -> bytes:
         for label, values in (("search text", seen), ("held-out text", unseen)):
             axes.step(spent, [*values, values[-1]], where="post", label=f"best on search text, valued on {label}")
         axes.axhline(search.first, color="grey", linestyle="--", linewidth=1, label="the allocator's answer, search text")
-        axes.set(xlabel="looks at the search text", ylabel=f"{search.objective}, nats per token", title=f"Search by {search.strategy}")
+        axes.set(xlabel="looks at the search text", ylabel=f"{search.objective}, {search.unit}", title=f"Search by {search.strategy}")
 
     return _drawn(draw)
 

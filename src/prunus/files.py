@@ -1,14 +1,16 @@
-"""Files and folders that are there as a whole or not at all, and hashes of what decides their content."""
+"""Files and folders that are there as a whole or not at all, and hashes of their content or of what decides it."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["fingerprint", "put_in_place", "whole_folder"]
+__all__ = ["fingerprint", "intact", "keep_tensors", "put_in_place", "whole_folder"]
 
 
 def fingerprint(*parts: str) -> str:
@@ -25,6 +27,38 @@ def put_in_place(draft: Path, target: Path, wait: bool = True) -> None:
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
     draft.replace(target)
+
+
+def keep_tensors(file: Path, tensors: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+    """Write a safetensors file and, beside it, a note with its hash and some facts, which are given back.
+
+    A crash leaves no note, or a whole file and a whole note.
+    """
+    from safetensors.torch import save_file
+
+    draft, note, name = file.with_name(f"{file.name}.tmp"), file.with_name(f"{file.name}.json"), file.name
+    note.unlink(missing_ok=True)
+    save_file(dict(tensors), draft)
+    found = {"file": name, "sha256": _digest(draft), **facts}
+    put_in_place(draft, file)
+    draft = note.with_name(f"{note.name}.tmp")
+    draft.write_text(json.dumps(found), encoding="utf-8")
+    put_in_place(draft, note)
+    return found
+
+
+def intact(file: Path) -> dict[str, Any] | None:
+    """The note of a file that `keep_tensors` wrote, if the file is still what it was then."""
+    note = file.with_name(f"{file.name}.json")
+    if not (file.exists() and note.exists()):
+        return None
+    found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+    return found if found["sha256"] == _digest(file) else None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 @contextmanager

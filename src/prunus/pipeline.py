@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .anatomy import describe
 from .budget import Allocation
+from .calibration.choices import Choices
 from .calibration.corpus import overlap
 from .calibration.loss import loss_stats
 from .calibration.placement import Placement
@@ -130,7 +131,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
                           "metrics=(), prompts=() and a solver that needs no data.")
     _check_texts(recipe, calibrated)
     tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if calibrated else torch.empty(0, 0).long()
-    texts = {index: stage.search.text.tokens(tokenizer, model, recipe.seed + _OTHER_SEED, f"stage[{index}].search.text")
+    texts = {index: stage.search.draws(tokenizer, model, recipe.seed + _OTHER_SEED, f"stage[{index}].search.text")
              for index, stage in enumerate(recipe.stage) if stage.search}
     identity = fingerprint(recipe.to_toml(), _identity(model, tokens)) if resume else ""
     journal = Journal(resume) if resume else None
@@ -170,7 +171,7 @@ def _select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
 def _check_texts(recipe: Recipe, calibrated: bool) -> None:
     """Calibration, search and report text never overlap, by content."""
     pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
-    searched_on = [("search", stage.search.text.text()) for stage in recipe.stage if stage.search]
+    searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
     reported_on = [("report", metric.text()) for metric in recipe.metrics if hasattr(metric, "text")]
     pairs = [(ours, theirs) for ours in pruned_on for theirs in searched_on + reported_on]
     pairs += [(ours, theirs) for ours in searched_on for theirs in reported_on]
@@ -206,7 +207,7 @@ class _Run:
     clock: _Clock
     journal: Journal | None
     identity: str
-    texts: Mapping[int, Tensor]  # search text, by stage
+    texts: Mapping[int, Tensor | Choices]  # search text, by stage
     seed: int
 
     def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, SearchRecord | None]:
@@ -235,8 +236,7 @@ class _Run:
             folder = self.journal.folder if self.journal else Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
             job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget,
                       _resolved(stage.granularity, stage.solver), self.tokens,
-                      self.texts[index], self.placement, max(1, _TOKENS // self.texts[index].shape[1]), folder / f"search-{index}",
-                      solved)
+                      self.texts[index], self.placement, _TOKENS, folder / f"search-{index}", solved)
             return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 

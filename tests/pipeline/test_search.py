@@ -112,6 +112,25 @@ def test_an_answer_that_beats_the_dense_model_on_the_search_text_is_flagged(text
     assert "beats the dense model" not in " ".join(replace(found, best=found.dense + 0.1).remarks)
 
 
+def test_accuracy_on_examples_is_searched_and_reported_as_a_share(text_file: Path, tmp_path: Path) -> None:
+    rows = [{"context": f"In this list of words the one with number {index} is", "choices": [f"w{index}", f"v{index}", "x"][: 2 + index % 2], "answer": index % 2}
+            for index in range(12)]
+    file = tmp_path / "examples.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    search = Search(Local(), evaluations=8.0, text=Calibration(str(file), samples=12, length=32), objective="accuracy")
+    result = run(recipe_with(text_file, search))
+    (found,) = result.report.searches
+    assert all(round(value * 9, 6).is_integer() for value in (found.dense, found.first, found.best))  # 9 of 12 are searched on
+    assert round(found.held_out_first * 3, 6).is_integer()
+    save(result, tmp_path / "out")
+    assert "| share, of the examples wrong | search text |" in (tmp_path / "out" / "README.md").read_text()
+    known = Calibration(str(file), samples=4, length=24)
+    own = Recipe((Stage(budget=Budget(0.4), search=search),), replace(known, corpus=str(tmp_path / "same.txt")), (), ())
+    (tmp_path / "same.txt").write_text("\n\n".join(f"{row['context']} {' '.join(row['choices'])}" for row in rows) * 40)
+    with pytest.raises(CorpusError, match=r"calibration text .* of the search text"):
+        run(own)
+
+
 def test_levels_that_do_not_fit_on_the_disk_are_refused_before_anything_is_solved(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -183,6 +202,8 @@ def test_what_cannot_be_searched_is_refused_before_any_work(text_file: Path) -> 
         run(recipe_with(text_file, Search(levels=(0.1, 0.5), text=TEXT)))
     with pytest.raises(RecipeError, match="expected more than 0 evaluations"):
         Search(evaluations=0.0)
+    with pytest.raises(RecipeError, match=r"examples, which the model does not write itself"):
+        Search(objective="accuracy")
 
 
 @pytest.mark.parametrize("sparsity", [0.02, 0.3, 0.5, 0.7, 0.95])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prunus.anatomy import describe
 from prunus.budget import Budget
+from prunus.calibration.choices import Choices
 from prunus.errors import RecipeError
 from prunus.granularity import Unstructured
 from prunus.search import search
@@ -46,7 +47,7 @@ def fitness_of(tmp_path: Path) -> Iterator[Make]:
         store = LevelStore.build(tmp_path / family, model, anatomy, dict.fromkeys(sites, Unstructured("matrix")), CALIBRATION,
                                  SparseGPT(), LEVELS, family)
         space = Space(tuple(sites), LEVELS, Budget(0.6), tuple(store.entries[site.name].errors for site in sites))
-        made.append(Fitness(model, anatomy, space, store, TOKENS, **{"top": 10**6, **settings}))
+        made.append(Fitness(model, anatomy, space, store, settings.pop("text", TOKENS), **{"top": 10**6, **settings}))
         return made[-1]
 
     yield make
@@ -246,3 +247,56 @@ def test_perplexity_is_that_of_the_text_and_the_dense_model_s_is_known(fitness_o
     with subnet(model, weights):
         assert trial.value == pytest.approx(loss(), rel=1e-5)
     assert trial.value != pytest.approx(fitness.dense, rel=1e-3)
+
+
+CHOICES = Choices(torch.randint(0, 250, (12, 9), generator=generator(12)),
+                  torch.arange(9).expand(12, 9) >= torch.tensor([5, 6, 7] * 4)[:, None], torch.tensor([0, 1, 2, 1]), 3)
+CHOICES.chosen[5] = False  # the second example has two choices
+
+
+@torch.no_grad()
+def wrong(fitness: Fitness, candidate: Candidate, examples: range) -> float:
+    """The share of examples whose choice of the largest log-likelihood is not the right one, from whole forward passes."""
+    weights = {site.name: fitness.store.weight(site.name, level, fitness.model.get_submodule(site.name).weight.data)
+               for site, level in zip(fitness.space.sites, candidate, strict=True)}
+    count = 0
+    for example in examples:
+        found = []
+        for row in range(3 * example, 3 * example + 3):
+            tokens, chosen = CHOICES.tokens[row], CHOICES.chosen[row]
+            with subnet(fitness.model, weights):
+                logp = fitness.model(input_ids=tokens[None]).logits[0].double().log_softmax(-1)
+            found.append(sum(float(logp[at - 1, tokens[at]]) for at in range(1, 9) if chosen[at]) if chosen.any() else -math.inf)
+        count += found.index(max(found)) != int(CHOICES.answers[example])
+    return count / len(examples)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_accuracy_is_the_share_of_examples_that_are_answered_wrongly(family: str, fitness_of: Make) -> None:
+    fitness = fitness_of(family, text=CHOICES, objective="accuracy")
+    dense = (0,) * len(fitness.space.sites)
+    assert fitness.dense == wrong(fitness, dense, range(4))
+    for candidate in (dense, *some(fitness.space, 4)):
+        whole, part, partial = fitness([Query(candidate), Query(candidate, 0.25, 2), Query(candidate, partial=True)])
+        assert whole.value == partial.value == wrong(fitness, candidate, range(4))
+        assert (part.value, part.share) == (wrong(fitness, candidate, range(2, 3)), 0.25)
+
+
+def test_what_the_dense_model_predicts_is_read_back_from_disk(fitness_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"folder": tmp_path / "dense", "identity": "a", "top": 16}
+    first = fitness_of(**kept)
+    queries = [Query(candidate, partial=partial) for candidate in some(first.space, 2) for partial in (False, True)]
+    expected = first(queries)
+    monkeypatch.setattr(Fitness, "_through_dense", lambda self: pytest.fail("the dense model was run"))
+    assert fitness_of(**kept)(queries) == expected
+    monkeypatch.undo()
+    (file,) = (tmp_path / "dense").glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    passed: list[int] = []
+    real = Fitness._through_dense
+    monkeypatch.setattr(Fitness, "_through_dense", lambda self: passed.append(1) or real(self))
+    assert fitness_of(**kept)(queries) == expected
+    assert fitness_of(**{**kept, "identity": "b"})(queries) == expected
+    assert len(passed) == 2

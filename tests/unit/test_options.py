@@ -19,6 +19,7 @@ from prunus.recipe import Recipe, Stage
 from prunus.search.plan import Search
 from prunus.search.strategies.local import Local
 from prunus.search.strategies.ppo import PPO
+from prunus.search.strategies.random import Random
 from prunus.solvers.alps import ALPS
 from prunus.solvers.mask import Mask
 from prunus.solvers.sparsegpt import SparseGPT
@@ -72,6 +73,14 @@ def test_flags_about_the_text() -> None:
     assert recipe.seed == 5
 
 
+def test_flags_about_the_search(tmp_path: Path) -> None:
+    found = stage_of(search="random,batch=3", search_text="c4,samples=8,split=validation", objective="perplexity", length=64)
+    assert found.search == Search(Random(3), text=Calibration("c4", "validation", 8, 64), objective="perplexity")
+    odd = tmp_path / "a,b.txt"
+    odd.write_text("text")
+    assert stage_of(search="random", search_text=str(odd)).search == Search(Random(), text=Calibration(str(odd), samples=16))
+
+
 def test_evaluate_none_measures_nothing_and_asks_nothing() -> None:
     recipe = recipe_of(None, {"evaluate": "none"})
     assert recipe.metrics == ()
@@ -92,7 +101,10 @@ def test_a_sparsity_outside_zero_to_one_is_refused_and_percent_is_understood(spa
     ({"granularity": "8"}, "--granularity = '8': expected unstructured"),
     ({"granularity": "tile:4x4", "solver": "sparsegpt"}, "SparseGPT cannot do tile"),
     ({"solver": "sparsegtp"}, "Did you mean 'sparsegpt'"),
-    ({"evaluations": 5.0}, "say nothing without --search"),
+    ({"evaluations": 5.0}, "--evaluations says nothing without --search"),
+    ({"search_text": "c4"}, "--search-text says nothing without --search"),
+    ({"search": "random", "objective": "acuracy"}, "Did you mean 'accuracy'"),
+    ({"search": "random", "search_text": "c4,sample=3"}, "sample: unknown key. Did you mean 'samples'"),
     ({"search": "evolutoin"}, "Did you mean 'evolution'"),
     ({"solver": "sparsegpt,dampin=1"}, "dampin: unknown key. Did you mean 'damping'"),
     ({"solver": "sparsegpt,0.1"}, "expected key=value after the name, found '0.1'"),

@@ -7,10 +7,11 @@ import json
 import os
 import random
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 from jaxtyping import Int
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..errors import CorpusError, MissingExtra
 from ..hub import reachable
 
-__all__ = ["HUB", "Text", "has_split", "overlap", "read", "windows"]
+__all__ = ["HUB", "Text", "has_split", "located", "overlap", "read", "rows_of", "windows"]
 
 HUB = {  # name: (hub id, configuration, column)
     "c4": ("allenai/c4", "en", "text"),
@@ -77,6 +78,23 @@ def read(corpus: str, split: str = "train") -> Text:
     return text
 
 
+def located(corpus: str, split: str) -> Path:
+    """The file of a corpus that is a file, or lies in PRUNUS_DATA. Raises CorpusError."""
+    if Path(corpus).is_file():
+        return Path(corpus)
+    folder = _folder(corpus)
+    if folder is None:
+        raise CorpusError(f"corpus '{corpus}': no such file, and no such folder in PRUNUS_DATA "
+                          f"({os.environ.get('PRUNUS_DATA') or 'not set'}).")
+    return _file_of(folder, split)
+
+
+def rows_of(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file, with their lines. Raises CorpusError."""
+    with _readable(file) as lines:
+        return [(number, _object(line, file, number)) for number, line in enumerate(lines, 1) if line.strip()]
+
+
 def has_split(corpus: str, split: str) -> bool:
     """Whether a corpus has a split of this name; a file has any."""
     if corpus == "builtin" or Path(corpus).is_file():
@@ -117,29 +135,43 @@ def _file_of(folder: Path, split: str) -> Path:
 
 def _rows(file: Path, corpus: str) -> list[str]:
     """JSONL: the "text" of every row. Other text: one document, or WikiText's lines as the hub's rows have them."""
+    with _readable(file) as lines:
+        if ".jsonl" in file.name:
+            return [_field(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
+        if corpus == "wikitext2":
+            return [line if line.strip() else "" for line in lines]
+        if corpus == "ptb":
+            return [line.strip() for line in lines]
+        return [lines.read()]
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[TextIO]:
+    """A file, unpacked if need be. Raises CorpusError when it cannot be read."""
     try:
         opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
         with opened as lines:
-            if ".jsonl" in file.name:
-                return [_field(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
-            if corpus == "wikitext2":
-                return [line if line.strip() else "" for line in lines]
-            if corpus == "ptb":
-                return [line.strip() for line in lines]
-            return [lines.read()]
+            yield cast(TextIO, lines)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         form = "JSONL" if ".jsonl" in file.name else "text"
         raise CorpusError(f"corpus file {file}: cannot be read as UTF-8 {form}: {error}") from None
 
 
-def _field(line: str, file: Path, number: int) -> str:
+def _object(line: str, file: Path, number: int, what: str = "an object") -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise CorpusError(f"corpus file {file}, line {number}: not valid JSON: {error.msg}.") from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        found = f"keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
-        raise CorpusError(f"corpus file {file}, line {number}: expected an object with a string \"text\", found {found}.")
+    if not isinstance(row, dict):
+        raise CorpusError(f"corpus file {file}, line {number}: expected {what}, found {type(row).__name__}.")
+    return row
+
+
+def _field(line: str, file: Path, number: int) -> str:
+    what = "an object with a string \"text\""
+    row = _object(line, file, number, what)
+    if not isinstance(row.get("text"), str):
+        raise CorpusError(f"corpus file {file}, line {number}: expected {what}, found keys {', '.join(row)}.")
     return str(row["text"])
 
 

@@ -11,7 +11,8 @@ from .running import journal_of, kept, opened
 __all__ = ["allocate", "search"]
 
 _Search = Annotated[str | None, typer.Option(
-    help="The strategy: evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; settings after commas. [default: evolution]")]
+    help="The strategy: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; settings after commas. "
+         "[default: reinforce]")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print the allocation, and what the search did, as JSON.")]
 
 
@@ -56,6 +57,7 @@ def search(
     search: _Search = None,
     evaluations: o.Evaluations = None,
     search_text: o.SearchText = None,
+    objective: o.Objective = None,
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,
@@ -69,12 +71,12 @@ def search(
     json: _JSON = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
-    """Search how much each site gives (by evolution, unless --search says otherwise), and prune nothing."""
+    """Search how much each site gives (by policy gradient, unless --search says otherwise), and prune nothing."""
     from ..errors import RecipeError
 
     flags = o.given(locals())
     if recipe is None:
-        flags |= {"evaluate": "none", "search": search or "evolution"}
+        flags |= {"evaluate": "none", "search": search or "reinforce"}
     plan = o.recipe_of(recipe, flags)
     if not all(stage.search for stage in plan.stage):
         raise RecipeError("recipe.stage.search: is missing, and prunus search needs it. Use prunus allocate for an allocator alone.")

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity", "Length",
-    "Model", "Out", "Overwrite", "Quiet", "RecipeFile", "Resume", "Samples", "Search", "SearchText", "Seed", "Sites", "Skip", "Solver",
-    "Sparsity", "TrustRemoteCode", "given", "recipe_of",
+    "Model", "Objective", "Out", "Overwrite", "Quiet", "RecipeFile", "Resume", "Samples", "Search", "SearchText", "Seed", "Sites", "Skip",
+    "Solver", "Sparsity", "TrustRemoteCode", "given", "recipe_of",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -27,10 +27,15 @@ Allocation = Annotated[str | None, typer.Option(
     help="How much each site gives: uniform, owl, dlp, erk, reconstruction, sensitivity, fisher, absorption, or file; settings after "
          "commas. [default: uniform]")]
 Search = Annotated[str | None, typer.Option(
-    help="Improve that by a search: evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; settings after commas. [default: none]")]
+    help="Improve that by a search: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; settings after commas. "
+         "[default: none]")]
 Evaluations = Annotated[float | None, typer.Option(help="Looks at the search text that a search may take. [default: 100]")]
 SearchText = Annotated[str | None, typer.Option(
-    "--search-text", help="Search text: a corpus or a file, or self, which the model writes. [default: self]")]
+    "--search-text", help="Search text: a corpus or a file, or self, which the model writes; settings after commas: "
+                          "c4,samples=32,length=256. [default: self,samples=16]")]
+Objective = Annotated[str | None, typer.Option(
+    help="What candidates are valued by: divergence from the dense model, perplexity of the search text, or accuracy on the "
+         "multiple-choice examples of a JSONL file that --search-text names. [default: divergence]")]
 Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone, as a glob pattern; may be repeated.")]
 CalibrationText = Annotated[str | None, typer.Option(
     "--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
@@ -49,8 +54,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors."
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
 
-_FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "skip", "calibration",
-          "samples", "length", "evaluate", "evaluate_length", "seed")
+_FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "objective", "skip",
+          "calibration", "samples", "length", "evaluate", "evaluate_length", "seed")
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
@@ -89,12 +94,9 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
         "skip": given.get("skip", []),
     }
     if "search" in given:
-        length = {"length": given["length"]} if "length" in given else {}
-        stage["search"] = {"strategy": _named(given["search"], "--search"),
-                           "text": {"corpus": given.get("search_text", "self"), "samples": 16, **length},
-                           **({"evaluations": given["evaluations"]} if "evaluations" in given else {})}
-    elif "evaluations" in given or "search_text" in given:
-        raise RecipeError("--evaluations and --search-text say nothing without --search.")
+        stage["search"] = _search(given)
+    elif said := [key for key in ("evaluations", "search_text", "objective") if key in given]:
+        raise RecipeError(f"--{said[0].replace('_', '-')} says nothing without --search.")
     settings = {"calibration": "corpus", "samples": "samples", "length": "length"}
     text = {key: given[flag] for flag, key in settings.items() if flag in given}
     data: dict[str, Any] = {"stage": [stage], "calibration": text, "seed": given.get("seed", 0)}
@@ -104,6 +106,16 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
     if evaluation == "none":
         data["prompts"] = []
     return data
+
+
+def _search(given: dict[str, Any]) -> dict[str, Any]:
+    """A search as plain data; its sequences are as long as those of the calibration."""
+    named = given.get("search_text", "self")
+    text = {"name": named} if Path(named).is_file() else _named(named, "--search-text")
+    length = {"length": given["length"]} if "length" in given else {}
+    text = {"corpus": text.pop("name"), "samples": 16, **length, **text}
+    asked: dict[str, Any] = {key: value for key, value in given.items() if key in ("evaluations", "objective")}
+    return {"strategy": _named(given["search"], "--search"), "text": text, **asked}
 
 
 def _limit(sparsity: float) -> float:

@@ -93,8 +93,8 @@ class Screen:
         self._console.print(table)
         if found.search:
             search = found.search
-            self._console.print(f"{search.strategy}: {search.objective} {search.first:.4f} -> {search.best:.4f} nats per token on the "
-                                f"search text, {search.held_out_first:.4f} -> {search.held_out_best:.4f} on held-out text, "
+            self._console.print(f"{search.strategy}: {search.objective} {search.first:.4f} -> {search.best:.4f} {search.unit} on "
+                                f"the search text, {search.held_out_first:.4f} -> {search.held_out_best:.4f} on held-out text, "
                                 f"in {search.questions} questions.")
             for remark in search.remarks:
                 self._console.print(f"Note: {remark}")

@@ -23,6 +23,7 @@ def prune(
     search: o.Search = None,
     evaluations: o.Evaluations = None,
     search_text: o.SearchText = None,
+    objective: o.Objective = None,
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,

@@ -17,6 +17,7 @@ def recipe(
     search: o.Search = None,
     evaluations: o.Evaluations = None,
     search_text: o.SearchText = None,
+    objective: o.Objective = None,
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,

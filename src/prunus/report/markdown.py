@@ -106,13 +106,13 @@ def _sites(records: tuple[SiteRecord, ...]) -> str:
     return "\n".join(rows)
 
 
-_OBJECTIVES = {"divergence": "divergence from the dense model, nats per token", "perplexity": "log perplexity, nats per token"}
+_OBJECTIVES = {"divergence": "divergence from the dense model", "perplexity": "log perplexity", "accuracy": "share"}
 
 
 def _search(found: SearchRecord) -> str:
     """What a search was worth, on the text it saw and on text it did not."""
     return "\n".join([
-        "## Search", "", f"| {_OBJECTIVES[found.objective]} | search text | held-out text |", "|---|---|---|",
+        "## Search", "", f"| {_OBJECTIVES[found.objective]}, {found.unit} | search text | held-out text |", "|---|---|---|",
         f"| the allocator's answer | {found.first:.4f} | {found.held_out_first:.4f} |",
         f"| the search's answer | {found.best:.4f} | {found.held_out_best:.4f} |", "",
         f"{found.strategy}, {found.questions} questions worth {found.spent:g} looks at the search text; "

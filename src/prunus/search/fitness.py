@@ -1,4 +1,4 @@
-"""What a candidate is worth: its divergence from the dense model, computed from the first block in which it is new."""
+"""What a candidate is worth, computed from the first block in which it is new."""
 
 import json
 import math
@@ -6,30 +6,31 @@ import os
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..calibration.blocks import States, enter, evaluating
+from ..calibration.choices import Choices
 from ..calibration.placement import Placement
 from ..errors import RecipeError
+from ..files import fingerprint, intact, keep_tensors
 from ..sites import Anatomy, ChannelSite, Site
 from .levels import LevelStore
 from .space import Candidate, Query, Space, Trial
 from .subnet import subnet
+from .targets import Chosen, Following, Predicted, Target, packed, unpacked
 
 __all__ = ["Fitness", "Objective"]
 
-Objective = Literal["divergence", "perplexity"]
+Objective = Literal["divergence", "perplexity", "accuracy"]
 
 _Key = tuple[Candidate, int, int, int]  # what is valued, from which sequence to which, at one of how many positions
 
 _LOGITS = 2**22  # elements of the largest tensor of logits
-_CACHED = 2**20  # … and of those that are worked on together
 _EVERY = 4  # positions: a partial candidate is compared at one of so many
 _SHARES = 8  # batches at least, so that a look at little of the text costs little
 
@@ -59,8 +60,9 @@ class Bounded:
 
 
 class Fitness:
-    """Values candidates by a mean over tokens, in nats; lower is better. "divergence" is KL(dense model || candidate), never
-    below 0; "perplexity" is the logarithm of the perplexity on the text, which may be below that of the dense model.
+    """Values candidates; lower is better. "divergence" is KL(dense model || candidate) in nats per token, never below 0;
+    "perplexity" is the logarithm of the perplexity on the text, which may be below that of the dense model; "accuracy" is the
+    share of multiple-choice examples that are answered wrongly.
 
     Hidden states at the inputs of blocks are kept by prefix: a candidate that agrees with an earlier one up to some block
     starts there, with identical values. Weights come from a level store and are pointed to, never copied. Every value is
@@ -70,17 +72,22 @@ class Fitness:
     only: behind the kept states, the head would cost most of the look.
 
     Of the dense model's distribution the `top` most probable tokens are kept and all others together count as one; the
-    divergence is then a lower bound of the whole one, equal to it when `top` is the size of the vocabulary.
+    divergence is then a lower bound of the whole one, equal to it when `top` is the size of the vocabulary. They are kept in
+    `folder`, and read back by whoever asks with the same `identity`, the hash of what they depend on.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy, space: Space, store: LevelStore, tokens: Int[Tensor, "samples length"],
-                 *, objective: Objective = "divergence", placement: Placement = Placement(), batch: int = 2, top: int = 256,
-                 memory: int = 2**30, log: Path | None = None, identity: str = "") -> None:
+    def __init__(self, model: Any, anatomy: Anatomy, space: Space, store: LevelStore,
+                 text: Int[Tensor, "samples length"] | Choices, *, objective: Objective = "divergence",
+                 placement: Placement = Placement(), batch: int = 2, top: int = 256, memory: int = 2**30,
+                 log: Path | None = None, folder: Path | None = None, identity: str = "") -> None:
         if [site.block for site in space.sites] != sorted(site.block for site in space.sites):
             raise RecipeError("fitness: the sites of the space are not in depth order.")
         self.model, self.anatomy, self.space, self.store = model, anatomy, space, store
-        self.tokens = tokens
-        self.batch = min(batch, max(1, len(tokens) // _SHARES))
+        self._choices = text if isinstance(text, Choices) else None
+        self.tokens = text.tokens if isinstance(text, Choices) else text
+        self._every = _EVERY if self._choices is None else 1
+        together = 1 if self._choices is None else self._choices.ways  # rows of one example
+        self.batch = max(min(batch, len(self.tokens) // _SHARES) // together, 1) * together
         self.blocks = 0  # block passes computed so far, the cost of a search
         self.discarded = 0  # candidates whose value is no number
         self._states = Bounded(memory // 2)
@@ -88,11 +95,9 @@ class Fitness:
         self._values: dict[_Key, float] = {}
         self._stack = ExitStack()
         with torch.no_grad(), evaluating(model):
-            self._entry: States = enter(model, anatomy, tokens, placement, self.batch, self._stack)
-            hidden = self._through_dense()
-            self._targets = {every: self._look_at_dense(hidden, objective, top, every) for every in (1, _EVERY)}
-            self.dense = sum(self._compare(hidden[rows], rows, 1) for rows in self._entry.batches()) / _size(self._targets[1])
-        self._log = _open(log, identity, self._values)
+            self._entry: States = enter(model, anatomy, self.tokens, placement, self.batch, self._stack)
+            self._look_at_dense(objective, top, folder, identity)
+        self._log = _open(log, fingerprint(identity, str(space.levels)), self._values)
 
     def close(self) -> None:
         """Give back what the service holds."""
@@ -113,7 +118,7 @@ class Fitness:
         return range(start, start + count)
 
     def _value(self, query: Query, part: range) -> float:
-        every = _EVERY if query.partial else 1
+        every = self._every if query.partial else 1
         key = (query.candidate, part.start, part.stop, every)
         known = self._values.get(key)
         if known is None:
@@ -126,7 +131,7 @@ class Fitness:
             if self._log is not None:
                 with self._log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"candidate": query.candidate, "from": part.start, "to": part.stop, "every": every,
-                                           "value": known}) + "\n")
+                                           "gone": round(self.space.removed(query.candidate)), "value": known}) + "\n")
         return known
 
     def _divergence(self, candidate: Candidate, part: range, every: int) -> float:
@@ -137,7 +142,7 @@ class Fitness:
             self._states.put((part.start, self._prefix(candidate, depth)), hidden)
         total = sum(self._compare(hidden[rows], slice(part.start + rows.start, part.start + rows.stop), every)
                     for rows in self._entry.batches(len(part)))
-        return total * len(self.tokens) / (len(part) * _size(self._targets[every]))
+        return total * len(self.tokens) / (len(part) * self._size(every))
 
     def _begin(self, candidate: Candidate, part: range) -> tuple[Tensor, int]:
         """The deepest states that are known for the candidate, and the block they enter."""
@@ -182,25 +187,42 @@ class Fitness:
                 hidden[rows] = self._entry.call(module, depth, hidden[rows]).to(hidden.device)
         return hidden
 
-    def _look_at_dense(self, hidden: Tensor, objective: Objective, top: int, every: int) -> "list[_Target]":
-        """What the dense model predicts, or what comes next, batch by batch, slice by slice."""
-        targets: list[_Target] = []
-        for rows in self._entry.batches():
-            following = self.tokens[rows, 1:][:, ::every].to(self._entry.device)
-            for logits in self._logits(rows, hidden[rows], every):
-                here, following = following[:, : logits.shape[1]], following[:, logits.shape[1] :]
-                targets.append(_Predicted.of(logits, top) if objective == "divergence" else _Following(here))
-        return targets
+    def _look_at_dense(self, objective: Objective, top: int, folder: Path | None, identity: str) -> None:
+        """What candidates are compared with, batch by batch, for whole ones and for partial ones."""
+        file = folder / f"dense-{identity}.safetensors" if folder and objective == "divergence" else None
+        self.dense = 0.0  # the divergence of the dense model from itself
+        self._targets: dict[int, list[Any]] = {}  # of Target, by the positions they are for
+        if file and intact(file):
+            self._targets = unpacked(file, self._entry.device)
+            return
+        hidden = self._through_dense()
+        for every in {1, self._every}:
+            self._targets[every] = [self._target(hidden[rows], rows, objective, top, every) for rows in self._entry.batches()]
+        if objective != "divergence":
+            self.dense = sum(self._compare(hidden[rows], rows, 1) for rows in self._entry.batches()) / self._size(1)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            keep_tensors(file, packed(self._targets))
+
+    def _size(self, every: int) -> int:
+        """Losses that are summed over the whole text."""
+        return sum(target.size for target in self._targets[every])
+
+    def _target(self, hidden: Tensor, rows: slice, objective: Objective, top: int, every: int) -> Target:
+        if objective == "divergence":
+            return Predicted.of(self._logits(rows, hidden, every), top)
+        following = self.tokens[rows, 1:][:, ::every].to(self._entry.device)
+        if self._choices is None:
+            return Following(following)
+        examples = slice(rows.start // self._choices.ways, rows.stop // self._choices.ways)
+        return Chosen(following, self._choices.chosen[rows, 1:].to(following.device), self._choices.answers[examples].to(following.device))
 
     def _compare(self, hidden: Tensor, rows: slice, every: int) -> float:
-        """The sum over a batch's tokens, one of `every`."""
-        targets = self._targets[every]
-        slices = len(targets) // len(list(self._entry.batches()))
-        first = rows.start // self.batch * slices
-        return sum(targets[first + index].loss(logits) for index, logits in enumerate(self._logits(rows, hidden, every)))
+        """The sum over a batch's losses."""
+        return self._targets[every][rows.start // self.batch].loss(self._logits(rows, hidden, every))
 
     def _logits(self, rows: slice, hidden: Tensor, every: int) -> Iterator[Tensor]:
-        """The logits of a batch at one of `every` positions, a few at a time: as many slices for every batch."""
+        """The logits of a batch at one of `every` positions, a few at a time."""
         tokens, hidden = (value[:, ::every].to(self._entry.device) for value in (self.tokens[rows], hidden))
         step = max(1, _LOGITS // (self.batch * self.model.config.get_text_config().vocab_size))
         for start in range(0, tokens.shape[1], step):
@@ -211,69 +233,6 @@ class Fitness:
 def _matrix(site: Site) -> str:
     """The matrix in which a site's zeros are: of channels, the one that reads them."""
     return site.consumer if isinstance(site, ChannelSite) else site.name
-
-
-class _Predicted:
-    """The dense model's most probable tokens at some positions, their log-probabilities, and that of all others together."""
-
-    def __init__(self, index: Int[Tensor, "tokens top"], known: Float[Tensor, "tokens top"], rest: Float[Tensor, "tokens"]) -> None:
-        self.index, self.known, self.rest = index.to(torch.int32), known, rest
-        self.size = len(known)
-
-    @classmethod
-    def of(cls, logits: Tensor, top: int) -> "_Predicted":
-        logits = logits.flatten(0, 1)
-        largest, index = logits.topk(min(top, logits.shape[-1]))
-        known = largest.float() - _normaliser(logits)
-        return cls(index, known, _rest(known, logits.shape[-1]))
-
-    def loss(self, logits: Tensor) -> float:
-        """The sum over positions of KL(this || logits), on the coarser distribution."""
-        logits = logits.flatten(0, 1)
-        theirs = logits.gather(-1, self.index.long()).float() - _normaliser(logits)
-        inside = (self.known.exp() * (self.known - theirs)).sum(-1)
-        if self.index.shape[-1] == logits.shape[-1]:
-            return float(inside.sum(dtype=torch.float64))
-        outside = self.rest.exp() * (self.rest - _rest(theirs, logits.shape[-1]))
-        return float((inside + outside).sum(dtype=torch.float64))
-
-
-@dataclass(frozen=True)
-class _Following:
-    """The tokens that come next at some positions; nothing follows the last one of a sequence."""
-
-    tokens: Int[Tensor, "sequences positions"]
-
-    @property
-    def size(self) -> int:
-        return self.tokens.numel()
-
-    def loss(self, logits: Tensor) -> float:
-        """The sum over positions of the negative log-likelihood."""
-        logits = logits[:, : self.tokens.shape[1]].flatten(0, 1)
-        known = logits.gather(-1, self.tokens.reshape(-1, 1)).float() - _normaliser(logits)
-        return -float(known.sum(dtype=torch.float64))
-
-
-_Target = _Predicted | _Following
-
-
-def _size(targets: Sequence[_Target]) -> int:
-    """Tokens that are compared."""
-    return sum(target.size for target in targets)
-
-
-def _normaliser(logits: Float[Tensor, "tokens words"]) -> Float[Tensor, "tokens 1"]:
-    """log sum exp of every row in float32; on a CPU a few rows at a time, as what stays in its cache is not waited for."""
-    rows = logits.split(max(1, _CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits))
-    return torch.cat([row.float().logsumexp(-1, keepdim=True) for row in rows])
-
-
-def _rest(logp: Tensor, vocabulary: int) -> Tensor:
-    """The log-probability of all tokens that are not among these."""
-    if logp.shape[-1] == vocabulary:
-        return torch.full_like(logp[..., 0], -math.inf)
-    return torch.log1p(-logp.exp().sum(-1).clamp(max=1 - 1e-6))
 
 
 def _open(log: Path | None, identity: str, values: "dict[_Key, float]") -> Path | None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..calibration.placement import Placement
 from ..calibration.stream import View, stream
 from ..errors import RecipeError
-from ..files import put_in_place
+from ..files import intact, keep_tensors, put_in_place
 from ..granularity import Granularity
 from ..problem import LayerProblem, LayerSolution
 from ..sites import Anatomy, LinearSite
@@ -61,7 +61,7 @@ class LevelStore:
         """
         folder.mkdir(parents=True, exist_ok=True)
         _check(folder, identity, levels)
-        found = _intact(folder, len(levels))
+        found = _finished(folder, len(levels))
         missing = [site for site in sites if site.name not in found]
         for views in stream(model, anatomy, missing, tokens, solver.needs, placement, batch):
             for name, entry in _solve(folder, views, solver, sites, levels, placement):
@@ -118,19 +118,9 @@ def _packed(module: Any, index: int, solution: LayerSolution) -> dict[str, Tenso
 
 
 def _store(folder: Path, site: str, tensors: dict[str, Tensor], errors: tuple[float, ...]) -> Entry:
-    """One site's file, written whole or not at all."""
-    from safetensors.torch import save_file
-
-    name = f"{hashlib.sha256(site.encode()).hexdigest()[:16]}.safetensors"
-    draft = folder / f"{name}.tmp"
-    save_file(tensors, draft)
-    digest = _digest(draft)
-    put_in_place(draft, folder / name)
-    entry = Entry(name, digest, errors)
-    note = folder / f"{name}.json.tmp"
-    note.write_text(json.dumps({"site": site, **asdict(entry)}))
-    put_in_place(note, folder / f"{name}.json")
-    return entry
+    """One site's file."""
+    file = folder / f"{hashlib.sha256(site.encode()).hexdigest()[:16]}.safetensors"
+    return Entry(file.name, keep_tensors(file, tensors, site=site, errors=errors)["sha256"], errors)
 
 
 def _check(folder: Path, identity: str, levels: Sequence[float]) -> None:
@@ -148,18 +138,7 @@ def _check(folder: Path, identity: str, levels: Sequence[float]) -> None:
     put_in_place(draft, mark)
 
 
-def _intact(folder: Path, levels: int) -> dict[str, Entry]:
-    """The finished sites whose files are what they were."""
-    found = {}
-    for note in sorted(folder.glob("*.safetensors.json")):
-        data = json.loads(note.read_text())
-        entry = Entry(data["file"], data["sha256"], tuple(data["errors"]))
-        file = folder / entry.file
-        if len(entry.errors) == levels and file.exists() and _digest(file) == entry.sha256:
-            found[data["site"]] = entry
-    return found
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+def _finished(folder: Path, levels: int) -> dict[str, Entry]:
+    """The sites whose files are what they were."""
+    notes = [note for file in sorted(folder.glob("*.safetensors")) if (note := intact(file))]
+    return {note["site"]: Entry(note["file"], note["sha256"], tuple(note["errors"])) for note in notes if len(note["errors"]) == levels}

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ..allocation import fit
 from ..budget import Allocation, Budget
+from ..calibration.choices import Choices, as_text, encoded, examples
+from ..calibration.corpus import Text
 from ..calibration.placement import Placement
-from ..calibration.sample import Calibration
+from ..calibration.sample import Calibration, check_length, with_bos
 from ..environment import available_bytes
 from ..errors import ExportError, RecipeError
 from ..files import fingerprint
@@ -26,7 +28,7 @@ from .fitness import Fitness, Objective
 from .levels import LevelStore, planned_bytes
 from .space import Candidate, Query, Space, Trial
 from .strategies import Strategy
-from .strategies.evolution import Evolution
+from .strategies.reinforce import Reinforce
 
 __all__ = ["Job", "Moment", "Search", "SearchRecord", "carry_out"]
 
@@ -37,11 +39,11 @@ _HELD_OUT = 4  # every fourth sequence of the search text is never searched on
 class Search:
     """Improve what the allocator says, by looking at what candidates predict on text of their own."""
 
-    strategy: Strategy = Evolution()  # which candidates to look at
+    strategy: Strategy = Reinforce()  # which candidates to look at
     evaluations: float = 100.0  # looks at the whole search text
     levels: tuple[float, ...] = ()  # sparsities that a site may have, ascending; none: eight around the budget's
     text: Calibration = Calibration("self", samples=16)  # neither calibration nor report text; "self" is the model's own
-    objective: Objective = "divergence"  # from the dense model; or perplexity, of the search text
+    objective: Objective = "divergence"  # from the dense model; perplexity of the search text; or accuracy on examples in its place
     top: int = 256  # most probable tokens of the dense model that are compared one by one
     store: str = ""  # folder for the level store, which other searches may use again; none: one of this run's own
     seed: int | None = None  # of the strategy; None: the recipe's
@@ -50,9 +52,26 @@ class Search:
     def __post_init__(self) -> None:
         if self.patience < 0:
             raise RecipeError(f"patience = {self.patience:g}: expected a number of evaluations, or 0.")
+        if self.objective == "accuracy" and self.text.corpus == "self":
+            raise RecipeError('objective = "accuracy": needs examples, which the model does not write itself. Name a JSONL file in '
+                              "text.corpus (--search-text).")
         if self.evaluations <= 0 or self.top < 1 or self.text.samples < _HELD_OUT:
             raise RecipeError(f"evaluations = {self.evaluations:g}, top = {self.top}, text.samples = {self.text.samples}: expected "
                               f"more than 0 evaluations, at least one token, and at least {_HELD_OUT} sequences.")
+
+    def reads(self) -> Text | None:
+        """The text that candidates are looked at on; None when the model writes it itself. Raises CorpusError."""
+        if self.objective != "accuracy":
+            return self.text.text()
+        return as_text(examples(self.text.corpus, self.text.split), self.text.corpus, self.text.split)
+
+    def draws(self, tokenizer: Any, model: Any, seed: int, where: str) -> Tensor | Choices:
+        """Sequences of the text, or examples. Raises CorpusError, or RecipeError when the model cannot take the length."""
+        text = self.text
+        if self.objective != "accuracy":
+            return text.tokens(tokenizer, model, seed, where)
+        check_length(model, text.length, f"{where}.length")
+        return encoded(examples(text.corpus, text.split), tokenizer, text.samples, text.length, seed, with_bos(tokenizer, text.bos))
 
     def levels_around(self, sparsity: float) -> tuple[float, ...]:
         """The levels asked for, or eight with the sparsity itself among them."""
@@ -75,7 +94,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """What a search did, and what its answer is worth on text that it did not see. Values are in nats per token."""
+    """What a search did, and what its answer is worth on text that it did not see; values as the service of fitness gives them."""
 
     strategy: str
     objective: Objective
@@ -96,17 +115,22 @@ class SearchRecord:
     seconds: Mapping[str, float]  # solving levels, searching
 
     @property
+    def unit(self) -> str:
+        """Of the values."""
+        return "of the examples wrong" if self.objective == "accuracy" else "nats per token"
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the figures should know."""
         found = []
         if not self.kept:
             found.append("Nothing that the search found was better on held-out text than what it started from "
-                         f"({self.held_out_first:.4f} nats per token), which was used.")
+                         f"({self.held_out_first:.4f} {self.unit}), which was used.")
         if self.best < self.dense:
             found.append(f"The search's allocation beats the dense model on the search text ({self.best:.4f} against {self.dense:.4f} "
-                         "nats per token): it fits that text, which says little about other text.")
+                         f"{self.unit}): it fits that text, which says little about other text.")
         if self.curve and self.curve[-1].value < self.best:
-            found.append(f"The candidate that was best on the search text ({self.curve[-1].value:.4f} nats per token) was not the best "
+            found.append(f"The candidate that was best on the search text ({self.curve[-1].value:.4f} {self.unit}) was not the best "
                          "on held-out text, and was passed over.")
         return tuple(found)
 
@@ -123,9 +147,9 @@ class Job:
     budget: Budget
     granularity: Granularity
     tokens: Tensor  # calibration
-    text: Tensor  # search
+    text: Tensor | Choices  # search
     placement: Placement
-    batch: int
+    passed: int  # tokens that pass through a block together
     folder: Path  # where levels and trials are kept
     solved: str  # identity of all that the levels depend on but the levels themselves
 
@@ -183,7 +207,7 @@ def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore]:
     planned = planned_bytes(list(job.matrices), levels, next(job.model.parameters()).element_size())
     phase = f"solving levels, {planned / 2**20:.0f} MiB on disk"
     done: list[str] = []
-    folder = Path(plan.store) if plan.store else job.folder / "levels"
+    folder = _home(plan, job)
     free = shutil.disk_usage(next(home for home in (folder, *folder.absolute().parents) if home.exists())).free
     if planned > free + _size(folder):
         raise ExportError(f"{folder}: levels need {planned / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free. Free some, or ask for "
@@ -196,7 +220,7 @@ def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore]:
     if not folder.exists():
         watch(phase, 0, len(job.matrices))
     store = LevelStore.build(folder, job.model, job.anatomy, job.matrices, job.tokens, job.solver, levels,
-                             job.solved, job.placement, job.batch, solved)
+                             job.solved, job.placement, _batch(job, job.tokens), solved)
     errors = tuple(store.entries[matrix.name].errors for matrix in job.matrices)
     known = all(math.isfinite(error) for row in errors for error in row)  # a solver without a Gram matrix measures none
     return Space(job.sites, levels, job.budget, errors if known else ()), store
@@ -207,15 +231,26 @@ def _service(plan: Search, job: Job, space: Space, store: LevelStore, held_out: 
     """The fitness service on one part of the search text; every fourth sequence is held out."""
     rows = [index for index in range(len(job.text)) if (index % _HELD_OUT == _HELD_OUT - 1) == held_out]
     log = job.folder / ("held-out.jsonl" if held_out else "trials.jsonl")
-    text = job.text[rows]
-    identity = fingerprint(job.solved, str(space.levels), plan.objective, str(plan.top), str(text.tolist()))
+    text = job.text.taking(rows) if isinstance(job.text, Choices) else job.text[rows]
+    content = (text.tokens, text.chosen, text.answers) if isinstance(text, Choices) else (text,)
+    asked = fingerprint(job.solved, plan.objective, str(plan.top), *(str(part.tolist()) for part in content))
     home = Placement(str(next(job.model.parameters()).device))  # where the whole model is
-    fitness = Fitness(job.model, job.anatomy, space, store, text, placement=home, batch=job.batch, top=plan.top,
-                      objective=plan.objective, memory=available_bytes() // (32 if held_out else 4), log=log, identity=identity)
+    fitness = Fitness(job.model, job.anatomy, space, store, text, placement=home, batch=_batch(job, content[0]), top=plan.top,
+                      objective=plan.objective, memory=available_bytes() // (32 if held_out else 4), log=log,
+                      folder=_home(plan, job) / "dense", identity=asked)
     try:
         yield fitness
     finally:
         fitness.close()
+
+
+def _home(plan: Search, job: Job) -> Path:
+    """Where levels are, and what the dense model predicts."""
+    return Path(plan.store) if plan.store else job.folder / "levels"
+
+
+def _batch(job: Job, tokens: Tensor) -> int:
+    return max(1, job.passed // max(1, tokens.shape[1]))
 
 
 def _size(folder: Path) -> int:

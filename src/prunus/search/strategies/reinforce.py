@@ -46,7 +46,7 @@ class Reinforce:
     deviation: float = 1.0  # of a share in the first policy, in levels
     rate: float = 1.0  # step of the mean along its natural gradient
     deviation_rate: float = 0.1  # … and of the logarithm of the deviation
-    per: Per = "block"  # what departs together: matrix, sublayer or block
+    per: Per = "sublayer"  # what departs together: matrix, sublayer or block
 
     def __post_init__(self) -> None:
         if self.population < 4 or self.population % 2 or not 0 < self.share <= 1:
