@@ -113,8 +113,8 @@ def test_an_answer_that_beats_the_dense_model_on_the_search_text_is_flagged(text
 
 
 def test_accuracy_on_examples_is_searched_and_reported_as_a_share(text_file: Path, tmp_path: Path) -> None:
-    rows = [{"context": f"In this list of words the one with number {index} is", "choices": [f"w{index}", f"v{index}", "x"][: 2 + index % 2], "answer": index % 2}
-            for index in range(12)]
+    rows = [{"context": f"In this list of words the one with number {index} is", "answer": index % 2,
+             "choices": [f"w{index}", f"v{index}", "x"][: 2 + index % 2]} for index in range(12)]
     file = tmp_path / "examples.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     search = Search(Local(), evaluations=8.0, text=Calibration(str(file), samples=12, length=32), objective="accuracy")

@@ -2,8 +2,10 @@
 
 import json
 import math
+import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from prunus.anatomy import describe
 from prunus.calibration.stream import stream
 from prunus.criteria.magnitude import Magnitude
-from prunus.errors import RecipeError
+from prunus.errors import CalibrationError, RecipeError
 from prunus.granularity import NM, Granularity, Unstructured
 from prunus.problem import LayerProblem
 from prunus.search.levels import LevelStore, planned_bytes
@@ -116,7 +118,8 @@ def test_n_m_levels_are_stored_like_others(tmp_path: Path) -> None:
     assert ((weight.view(-1, 4) != 0).sum(1) == 2).all()
 
 
-def test_an_interrupted_write_leaves_nothing_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_leaves_nothing_that_does_not_count(tmp_path: Path) -> None:
+    """What was being solved beside the interruption is finished, and counts; what was waiting is not begun."""
     model = tiny_model()
 
     def stop(site: str) -> None:
@@ -125,11 +128,32 @@ def test_an_interrupted_write_leaves_nothing_that_counts(tmp_path: Path, monkeyp
 
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, model, watch=stop)
+    there = len(list(tmp_path.glob("*.safetensors.json")))
+    assert 6 <= there < 14
+    assert not list(tmp_path.glob("*.tmp"))
     solved: list[str] = []
     store = build(tmp_path, model, watch=solved.append)
-    assert len(solved) == 14 - 5
+    assert len(solved) == 14 - there
     assert len(store.entries) == 14
     assert json.loads((tmp_path / "manifest.json").read_text())["levels"] == list(LEVELS)
+
+
+def test_a_solver_that_fails_beside_the_pass_ends_the_build_with_its_error(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Failing:
+        needs: ClassVar[Any] = "gram"
+        supports: ClassVar[Any] = (Unstructured,)
+        scope: ClassVar[str] = "matrix"
+
+        def solve(self, problem: LayerProblem) -> Any:
+            if "layers.1.self_attn.o_proj" in problem.name:
+                raise CalibrationError(f"{problem.name}: cannot be solved.")
+            return SparseGPT().solve(problem)
+
+    threads = threading.active_count()
+    with pytest.raises(CalibrationError, match="o_proj: cannot be solved"):
+        build(tmp_path, tiny_model(), Failing())
+    assert threading.active_count() == threads
 
 
 def test_a_subnet_leaves_the_model_its_own_memory_whatever_happens() -> None:

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -23,7 +25,9 @@ from ..surgery.write import module_layout, read_weight
 
 __all__ = ["LevelStore", "planned_bytes"]
 
+R = TypeVar("R")
 _FORMAT = 1
+_WORKERS = 2  # groups of matrices that are solved at a time, beside the pass that collects the next statistics
 
 
 def planned_bytes(sites: Sequence[LinearSite], levels: Sequence[float], itemsize: int) -> int:
@@ -63,12 +67,12 @@ class LevelStore:
         _check(folder, identity, levels)
         found = _finished(folder, len(levels))
         missing = [site for site in sites if site.name not in found]
-        for views in stream(model, anatomy, missing, tokens, solver.needs, placement, batch):
-            for name, entry in _solve(folder, views, solver, sites, levels, placement):
+        groups = stream(model, anatomy, missing, tokens, solver.needs, placement, batch)
+        for solved in _beside(lambda views: _solve(folder, views, solver, sites, levels, placement), groups):
+            for name, entry in solved:
                 found[name] = entry
                 if watch:
                     watch(name)
-            views[0].stats.forget()
         return cls(folder, tuple(levels), {site.name: found[site.name] for site in sites})
 
     def weight(self, site: str, level: int, dense: Tensor) -> Tensor:
@@ -90,9 +94,27 @@ class LevelStore:
         return sum((self.folder / entry.file).stat().st_size for entry in self.entries.values())
 
 
+def _beside(work: Callable[[list[View]], R], groups: Iterator[list[View]]) -> Iterator[R]:
+    """What becomes of every group, in order: some are worked on in threads while the statistics of the next are collected."""
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(_WORKERS)
+    try:
+        for views in groups:
+            waiting.append(pool.submit(work, views))
+            del views  # its statistics go when it is solved
+            if len(waiting) > _WORKERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@torch.no_grad()
 def _solve(folder: Path, views: Sequence[View], solver: Solver, sites: Mapping[LinearSite, Granularity], levels: Sequence[float],
-           placement: Placement) -> Iterator[tuple[str, Entry]]:
-    """The sites that came together, at every level but the dense one; each is on disk before its entry is given."""
+           placement: Placement) -> list[tuple[str, Entry]]:
+    """The sites that came together, at every level but the dense one, each on disk."""
+    entries = []
     problems = [LayerProblem(weight, view.stats, sites[view.site], level, view.site.name)
                 for view in views for weight in [read_weight(view.module).to(placement.device)] for level in levels if level > 0]
     answers = (solution for solutions in solve_all(solver, problems) for solution in solutions)
@@ -108,7 +130,8 @@ def _solve(folder: Path, views: Sequence[View], solver: Solver, sites: Mapping[L
             found = next(waiting).error(solution.weight)
             errors.append(float("nan") if found is None else found)
             tensors |= _packed(view.module, index, solution)
-        yield view.site.name, _store(folder, view.site.name, tensors, tuple(errors))
+        entries.append((view.site.name, _store(folder, view.site.name, tensors, tuple(errors))))
+    return entries
 
 
 def _packed(module: Any, index: int, solution: LayerSolution) -> dict[str, Tensor]:
