@@ -9,7 +9,7 @@ from .budget import Allocation
 from .errors import MissingExtra
 from .search.plan import SearchRecord
 
-__all__ = ["figures", "place"]
+__all__ = ["drawn", "figures", "place"]
 
 
 def figures(allocations: Sequence[Allocation], searches: Sequence[SearchRecord]) -> dict[str, bytes]:
@@ -19,8 +19,9 @@ def figures(allocations: Sequence[Allocation], searches: Sequence[SearchRecord])
         ((stage, site, *place(site), share) for stage, shares in enumerate(allocations) for site, share in shares.items()))}
     if searches:
         found["search.csv"] = _csv(
-            ["search", "evaluations", "best on search text", "the same on held-out text"],
-            ((index, moment.spent, moment.value, moment.held_out) for index, search in enumerate(searches) for moment in search.curve))
+            ["search", "evaluations", "seconds", "best on search text", "the same on held-out text"],
+            ((index, moment.spent, round(moment.seconds, 3), moment.value, moment.held_out)
+             for index, search in enumerate(searches) for moment in search.curve))
     try:
         for stage, shares in enumerate(allocations):
             if len(set(shares.values())) > 1:
@@ -59,7 +60,7 @@ def _by_depth(shares: Allocation) -> bytes:
             axes.plot(*zip(*sorted(points), strict=True), marker=marker, markersize=4, linewidth=1, label=kind)
         axes.set(xlabel="block", ylabel="sparsity", title="How much each site gives")
 
-    return _drawn(draw)
+    return drawn(draw)
 
 
 def _learning(search: SearchRecord) -> bytes:
@@ -73,10 +74,10 @@ def _learning(search: SearchRecord) -> bytes:
         axes.axhline(search.first, color="grey", linestyle="--", linewidth=1, label="the allocator's answer, search text")
         axes.set(xlabel="looks at the search text", ylabel=f"{search.objective}, {search.unit}", title=f"Search by {search.strategy}")
 
-    return _drawn(draw)
+    return drawn(draw)
 
 
-def _drawn(draw: Any) -> bytes:
+def drawn(draw: Any) -> bytes:
     """A PNG; the figure is made without the library's global state, and has no date in it."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -21,6 +21,7 @@ from prunus.search.strategies.cmaes import CMAES
 from prunus.search.strategies.dynamic import Dynamic
 from prunus.search.strategies.evolution import Evolution
 from prunus.search.strategies.ppo import PPO
+from prunus.search.strategies.reinforce import Reinforce
 from prunus.sites import LinearSite
 
 STRATEGIES = names("search.strategies")
@@ -89,6 +90,48 @@ def test_an_agent_s_later_episodes_are_better_than_its_first() -> None:
     whole = [trial.value for trial in run(PPO(episodes=4, deviation=1.0, share=1.0), 901) if SPACE.met(trial.candidate)][1:]
     assert len(whole) >= 90
     assert statistics.fmean(whole[-20:]) < 0.97 * statistics.fmean(whole[:20])
+
+
+def test_an_agent_looks_at_part_of_the_text_and_at_all_of_it_for_its_best_episodes() -> None:
+    """Every episode whose value is the lowest so far is valued on the whole text next, once."""
+    trials = run(PPO(share=0.25, reward="terminal"), 60)[1:]
+    best = math.inf
+    for one, other in itertools.pairwise(trials):
+        if one.share < 1:
+            assert (other.share == 1) == (one.value < best)
+            best = min(best, one.value)
+            if other.share == 1:
+                assert other.candidate == one.candidate
+
+
+def test_a_game_that_cannot_be_played_is_refused() -> None:
+    for settings in ({"share": 0.0}, {"share": 1.5}, {"width": 0.0}, {"scale": 0.0}):
+        with pytest.raises(RecipeError, match=r"expected a share of the search text"):
+            PPO(**settings)
+
+
+def test_reinforce_draws_pairs_that_depart_to_both_sides_and_then_values_its_policy() -> None:
+    """One update: 8 draws on an eighth of the text, then the mean on all of it; the next ones look at the next eighth."""
+    strategy = Reinforce(population=8, per="matrix")
+    state = strategy.tell(strategy.init(SPACE, FIRST, 0), [Trial(FIRST, cost(FIRST))])
+    draws = strategy.ask(state)
+    assert [(query.share, query.part) for query in draws] == [(0.125, 0)] * 8
+    assert (state.draws[:4] == -state.draws[4:]).all()
+    state = strategy.tell(state, [Trial(query.candidate, cost(query.candidate), query.share) for query in draws])
+    (whole,) = strategy.ask(state)
+    assert whole.share == 1
+    state = strategy.tell(state, [Trial(whole.candidate, cost(whole.candidate))])
+    assert {query.part for query in strategy.ask(state)} == {1}
+
+
+def test_reinforce_moves_towards_what_did_well() -> None:
+    """Values fall with the first site's share: after some updates the policy gives it more than the others."""
+    strategy = Reinforce(per="matrix")
+    state = strategy.init(SPACE, FIRST, 0)
+    for _ in range(20):
+        state = strategy.tell(state, [Trial(query.candidate, -LEVELS[query.candidate[0]], query.share) for query in strategy.ask(state)])
+    assert state.mean.argmax() == 0
+    assert state.mean.mean() == pytest.approx(0, abs=1e-12)
 
 
 def test_an_agent_leaves_the_generators_of_others_alone() -> None:

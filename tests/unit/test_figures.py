@@ -12,7 +12,7 @@ from prunus.search.plan import Moment, SearchRecord
 
 SHARES = {"model.layers.0.mlp.up_proj": 0.5, "model.layers.1.mlp.up_proj": 0.7}
 SEARCH = SearchRecord("Local", "divergence", 9.0, 9.0, 9, 0, 0.0, 2.0, 1.0, 2.5, 1.5, True,
-                      (Moment(1.0, 2.0, 2.5), Moment(4.0, 1.0, 1.5)), 10, 18, 100, {})
+                      (Moment(1.0, 2.0, 2.5, 0.5), Moment(4.0, 1.0, 1.5, 2.25)), 10, 18, 100, {})
 
 
 def rows(data: bytes) -> list[dict[str, str]]:
@@ -31,7 +31,7 @@ def test_every_share_and_every_moment_is_in_the_data() -> None:
     found = figures((SHARES,), (SEARCH,))
     assert [(row["block"], row["kind"], float(row["sparsity"])) for row in rows(found["allocation.csv"])] == [
         ("0", "mlp.up_proj", 0.5), ("1", "mlp.up_proj", 0.7)]
-    assert [list(map(float, row.values())) for row in rows(found["search.csv"])] == [[0, 1.0, 2.0, 2.5], [0, 4.0, 1.0, 1.5]]
+    assert [list(map(float, row.values())) for row in rows(found["search.csv"])] == [[0, 1.0, 0.5, 2.0, 2.5], [0, 4.0, 2.25, 1.0, 1.5]]
 
 
 def test_pictures_are_drawn_where_there_is_something_to_see() -> None:

@@ -114,6 +114,14 @@ def test_differences_add_up_to_what_the_end_is_worth() -> None:
     assert sparse == pytest.approx([0, 0, 0, sum(dense)])
 
 
+def test_the_scale_is_a_factor_on_rewards_and_on_nothing_else() -> None:
+    _, plain, seen, candidate = play([0.5, -0.5, 0.2, 0.0])
+    _, scaled, same, other = play([0.5, -0.5, 0.2, 0.0], scale=10.0)
+    assert scaled == pytest.approx([10 * reward for reward in plain])
+    assert candidate == other
+    assert all((one == two).all() for one, two in zip(seen, same, strict=True))
+
+
 def test_ratios_are_those_of_perplexities() -> None:
     _, rewards, _, candidate = play([0.0] * 4, reward="ratio")
     assert rewards[-1] == pytest.approx(math.exp(-value(candidate, False)))

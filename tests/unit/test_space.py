@@ -7,7 +7,7 @@ import pytest
 from prunus.budget import Budget
 from prunus.errors import RecipeError
 from prunus.search.space import Space
-from prunus.sites import LinearSite
+from prunus.sites import ChannelSite, LinearSite, Producer
 
 SITES = tuple(LinearSite(f"s{index}", index, (size, 10), "x") for index, size in enumerate((3, 10, 10, 27)))
 LEVELS = (0.4, 0.5, 0.6, 0.7, 0.8)
@@ -63,6 +63,21 @@ def test_a_neighbour_of_a_full_candidate_exists() -> None:
 def test_levels_that_cannot_meet_the_budget_are_refused(levels: tuple[float, ...], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Space(SITES, levels, Budget(0.4))
+
+
+def test_what_really_goes_counts_and_levels_at_which_the_same_goes_are_one() -> None:
+    """3 heads beside 20 channels: of the heads, a third goes at every level above 0 and up to a third."""
+    heads = ChannelSite("heads", 0, 3, "o", 4, (Producer("q", 4),), 1200)
+    channels = ChannelSite("channels", 0, 20, "down", 1, (Producer("up", 1),), 2000)
+    space = Space((heads, channels), (0.0, 0.1, 0.2, 0.3, 0.4), Budget(0.8))
+    assert space.gone[0] == pytest.approx((0, 400, 400, 400, 800))
+    assert space.removed((1, 2)) == pytest.approx(400 + 400)
+    assert space.nearest({"heads": 0.3, "channels": 0.1}) == (1, 2)
+    assert space.shares((1, 2)) == pytest.approx([1 / 3, 0.2])
+    rng = random.Random(0)
+    near = {space.neighbour((1, 2), rng) for _ in range(20)} | {space.draw(rng) for _ in range(20)}
+    assert all(space.met(candidate) for candidate in near)
+    assert {heads for heads, _ in near} == {0, 1, 4}
 
 
 def test_a_neighbour_by_block_moves_whole_blocks() -> None:

@@ -125,15 +125,15 @@ def needs_errors(strategy: Any) -> bool:
 
 def check(strategy: Any) -> None:
     """Refuse a game that cannot be played. Raises RecipeError."""
-    if not 0 < strategy.share <= 1 or not 0 < strategy.width < 1:
-        raise RecipeError(f"share = {strategy.share:g}, width = {strategy.width:g}: expected a share of the search text in (0, 1] and a "
-                          "width in (0, 1).")
+    if not 0 < strategy.share <= 1 or not 0 < strategy.width < 1 or strategy.scale <= 0:
+        raise RecipeError(f"share = {strategy.share:g}, width = {strategy.width:g}, scale = {strategy.scale:g}: expected a share of the "
+                          "search text in (0, 1], a width in (0, 1) and a scale above 0.")
 
 
 def begin(strategy: Any, space: Space, first: Candidate, seed: int) -> AgentState:
     """The state before anything is valued; `strategy.agent(library, environment, seed)` makes what learns.
 
-    `strategy` says how the game goes: per, width, reward, features, share. Raises MissingExtra when the libraries are not there.
+    `strategy` says how the game goes: per, width, reward, features, scale, share. Raises MissingExtra when the libraries are not there.
     """
     try:
         with warnings.catch_warnings(), _exchanged():  # some library draws a number when it is imported
@@ -145,7 +145,7 @@ def begin(strategy: Any, space: Space, first: Candidate, seed: int) -> AgentStat
         raise MissingExtra("strategies that learn by reinforcement", "search") from None
 
     def environment(value: Callable[[Candidate, bool], float]) -> PruningEnv:
-        return PruningEnv(space, value, first, strategy.per, strategy.width, strategy.reward, strategy.features)
+        return PruningEnv(space, value, first, strategy.per, strategy.width, strategy.reward, strategy.features, strategy.scale)
 
     environment(lambda candidate, partial: 0.0).reset()  # refuses here, not in the thread
     worker = Worker(lambda value: strategy.agent(stable_baselines3, environment(value), seed).learn(10**9), strategy.share)

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ class Moment:
     spent: float  # looks at the whole search text
     value: float  # the best so far, on the search text
     held_out: float  # of the same candidate, on held-out sequences
+    seconds: float = field(default=0.0, compare=False)  # since the search began, levels solved
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class _Monitor:
     """Looks at every candidate that is the best so far on text that the search does not see."""
 
     def __init__(self, plan: Search, held_out: Fitness, first: Candidate, watch: Watch) -> None:
-        self.plan, self.held_out, self.watch = plan, held_out, watch
+        self.plan, self.held_out, self.watch, self.start = plan, held_out, watch, time.perf_counter()
         self.first = held_out([Query(first)])[0].value
         self.moments: list[tuple[Moment, Candidate]] = []
 
@@ -193,7 +194,7 @@ class _Monitor:
         self.watch("searching", spent, self.plan.evaluations)
         if not self.moments or best.value < self.moments[-1][0].value:
             unseen = self.held_out([Query(best.candidate)])[0].value
-            self.moments.append((Moment(spent, best.value, unseen), best.candidate))
+            self.moments.append((Moment(spent, best.value, unseen, time.perf_counter() - self.start), best.candidate))
         return self.plan.patience == 0 or spent - self.best()[0].spent < self.plan.patience
 
     def best(self) -> tuple[Moment, Candidate]:
@@ -223,7 +224,7 @@ def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore]:
                              job.solved, job.placement, _batch(job, job.tokens), solved)
     errors = tuple(store.entries[matrix.name].errors for matrix in job.matrices)
     known = all(math.isfinite(error) for row in errors for error in row)  # a solver without a Gram matrix measures none
-    return Space(job.sites, levels, job.budget, errors if known else ()), store
+    return Space(job.sites, levels, job.budget, errors if known else (), job.granularity), store
 
 
 @contextmanager

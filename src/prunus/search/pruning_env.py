@@ -29,20 +29,21 @@ class PruningEnv(gymnasium.Env[Array, Array]):
     Rewards, with v_t the divergence from the dense model after t units, and v_0 = 0:
     difference: v_(t-1) - v_t, whose sum is -v_T whatever the path, so that the best policy is that of the sparse reward;
     ratio: exp(-v_t), perplexity of the dense model over that of the pruned one, up to the text's entropy;
-    local: minus the unit's own reconstruction error, for which no model is run; terminal: -v_T at the end, 0 before.
+    local: minus the unit's own reconstruction error, for which no model is run; terminal: -v_T at the end, 0 before;
+    each times `scale`.
     Weights are restored by pointing back to the dense ones: nothing is copied between steps.
     """
 
     def __init__(self, space: Space, value: Callable[[Candidate, bool], float], first: Candidate, per: Per = "block",
-                 width: float = 0.2, reward: Reward = "difference", features: tuple[Feature, ...] = ()) -> None:
+                 width: float = 0.2, reward: Reward = "difference", features: tuple[Feature, ...] = (), scale: float = 1.0) -> None:
         if space.levels[0] != 0:
             raise RecipeError("levels: expected 0 among them, for the units that an episode has not come to yet.")
         if reward == "local" and not space.errors:
             raise RecipeError("reward = 'local' needs the error of every site; solve with a solver that needs a Gram matrix.")
-        self.space, self.value, self.reward, self.features = space, value, reward, features
+        self.space, self.value, self.reward, self.features, self.scale = space, value, reward, features, scale
         self.units = space.groups(per)
         self.sizes = [sum(space.sites[index].size for index in unit) for unit in self.units]
-        self.first = [space.levels[level] for level in first]
+        self.first = space.shares(first)
         self.middles = [sum(self.first[index] * space.sites[index].size for index in unit) / size
                         for unit, size in zip(self.units, self.sizes, strict=True)]
         self.bounds = [(max(middle - width, 0.0), min(middle + width, space.levels[-1])) for middle in self.middles]
@@ -64,7 +65,7 @@ class PruningEnv(gymnasium.Env[Array, Array]):
         ended = len(self.shares) == len(self.units)
         candidate = self._candidate(ended)
         reward = self._reward(candidate, ended)
-        return self._observe(), reward, ended, False, {"candidate": candidate, "sparsity": self.shares[-1]}
+        return self._observe(), self.scale * reward, ended, False, {"candidate": candidate, "sparsity": self.shares[-1]}
 
     @property
     def gone(self) -> float:
@@ -88,9 +89,8 @@ class PruningEnv(gymnasium.Env[Array, Array]):
                   for unit, share, middle in zip(self.units, self.shares, self.middles, strict=False) for index in unit}
         if ended:
             return self.space.nearest(shares)
-        levels = self.space.levels
-        return tuple(min(range(len(levels)), key=lambda level: abs(levels[level] - shares.get(site.name, 0.0)))
-                     for site in self.space.sites)
+        return tuple(min(range(len(row)), key=lambda level: abs(row[level] / site.size - shares.get(site.name, 0.0)))
+                     for site, row in zip(self.space.sites, self.space.gone, strict=True))
 
     def _reward(self, candidate: Candidate, ended: bool) -> float:
         if self.reward == "local":

@@ -7,9 +7,10 @@ from functools import cached_property
 
 import numpy
 
-from ..allocation import Per, group_of
+from ..allocation import Per, group_of, reach
 from ..budget import Allocation, Budget
 from ..errors import RecipeError
+from ..granularity import Granularity, Unstructured
 from ..sites import Site
 
 __all__ = ["Candidate", "Query", "Space", "Trial"]
@@ -38,7 +39,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Space:
-    """Every site has one of the same levels, and all of them together meet the budget, counted in weights.
+    """Every site has one of the same levels, and all of them together meet the budget, counted in the weights that really go:
+    whole ones, whole channels, whole branches. Of levels at which the same goes from a site, only the first is used.
 
     Raises RecipeError when the levels are not ascending, or when no level is at least, or none at most, the budget's sparsity.
     """
@@ -47,6 +49,7 @@ class Space:
     levels: tuple[float, ...]  # sparsities, ascending, in [0, 1)
     budget: Budget
     errors: tuple[tuple[float, ...], ...] = ()  # of every site at every level, where they are known
+    granularity: Granularity = Unstructured("matrix")  # of matrices; channels and branches go whole
 
     def __post_init__(self) -> None:
         if list(self.levels) != sorted(set(self.levels)) or not all(0 <= level < 1 for level in self.levels):
@@ -61,6 +64,16 @@ class Space:
         return self.budget.sparsity * sum(site.size for site in self.sites)
 
     @cached_property
+    def gone(self) -> tuple[tuple[float, ...], ...]:
+        """Weights that go from every site at every level."""
+        return tuple(tuple(site.size * reach(site, level, self.granularity) for level in self.levels) for site in self.sites)
+
+    @cached_property
+    def _rungs(self) -> tuple[tuple[int, ...], ...]:
+        """The levels of every site that differ in what goes."""
+        return tuple(tuple(level for level, weights in enumerate(row) if row.index(weights) == level) for row in self.gone)
+
+    @cached_property
     def step(self) -> float:
         """From one level to the next: the median."""
         return float(numpy.median(numpy.diff(self.levels))) if len(self.levels) > 1 else 0.0
@@ -70,8 +83,7 @@ class Space:
 
         The sums are all moved by one number, and cut off at the first and the last level, so that the budget is met.
         """
-        shares, sizes = (numpy.array(values, float) for values in ([self.levels[level] for level in first],
-                                                                   [site.size for site in self.sites]))
+        shares, sizes = numpy.array(self.shares(first)), numpy.array([float(site.size) for site in self.sites])
         for group, departure in zip(self.groups(per), departures, strict=True):
             shares[group] += departure * self.step
         low, high = self.levels[0], self.levels[-1]
@@ -91,12 +103,16 @@ class Space:
         return list(found.values())
 
     def allocation(self, candidate: Candidate) -> dict[str, float]:
-        """Site name to sparsity."""
+        """Site name to sparsity, as it is asked of the solver."""
         return {site.name: self.levels[level] for site, level in zip(self.sites, candidate, strict=True)}
+
+    def shares(self, candidate: Candidate) -> list[float]:
+        """What really goes of every site."""
+        return [row[level] / site.size for site, row, level in zip(self.sites, self.gone, candidate, strict=True)]
 
     def removed(self, candidate: Candidate) -> float:
         """Weights that go."""
-        return sum(site.size * self.levels[level] for site, level in zip(self.sites, candidate, strict=True))
+        return sum(row[level] for row, level in zip(self.gone, candidate, strict=True))
 
     def met(self, candidate: Candidate) -> bool:
         """Whether enough weights go, to rounding."""
@@ -104,7 +120,8 @@ class Space:
 
     def nearest(self, allocation: Allocation) -> Candidate:
         """The levels closest to an allocation, moved as little as needed to meet the budget, and no further."""
-        distances = [[abs(level - allocation[site.name]) for level in self.levels] for site in self.sites]
+        distances = [[abs(weights / site.size - allocation[site.name]) for weights in row]
+                     for site, row in zip(self.sites, self.gone, strict=True)]
         return self.mended(tuple(row.index(min(row)) for row in distances), distances)
 
     def mended(self, candidate: Candidate, costs: Sequence[Sequence[float]]) -> Candidate:
@@ -113,12 +130,12 @@ class Space:
         chosen = list(candidate)
 
         def added(index: int, step: int) -> float:
-            return costs[index][chosen[index] + step] - costs[index][chosen[index]]
+            return costs[index][self._next(index, chosen[index], step)] - costs[index][chosen[index]]
 
         while not self.met(tuple(chosen)):
-            chosen[min(self._can(chosen, 1), key=lambda index: added(index, 1))] += 1
+            self._move(chosen, min(self._can(chosen, 1), key=lambda index: added(index, 1)), 1)
         while spare := self._spare(chosen):
-            chosen[min(spare, key=lambda index: added(index, -1))] -= 1
+            self._move(chosen, min(spare, key=lambda index: added(index, -1)), -1)
         return tuple(chosen)
 
     def neighbour(self, candidate: Candidate, rng: random.Random, switches: int = 1, per: Per = "matrix") -> Candidate:
@@ -130,16 +147,16 @@ class Space:
             able = set(self._can(chosen, 1))
             for index in rng.choice([group for group in groups if able.intersection(group)] or [()]):
                 if index in able:
-                    chosen[index] += 1
+                    self._move(chosen, index, 1)
                     raised.add(index)
         self._lower(chosen, rng, raised, groups)
         return tuple(chosen)
 
     def draw(self, rng: random.Random) -> Candidate:
         """Any candidate that meets the budget and would not if any site gave one level less."""
-        chosen = [rng.randrange(len(self.levels)) for _ in self.sites]
+        chosen = [rng.choice(rungs) for rungs in self._rungs]
         while not self.met(tuple(chosen)):
-            chosen[rng.choice(self._can(chosen, 1))] += 1
+            self._move(chosen, rng.choice(self._can(chosen, 1)), 1)
         self._lower(chosen, rng, set(), self.groups("matrix"))
         return tuple(chosen)
 
@@ -148,14 +165,23 @@ class Space:
         while spare := set(self._spare(chosen)) - fixed:
             for index in rng.choice([group for group in groups if spare.intersection(group)]):
                 if index not in fixed and index in self._spare(chosen):
-                    chosen[index] -= 1
+                    self._move(chosen, index, -1)
+
+    def _next(self, index: int, level: int, step: int) -> int:
+        """The site's next level up (1) or down (-1); its own where there is none."""
+        rungs = self._rungs[index]
+        place = rungs.index(self.gone[index].index(self.gone[index][level])) + step
+        return rungs[place] if 0 <= place < len(rungs) else level
+
+    def _move(self, chosen: list[int], index: int, step: int) -> None:
+        chosen[index] = self._next(index, chosen[index], step)
 
     def _can(self, chosen: Sequence[int], step: int) -> list[int]:
-        """Sites that have a level one step up (1) or down (-1)."""
-        return [index for index, level in enumerate(chosen) if 0 <= level + step < len(self.levels)]
+        """Sites that have a level up (1) or down (-1)."""
+        return [index for index, level in enumerate(chosen) if self._next(index, level, step) != level]
 
     def _spare(self, chosen: Sequence[int]) -> list[int]:
         """Sites that can give one level less while the budget is still met."""
         slack = self.removed(tuple(chosen)) - self.required + 1e-6
         return [index for index in self._can(chosen, -1)
-                if self.sites[index].size * (self.levels[chosen[index]] - self.levels[chosen[index] - 1]) <= slack]
+                if self.gone[index][chosen[index]] - self.gone[index][self._next(index, chosen[index], -1)] <= slack]

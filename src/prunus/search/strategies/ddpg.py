@@ -19,6 +19,7 @@ class DDPG:
     width: float = 0.2  # largest departure of a share from what the search begins with
     reward: agents.Reward = "difference"  # difference, ratio, local or terminal
     features: tuple[agents.Feature, ...] = ()  # of the state, beside the share that has gone: depth, remaining, size, error, unit
+    scale: float = 1.0  # factor on rewards
     share: float = 0.125  # of the search text that an episode is valued on; the best ones are valued on all of it
     warm_up: int = 10  # episodes of random moves
     noise: float = 0.5  # standard deviation of what is added to a move, on its scale from -1 to 1

@@ -76,11 +76,11 @@ def _least(space: Space, weights: Sequence[float], bins: int) -> Candidate:
     least = torch.full((bins + 1,), math.inf, dtype=torch.float64)  # by the bins that have gone; the last: all or more
     least[0] = 0.0
     steps: list[tuple[Tensor, Tensor]] = []  # for every number of bins: the level, and the bins before it
-    for site, errors, weight in zip(space.sites, space.errors, weights, strict=True):
+    for row, errors, weight in zip(space.gone, space.errors, weights, strict=True):
         totals = torch.full((len(space.levels), bins + 1), math.inf, dtype=torch.float64)
         before = torch.zeros(len(space.levels), bins + 1, dtype=torch.int64)
-        for level, (sparsity, error) in enumerate(zip(space.levels, errors, strict=True)):
-            gone = min(round(site.size * sparsity / width), bins)
+        for level, (weights_gone, error) in enumerate(zip(row, errors, strict=True)):
+            gone = min(round(weights_gone / width), bins)
             cost = math.exp(weight) * error
             totals[level, gone:] = least[: bins + 1 - gone] + cost
             before[level, gone:] = torch.arange(bins + 1 - gone)

@@ -17,6 +17,7 @@ class SAC:
     width: float = 0.2  # largest departure of a share from what the search begins with
     reward: agents.Reward = "difference"  # difference, ratio, local or terminal
     features: tuple[agents.Feature, ...] = ()  # of the state, beside the share that has gone: depth, remaining, size, error, unit
+    scale: float = 1.0  # factor on rewards
     share: float = 0.125  # of the search text that an episode is valued on; the best ones are valued on all of it
     warm_up: int = 10  # episodes of random moves
     learning_rate: float = 3e-4  # of Adam
