@@ -25,9 +25,14 @@ from prunus.evaluation.perplexity import Perplexity
 from prunus.search.plan import Search
 from prunus.search.strategies import Strategy
 from prunus.search.strategies.cmaes import CMAES
+from prunus.search.strategies.ddpg import DDPG
 from prunus.search.strategies.dynamic import Dynamic
 from prunus.search.strategies.evolution import Evolution
+from prunus.search.strategies.local import Local
 from prunus.search.strategies.ppo import PPO
+from prunus.search.strategies.random import Random
+from prunus.search.strategies.reinforce import Reinforce
+from prunus.search.strategies.sac import SAC
 from prunus.solvers.sparsegpt import SparseGPT
 
 ALLOCATORS: dict[str, Allocator] = {
@@ -35,8 +40,8 @@ ALLOCATORS: dict[str, Allocator] = {
     "Fisher": Fisher(), "absorption on OWL": Absorption(),
 }
 STRATEGIES: dict[str, Strategy] = {
-    "evolution": Evolution(), "evolution, per matrix": Evolution(per="matrix"), "dynamic": Dynamic(), "CMA-ES": CMAES(),
-    "PPO, terminal": PPO(reward="terminal"),
+    "REINFORCE": Reinforce(), "evolution": Evolution(), "CMA-ES": CMAES(), "PPO": PPO(reward="terminal", features=("unit",)),
+    "SAC": SAC(reward="terminal"), "DDPG": DDPG(reward="terminal"), "dynamic": Dynamic(), "local": Local(), "random": Random(),
 }
 LOOKS = 150.0
 KEPT = ROOT / "build" / "how_much_each_layer_gives"
@@ -92,13 +97,18 @@ def _search(options: Any, name: str, home: Path) -> Search | None:
     return Search(STRATEGIES[name], 4.0 if options.tiny else LOOKS, LEVELS, text, store=str(home / "levels"))
 
 
+def _title(name: str) -> str:
+    return f"search from Fisher: {name}" if name in STRATEGIES else name
+
+
 def _table(rows: list[dict[str, Any]]) -> str:
     """Perplexities, and the gap to the dense model as a share of uniform's."""
     known = {row["allocator"]: row["perplexity"] for row in rows}
     texts = ["WikiText-2", "C4"][: len(known["dense"])]
     return table(
-        ["allocator", "least", "most", *texts, *(f"gap, {text}" for text in texts)],
-        [[row["allocator"], f"{row.get('least', 0):.3f}", f"{row.get('most', 0):.3f}", *(f"{value:.1f}" for value in row["perplexity"]),
+        ["decided by", "least", "most", *texts, *(f"gap, {text}" for text in texts)],
+        [[_title(row["allocator"]), *(f"{row.get(end, 0):.3f}" for end in ("least", "most")),
+          *(f"{value:.1f}" for value in row["perplexity"]),
           *(f"{(value - dense) / (uniform - dense):.2f}" for value, dense, uniform
             in zip(row["perplexity"], known["dense"], known["uniform"], strict=True))]
          for row in sorted(rows, key=lambda row: row["perplexity"])])

@@ -103,7 +103,8 @@ def _episodes(model: Any, tokens: torch.Tensor, batch: int, store: LevelStore) -
             asked.append(candidate)
             return fitness([Query(candidate, partial=partial)])[0].value
 
-        env, draw = PruningEnv(fitness.space, value), random.Random(0)
+        first = fitness.space.nearest(dict.fromkeys((site.name for site in fitness.space.sites), 0.7))
+        env, draw = PruningEnv(fitness.space, value, first), random.Random(0)
         start = time.perf_counter()
         for _ in range(EPISODES):
             env.reset()

@@ -32,18 +32,18 @@ def put_in_place(draft: Path, target: Path, wait: bool = True) -> None:
 def keep_tensors(file: Path, tensors: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
     """Write a safetensors file and, beside it, a note with its hash and some facts, which are given back.
 
-    A crash leaves no note, or a whole file and a whole note.
+    A crash leaves no note, or a whole file and a whole note; two processes that write the same do not meet in a draft.
     """
     from safetensors.torch import save_file
 
-    draft, note, name = file.with_name(f"{file.name}.tmp"), file.with_name(f"{file.name}.json"), file.name
+    note = file.with_name(f"{file.name}.json")
+    drafts = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in (file, note)]
+    save_file(dict(tensors), drafts[0])
+    found = {"file": file.name, "sha256": _digest(drafts[0]), **facts}
+    drafts[1].write_text(json.dumps(found), encoding="utf-8")
     note.unlink(missing_ok=True)
-    save_file(dict(tensors), draft)
-    found = {"file": name, "sha256": _digest(draft), **facts}
-    put_in_place(draft, file)
-    draft = note.with_name(f"{note.name}.tmp")
-    draft.write_text(json.dumps(found), encoding="utf-8")
-    put_in_place(draft, note)
+    put_in_place(drafts[0], file)
+    put_in_place(drafts[1], note)
     return found
 
 
