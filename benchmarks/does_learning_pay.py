@@ -10,7 +10,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -155,22 +154,14 @@ class Bench:
 
         questions = 1
         if strategy is not None:
-            with self._fresh(services["search"]):
-                outcome = search(space, strategy, services["search"], first, 8.0 if self.options.tiny else self.options.looks, seed, watch)
+            services["search"].forget()
+            outcome = search(space, strategy, services["search"], first, 8.0 if self.options.tiny else self.options.looks, seed, watch)
             found, questions = outcome.best, len(outcome.trials)
         uniform = {key: service([Query(self._first("", space))])[0].value for key, service in services.items()}
         values = {key: service([Query(found.candidate)])[0].value for key, service in services.items()}
         return {"name": name, "subject": subject, "seed": seed, "commit": environment()["commit"], "uniform": uniform, "values": values,
                 "questions": questions, "seconds": time.perf_counter() - start - paused if strategy else 0.0, "curve": curve,
                 "levels": dict(zip([site.name for site in space.sites], [space.levels[level] for level in found.candidate], strict=True))}
-
-    @contextmanager
-    def _fresh(self, service: Fitness) -> Iterator[None]:
-        """A service that remembers nothing of earlier searches: their time counts in each."""
-        service._values.clear()
-        service._states._kept.clear()
-        service._states.bytes = 0
-        yield
 
     def _first(self, name: str, space: Space) -> Candidate:
         if name in ALLOCATORS:

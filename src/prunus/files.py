@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["fingerprint", "intact", "keep_tensors", "put_in_place", "whole_folder"]
+__all__ = ["fingerprint", "intact", "keep_tensors", "put_in_place", "readable", "whole_folder"]
 
 
 def fingerprint(*parts: str) -> str:
@@ -50,10 +50,16 @@ def keep_tensors(file: Path, tensors: Mapping[str, Any], **facts: Any) -> dict[s
 def intact(file: Path) -> dict[str, Any] | None:
     """The note of a file that `keep_tensors` wrote, if the file is still what it was then."""
     note = file.with_name(f"{file.name}.json")
-    if not (file.exists() and note.exists()):
+    found = readable(note)
+    return found if isinstance(found, dict) and file.exists() and found.get("sha256") == _digest(file) else None
+
+
+def readable(file: Path) -> Any:
+    """What a JSON file says; None when there is none, or it cannot be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-    return found if found["sha256"] == _digest(file) else None
 
 
 def _digest(file: Path) -> str:

@@ -146,6 +146,16 @@ def test_what_was_valued_is_not_computed_again(fitness_of: Make) -> None:
     assert fitness.blocks == spent
 
 
+def test_what_is_forgotten_is_computed_again_with_the_same_value(fitness_of: Make) -> None:
+    fitness = fitness_of()
+    (candidate,) = some(fitness.space, 1)
+    first = fitness([Query(candidate)])
+    spent = fitness.blocks
+    fitness.forget()
+    assert fitness([Query(candidate)]) == first
+    assert fitness.blocks == 2 * spent
+
+
 def test_fewer_tokens_of_the_dense_distribution_give_a_lower_bound(fitness_of: Make) -> None:
     whole, coarse = fitness_of(), fitness_of(top=16)
     for candidate in some(whole.space, 3):
@@ -193,6 +203,18 @@ def test_a_log_of_another_search_is_refused(fitness_of: Make, tmp_path: Path) ->
     fitness_of(log=tmp_path / "trials.jsonl", identity="one")
     with pytest.raises(RecipeError, match="holds the trials of another search"):
         fitness_of(log=tmp_path / "trials.jsonl", identity="two")
+
+
+def test_a_damaged_log_is_refused_with_its_line(fitness_of: Make, tmp_path: Path) -> None:
+    log = tmp_path / "trials.jsonl"
+    fitness = fitness_of(log=log)
+    fitness([Query(candidate) for candidate in some(fitness.space, 3)])
+    lines = log.read_text().splitlines(keepends=True)
+    for broken, message in ((["", *lines[1:]], "holds the trials of another"), ([*lines[:2], "{}\n", *lines[3:]], "line 3: is no trial"),
+                            ([*lines[:3], "\x00\n"], "line 4: is no trial")):
+        log.write_text("".join(broken))
+        with pytest.raises(RecipeError, match=message):
+            fitness_of(log=log)
 
 
 @pytest.mark.parametrize("strategy", [Evolution(offspring=6), Local(), Random()], ids=["evolution", "local", "random"])

@@ -96,6 +96,20 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     assert solved == [name]
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"sha256": 3}'], ids=["empty", "cut off", "no object", "another hash"])
+def test_a_damaged_note_is_made_again_and_a_damaged_manifest_is_refused(text: str, tmp_path: Path) -> None:
+    model = tiny_model()
+    first = build(tmp_path, model)
+    name = "model.layers.0.self_attn.o_proj"
+    (tmp_path / f"{first.entries[name].file}.json").write_text(text)
+    solved: list[str] = []
+    assert build(tmp_path, model, watch=solved.append) == first
+    assert solved == [name]
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"holds levels of another run \(format differs\)"):
+        build(tmp_path, model)
+
+
 @pytest.mark.parametrize(("changes", "what"), [({"identity": "b"}, "identity"), ({"levels": (0.0, 0.6)}, "levels")])
 def test_a_store_of_another_run_is_refused(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
     build(tmp_path, tiny_model())

@@ -103,6 +103,11 @@ class Fitness:
         """Give back what the service holds."""
         self._stack.close()
 
+    def forget(self) -> None:
+        """Know no value and no state any more: the next search costs what a first one does."""
+        self._values.clear()
+        self._states = Bounded(self._states.limit)
+
     def __call__(self, queries: Sequence[Query]) -> list[Trial]:
         """The value of every query, on its part of the text in whole batches; infinity for one that is no number, which is
         counted."""
@@ -239,15 +244,19 @@ def _open(log: Path | None, identity: str, values: "dict[_Key, float]") -> Path 
     """Read back what an interrupted search has valued. Raises RecipeError when the log is another search's."""
     if log is None:
         return None
-    if not log.exists():
+    if not (log.exists() and log.stat().st_size):
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
         return log
-    text = log.read_text(encoding="utf-8")
-    if json.loads(text.partition("\n")[0]) != {"identity": identity}:
+    head, *trials = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    if head != json.dumps({"identity": identity}) + "\n":
         raise RecipeError(f"{log}: holds the trials of another search. Name another folder, or delete this one.")
-    whole = text[: text.rindex("\n") + 1]  # an interrupted search may have cut the last line off
-    for trial in map(json.loads, whole.splitlines()[1:]):
-        values[tuple(trial["candidate"]), trial["from"], trial["to"], trial["every"]] = trial["value"]
-    os.truncate(log, len(whole.encode()))
+    if trials and not trials[-1].endswith("\n"):  # cut off when the search was interrupted
+        os.truncate(log, log.stat().st_size - len(trials.pop().encode()))
+    for number, line in enumerate(trials, 2):
+        try:
+            trial = json.loads(line)
+            values[tuple(trial["candidate"]), trial["from"], trial["to"], trial["every"]] = trial["value"]
+        except (ValueError, KeyError, TypeError):
+            raise RecipeError(f"{log}, line {number}: is no trial; the file is damaged. Delete it to begin the search again.") from None
     return log

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..calibration.placement import Placement
 from ..calibration.stream import View, stream
 from ..errors import RecipeError
-from ..files import intact, keep_tensors, put_in_place
+from ..files import intact, keep_tensors, put_in_place, readable
 from ..granularity import Granularity
 from ..problem import LayerProblem, LayerSolution
 from ..sites import Anatomy, LinearSite
@@ -151,9 +151,10 @@ def _check(folder: Path, identity: str, levels: Sequence[float]) -> None:
     mark = folder / "manifest.json"
     ours = {"format": _FORMAT, "identity": identity, "levels": list(levels)}
     if mark.exists():
-        theirs = json.loads(mark.read_text())
+        theirs = readable(mark)
         if theirs != ours:
-            what = next(key for key in ours if theirs.get(key) != ours[key])
+            known = theirs if isinstance(theirs, dict) else {}
+            what = next(key for key in ours if known.get(key) != ours[key])
             raise RecipeError(f"{folder}: holds levels of another run ({what} differs). Name another folder, or delete this one.")
         return
     draft = folder / "manifest.json.tmp"
@@ -164,4 +165,5 @@ def _check(folder: Path, identity: str, levels: Sequence[float]) -> None:
 def _finished(folder: Path, levels: int) -> dict[str, Entry]:
     """The sites whose files are what they were."""
     notes = [note for file in sorted(folder.glob("*.safetensors")) if (note := intact(file))]
-    return {note["site"]: Entry(note["file"], note["sha256"], tuple(note["errors"])) for note in notes if len(note["errors"]) == levels}
+    return {note["site"]: Entry(note["file"], note["sha256"], tuple(note["errors"])) for note in notes
+            if len(note.get("errors", ())) == levels}
