@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 __all__ = [
-    "Anatomy", "Block", "ChannelSite", "Kind", "LinearSite", "Producer", "Site", "SublayerSite",
-    "attention", "branch", "gated_mlp", "grouped_rows", "plain_mlp", "stack",
+    "Anatomy", "Block", "ChannelSite", "Kind", "LinearSite", "Producer", "Silent", "Site", "Size", "SublayerSite",
+    "attention", "branch", "gated_mlp", "grouped_rows", "grouped_settings", "plain_mlp", "stack",
 ]
 
 Kind = Literal["linear", "channel", "sublayer"]
@@ -38,6 +38,23 @@ class Producer:
 
 
 @dataclass(frozen=True)
+class Size:
+    """What a module, or the config, says about how many channels there are."""
+
+    module: str  # module path; empty: the model's config
+    name: str  # of the attribute
+    each: int = 1  # its value is so much per channel
+
+
+@dataclass(frozen=True)
+class Silent:
+    """What stands in the place of a module when its branch is skipped."""
+
+    module: str  # module path
+    gives: Literal["zeros", "pair", "input"]  # zeros, zeros and None, or what it is given
+
+
+@dataclass(frozen=True)
 class ChannelSite:
     """Channels shared by several matrices: rows of the producers, columns of the consumer."""
 
@@ -48,6 +65,8 @@ class ChannelSite:
     width: int  # its columns per channel
     producers: tuple[Producer, ...]
     size: int  # weights of producers and consumer together
+    counted: tuple[Size, ...] = ()  # attributes of modules that a cut has to change
+    settings: tuple[Size, ...] = ()  # of the config, where all blocks have as many channels; none: it cannot say
 
     @property
     def branch(self) -> str:
@@ -63,6 +82,9 @@ class SublayerSite:
     block: int
     size: int  # weights of its matrices
     output: str  # path of the matrix whose product leaves the branch
+    silent: tuple[Silent, ...] = ()  # what is put in its place
+    norms: tuple[str, ...] = ()  # paths of the norms that nothing needs without it
+    cache: str = ""  # path of the module that keeps keys and values, if it does
 
     @property
     def branch(self) -> str:
@@ -108,9 +130,12 @@ def _renamed(prefix: str, site: Site) -> Site:
             return replace(site, name=prefix + site.name, reads=prefix + site.reads, branch=branch)
         case ChannelSite():
             producers = tuple(replace(producer, name=prefix + producer.name) for producer in site.producers)
-            return replace(site, name=prefix + site.name, consumer=prefix + site.consumer, producers=producers)
+            counted = tuple(replace(size, module=prefix + size.module) for size in site.counted)
+            return replace(site, name=prefix + site.name, consumer=prefix + site.consumer, producers=producers, counted=counted)
         case SublayerSite():
-            return replace(site, name=prefix + site.name, output=prefix + site.output)
+            silent = tuple(replace(part, module=prefix + part.module) for part in site.silent)
+            return replace(site, name=prefix + site.name, output=prefix + site.output, silent=silent,
+                           norms=tuple(prefix + norm for norm in site.norms), cache=prefix + site.cache if site.cache else "")
 
 
 # What family files are written with. All paths are relative to the block and get its name in front.
@@ -128,7 +153,9 @@ def stack(path: str, depth: int, *branches: Any) -> Anatomy:
     return Anatomy(tuple(blocks))
 
 
-def branch(path: str, matrices: Sequence[Matrix], *, count: int, consumer: str, producers: Sequence[Producer]) -> Any:
+def branch(path: str, matrices: Sequence[Matrix], *, count: int, consumer: str, producers: Sequence[Producer],
+           silent: Sequence[Silent], norms: Sequence[str] = (), cache: str = "", counted: Sequence[Size] = (),
+           settings: Sequence[Size] = ()) -> Any:
     """A residual branch at `path`: its matrices, its `count` channels and the branch itself.
 
     The channels share the consumer's inputs evenly. Gives the function that `stack` calls for each block.
@@ -142,8 +169,11 @@ def branch(path: str, matrices: Sequence[Matrix], *, count: int, consumer: str, 
         linear = tuple(LinearSite(full(name), depth, (out, inputs), full(reads), full(path)) for name, out, inputs, reads in matrices)
         size = sum(site.size for site in linear)
         rows = tuple(replace(producer, name=full(producer.name)) for producer in producers)
-        channels = ChannelSite(full(f"{path}.channels"), depth, count, full(consumer), width, rows, size)
-        return (*linear, channels, SublayerSite(full(path), depth, size, full(consumer)))
+        channels = ChannelSite(full(f"{path}.channels"), depth, count, full(consumer), width, rows, size,
+                               tuple(replace(item, module=full(item.module)) for item in counted), tuple(settings))
+        skipped = SublayerSite(full(path), depth, size, full(consumer), tuple(replace(part, module=full(part.module)) for part in silent),
+                               tuple(map(full, norms)), full(cache) if cache else "")
+        return (*linear, channels, skipped)
 
     return make
 
@@ -154,8 +184,11 @@ def grouped_rows(queries: int, groups: int, head: int) -> tuple[int, int]:
 
 
 def attention(config: Any, path: str = "self_attn", query: str = "q_proj", key: str = "k_proj", value: str = "v_proj",
-              output: str = "o_proj") -> Any:
-    """Attention with separate q, k, v matrices, grouped queries or not; a channel is a key/value group with its queries."""
+              output: str = "o_proj", **skipping: Any) -> Any:
+    """Attention with separate q, k, v matrices, grouped queries or not; a channel is a key/value group with its queries.
+
+    `skipping` is what `branch` is told of it; by default it is the module `path`, which gives a pair and keeps keys and values.
+    """
     hidden, queries = config.hidden_size, config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or queries
     head = getattr(config, "head_dim", None) or hidden // queries
@@ -168,10 +201,18 @@ def attention(config: Any, path: str = "self_attn", query: str = "q_proj", key: 
         (f"{path}.{output}", hidden, queries * head, f"{path}.{output}.input"),
     ]
     producers = [Producer(f"{path}.{query}", query_rows), Producer(f"{path}.{key}", rows), Producer(f"{path}.{value}", rows)]
-    return branch(path, matrices, count=groups, consumer=f"{path}.{output}", producers=producers)
+    told = {"silent": [Silent(path, "pair")], "cache": path, **skipping}
+    return branch(path, matrices, count=groups, consumer=f"{path}.{output}", producers=producers, **told)
 
 
-def gated_mlp(config: Any, path: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> Any:
+def grouped_settings(config: Any) -> tuple[Size, ...]:
+    """What a config says of attention whose number of heads does not depend on the hidden size."""
+    groups = config.num_key_value_heads or config.num_attention_heads
+    return Size("", "num_key_value_heads"), Size("", "num_attention_heads", config.num_attention_heads // groups)
+
+
+def gated_mlp(config: Any, path: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj",
+              norms: Sequence[str] = ("post_attention_layernorm",)) -> Any:
     """An MLP whose gate and up matrices read the same input; a channel is a row of each."""
     hidden, width = config.hidden_size, config.intermediate_size
     reads = f"{path}.input"
@@ -181,10 +222,17 @@ def gated_mlp(config: Any, path: str = "mlp", gate: str = "gate_proj", up: str =
         (f"{path}.{down}", hidden, width, f"{path}.{down}.input"),
     ]
     producers = [Producer(f"{path}.{gate}", 1), Producer(f"{path}.{up}", 1)]
-    return branch(path, matrices, count=width, consumer=f"{path}.{down}", producers=producers)
+    return branch(path, matrices, count=width, consumer=f"{path}.{down}", producers=producers, silent=[Silent(path, "zeros")],
+                  norms=norms, settings=[Size("", "intermediate_size")])
 
 
-def plain_mlp(hidden: int, width: int, first: str, second: str, path: str = "mlp") -> Any:
-    """An MLP of two matrices with an activation between; `first` and `second` are their full paths in the block."""
+def plain_mlp(hidden: int, width: int, first: str, second: str, path: str = "mlp", setting: str = "intermediate_size",
+              module: str = "", norms: Sequence[str] = ()) -> Any:
+    """An MLP of two matrices with an activation between; `first` and `second` are their full paths in the block.
+
+    `module` is the whole of it, where there is one; `setting` is the config's name for its width.
+    """
     matrices = [(first, width, hidden, f"{first}.input"), (second, hidden, width, f"{second}.input")]
-    return branch(path, matrices, count=width, consumer=second, producers=[Producer(first, 1)])
+    silent = [Silent(module, "zeros")] if module else [Silent(first, "input"), Silent(second, "zeros")]
+    return branch(path, matrices, count=width, consumer=second, producers=[Producer(first, 1)], silent=silent, norms=norms,
+                  settings=[Size("", setting)])

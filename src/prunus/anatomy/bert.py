@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..sites import Anatomy, attention, plain_mlp, stack
+from ..sites import Anatomy, Silent, attention, plain_mlp, stack
 
 __all__ = ["family"]
 
@@ -11,6 +11,7 @@ def family(config: Any) -> Anatomy:
     """The stack at `encoder.layer`."""
     return stack(
         "encoder.layer", config.num_hidden_layers,
-        attention(config, "attention", "self.query", "self.key", "self.value", "output.dense"),
+        attention(config, "attention", "self.query", "self.key", "self.value", "output.dense",
+                  silent=[Silent("attention.self", "pair"), Silent("attention.output.dense", "zeros")], cache=""),
         plain_mlp(config.hidden_size, config.intermediate_size, "intermediate.dense", "output.dense"),
     )

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from ..sites import Anatomy, attention, gated_mlp, stack
+from ..sites import Anatomy, attention, gated_mlp, grouped_settings, stack
 
 __all__ = ["family"]
 
 
 def family(config: Any) -> Anatomy:
     """The stack at `layers`; each block is an attention and a gated MLP."""
-    return stack("layers", config.num_hidden_layers, attention(config), gated_mlp(config))
+    return stack("layers", config.num_hidden_layers, attention(config, norms=["input_layernorm"], settings=grouped_settings(config)),
+                 gated_mlp(config))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..sites import Anatomy, Producer, branch, grouped_rows, stack
+from ..sites import Anatomy, Producer, Silent, Size, branch, grouped_rows, grouped_settings, stack
 
 __all__ = ["family"]
 
@@ -27,7 +27,9 @@ def _attention(config: Any) -> Any:
         Producer(fused, rows, offset=queries * head),
         Producer(fused, rows, offset=(queries + groups) * head),
     ]
-    return branch("self_attn", matrices, count=groups, consumer=output, producers=producers)
+    counted = [Size("self_attn", "num_key_value_heads"), Size("self_attn", "config.num_attention_heads", queries // groups)]
+    return branch("self_attn", matrices, count=groups, consumer=output, producers=producers, silent=[Silent("self_attn", "pair")],
+                  norms=["input_layernorm"], cache="self_attn", counted=counted, settings=grouped_settings(config))
 
 
 def _mlp(config: Any) -> Any:
@@ -35,4 +37,5 @@ def _mlp(config: Any) -> Any:
     fused, down = "mlp.gate_up_proj", "mlp.down_proj"
     matrices = [(fused, 2 * width, hidden, "mlp.input"), (down, hidden, width, f"{down}.input")]
     producers = [Producer(fused, 1), Producer(fused, 1, offset=width)]
-    return branch("mlp", matrices, count=width, consumer=down, producers=producers)
+    return branch("mlp", matrices, count=width, consumer=down, producers=producers, silent=[Silent("mlp", "zeros")],
+                  norms=["post_attention_layernorm"], settings=[Size("", "intermediate_size")])
