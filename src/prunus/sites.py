@@ -1,12 +1,12 @@
 """The places of a model that can give up weights: values without tensors, and the branches they come in."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 __all__ = [
     "Anatomy", "Block", "ChannelSite", "Kind", "LinearSite", "Producer", "Silent", "Site", "Size", "SublayerSite",
-    "attention", "branch", "gated_mlp", "grouped_rows", "grouped_settings", "plain_mlp", "stack",
+    "attention", "branch", "gated_mlp", "grouped_rows", "grouped_settings", "plain_mlp", "shaped", "stack",
 ]
 
 Kind = Literal["linear", "channel", "sublayer"]
@@ -136,6 +136,33 @@ def _renamed(prefix: str, site: Site) -> Site:
             silent = tuple(replace(part, module=prefix + part.module) for part in site.silent)
             return replace(site, name=prefix + site.name, output=prefix + site.output, silent=silent,
                            norms=tuple(prefix + norm for norm in site.norms), cache=prefix + site.cache if site.cache else "")
+
+
+def shaped(anatomy: Anatomy, shape: Mapping[str, Any]) -> Anatomy:
+    """The anatomy of a model of the same family that has lost channels and branches.
+
+    `shape` is what `surgery.shape.reshape` is told: branches under "silent" are gone, matrices under "matrices" are smaller.
+    """
+    return Anatomy(tuple(Block(block.name, tuple(_left(block.sites, shape))) for block in anatomy.blocks))
+
+
+def _left(sites: Sequence[Site], shape: Mapping[str, Any]) -> Iterator[Site]:
+    silent, matrices = shape.get("silent", {}), shape.get("matrices", {})
+    gone = {site.name for site in sites if isinstance(site, SublayerSite) and any(part.module in silent for part in site.silent)}
+    linear = {site.name: replace(site, shape=tuple(matrices.get(site.name, site.shape))) for site in sites if isinstance(site, LinearSite)}
+    for site in sites:
+        if site.branch in gone:
+            continue
+        size = sum(other.size for other in linear.values() if other.branch == site.branch)
+        match site:
+            case LinearSite():
+                yield linear[site.name]
+            case ChannelSite():
+                count = linear[site.consumer].shape[1] // site.width
+                moved = tuple(replace(producer, offset=producer.offset * count // site.count) for producer in site.producers)
+                yield replace(site, count=count, producers=moved, size=size)
+            case SublayerSite():
+                yield replace(site, size=size)
 
 
 # What family files are written with. All paths are relative to the block and get its name in front.

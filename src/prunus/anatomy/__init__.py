@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import LoadError, UnknownName
 from ..lookup import find, names
-from ..sites import Anatomy, LinearSite
+from ..sites import Anatomy, LinearSite, shaped
 
 __all__ = ["describe", "weight_shape"]
 
@@ -30,6 +30,7 @@ def describe(model: nn.Module) -> Anatomy:
     anatomy = family(config)
     if getattr(model, "base_model", model) is not model:
         anatomy = anatomy.below(f"{model.base_model_prefix}.")
+    anatomy = shaped(anatomy, getattr(config, "pruned", None) or {})
     for site in anatomy.sites("linear"):
         assert isinstance(site, LinearSite)
         _check(model, site)

@@ -1,63 +1,64 @@
-"""Remove channels, branches and blocks for good: smaller matrices, and no trace of what they computed."""
+"""Remove channels, branches and blocks for good: smaller matrices, and no trace of what was computed for nothing."""
 
+import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from ..anatomy import describe
 from ..errors import RecipeError
-from ..sites import Anatomy, Block, ChannelSite, LinearSite, Producer, Site, SublayerSite
+from ..sites import Anatomy, ChannelSite, Producer, SublayerSite
 from .shape import reshape
 from .write import module_layout
 
-__all__ = ["cut", "shaped", "skip"]
+__all__ = ["cut", "skip"]
+
+Shape = dict[str, Any]
 
 
 @torch.no_grad()
-def cut(model: nn.Module, anatomy: Anatomy, kept: Mapping[str, Bool[Tensor, "count"]]) -> Anatomy:
-    """Leave out the channels that are not kept, by site; what the model computes without them does not change.
+def cut(model: Any, anatomy: Anatomy, kept: Mapping[str, Bool[Tensor, "count"]]) -> Anatomy:
+    """Leave out the channels that are not kept, by site, and say so in the model's config; gives the anatomy that is left.
 
-    Channels that are zero in the consumer, or whose producer rows are, contribute nothing. Gives the anatomy that is left.
-    Raises RecipeError when a site would keep no channel: skip its branch instead.
+    Outputs do not change where the channels contribute nothing: their columns of the consumer, or their producer rows with
+    their biases, are 0. Raises RecipeError when a site would keep no channel.
     """
     sites = {site.name: site for site in anatomy.sites("channel") if isinstance(site, ChannelSite)}
     for name, mask in kept.items():
-        site = sites[name]
         if not bool(mask.any()):
-            raise RecipeError(f"{name}: would keep none of its {site.count} channels. Skip the branch instead.")
-        _change(model, _without(model, site, mask.cpu()))
-    return shaped(anatomy, _shape_of(model))
+            raise RecipeError(f"{name}: would keep none of its {sites[name].count} channels. Skip the branch instead.")
+        if bool(mask.all()):
+            continue
+        tensors = dict(_left(model, sites[name], mask.cpu()))
+        matrices = {path.removesuffix(".weight"): list(_seen(model, path, value).shape) for path, value in tensors.items()
+                    if path.endswith(".weight")}
+        sizes: dict[str, dict[str, int]] = {}
+        for size in sites[name].counted:
+            sizes.setdefault(size.module, {})[size.name] = size.each * int(mask.sum())
+        _change(model, {"matrices": matrices, "sizes": sizes})
+        model.load_state_dict(tensors, strict=False)
+    return describe(model)
 
 
-def _without(model: nn.Module, site: ChannelSite, kept: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The shape of what is left of a site, and its parameters."""
-    tensors: dict[str, Tensor] = {}
-    rows: dict[str, Tensor] = {}
+def _left(model: nn.Module, site: ChannelSite, kept: Tensor) -> Iterable[tuple[str, Tensor]]:
+    """The parameters of a site's matrices without the channels that go, in their modules' layout."""
+    rows: dict[str, list[Tensor]] = {}
     for producer in site.producers:
-        rows[producer.name] = torch.cat([rows.get(producer.name, torch.empty(0, dtype=torch.long)), _rows(producer, kept)])
-    matrices: dict[str, list[int]] = {}
-    for name, index in rows.items():
+        rows.setdefault(producer.name, []).append(_rows(producer, kept))
+    for name, parts in rows.items():
         module: Any = model.get_submodule(name)
-        index = index.sort().values.to(module.weight.device)
-        weight = module_layout(module, module.weight)[index]
-        matrices[name] = list(weight.shape)
-        tensors[f"{name}.weight"] = module_layout(module, weight).clone()
+        index = torch.cat(parts).sort().values.to(module.weight.device)
+        yield f"{name}.weight", module_layout(module, module_layout(module, module.weight)[index]).clone()
         if module.bias is not None:
-            tensors[f"{name}.bias"] = module.bias[index].clone()
+            yield f"{name}.bias", module.bias[index].clone()
     consumer: Any = model.get_submodule(site.consumer)
     columns = kept.repeat_interleave(site.width).to(consumer.weight.device)
-    weight = module_layout(consumer, consumer.weight)[:, columns]
-    matrices[site.consumer] = list(weight.shape)
-    tensors[f"{site.consumer}.weight"] = module_layout(consumer, weight).clone()
+    yield f"{site.consumer}.weight", module_layout(consumer, module_layout(consumer, consumer.weight)[:, columns]).clone()
     if consumer.bias is not None:
-        tensors[f"{site.consumer}.bias"] = consumer.bias.clone()
-    sizes: dict[str, dict[str, int]] = {}
-    for size in site.counted:
-        sizes.setdefault(size.module, {})[size.name] = size.each * int(kept.sum())
-    return {"matrices": matrices, "sizes": sizes}, tensors
+        yield f"{site.consumer}.bias", consumer.bias.clone()
 
 
 def _rows(producer: Producer, kept: Tensor) -> Tensor:
@@ -65,62 +66,94 @@ def _rows(producer: Producer, kept: Tensor) -> Tensor:
     return (producer.offset + channels[:, None] * producer.rows + torch.arange(producer.rows)).flatten()
 
 
-@torch.no_grad()
-def skip(model: Any, anatomy: Anatomy, branches: Iterable[str]) -> Anatomy:
-    """Leave out residual branches, by site name, and blocks of which nothing is left; gives the anatomy that is left.
+def _seen(model: nn.Module, path: str, value: Tensor) -> Tensor:
+    return module_layout(model.get_submodule(path.rpartition(".")[0]), value)
 
-    What attentions keep for later tokens is numbered anew. Raises RecipeError when no attention, or nothing, would be left.
+
+def skip(model: Any, anatomy: Anatomy, branches: Iterable[str]) -> Anatomy:
+    """Leave out residual branches, by site name, and blocks that have none left; gives the anatomy that is left.
+
+    A branch adds nothing where the matrix that its output leaves is 0; then outputs do not change. The attentions that stay
+    are numbered anew in the cache. Raises RecipeError when no attention of a model that has a cache, or nothing, would be left.
     """
     gone = set(branches)
-    sites = [site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite)]
-    if keeping := [site for site in sites if site.cache]:
-        if all(site.name in gone for site in keeping):
-            raise RecipeError("skip: no attention would be left. Keep one, as nothing else looks at earlier tokens.")
-    elif all(site.name in gone for site in sites):
-        raise RecipeError("skip: no branch would be left.")
-    for site in sites:
-        if site.name in gone:
-            _change(model, ({"silent": {part.module: part.gives for part in site.silent}, "dropped": list(site.norms)}, {}))
-    anatomy = shaped(anatomy, _shape_of(model))
-    anatomy = _without_empty_blocks(model, anatomy)
-    _number(model, anatomy)
-    return anatomy
+    sites = {site.name: site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite)}
+    for what, needed in (("attention", [name for name, site in sites.items() if site.cache]), ("branch", list(sites))):
+        if needed and gone.issuperset(needed):
+            raise RecipeError(f"skip: no {what} would be left. Keep at least one.")
+    silent = {part.module: part.gives for name in gone for part in sites[name].silent}
+    _change(model, {"silent": silent, "dropped": [norm for name in sorted(gone) for norm in sites[name].norms]})
+    empty = [depth for depth, block in enumerate(anatomy.blocks)
+             if all(site.name in gone and site.norms for site in block.sites if isinstance(site, SublayerSite))]
+    if empty:
+        _remove_blocks(model, anatomy, empty)
+    left = describe(model)
+    _number(model, left)
+    return left
 
 
-def _without_empty_blocks(model: Any, anatomy: Anatomy) -> Anatomy:
-    """Blocks without a branch are taken from the stack; the others move up."""
-    left = [block for block in anatomy.blocks if any(isinstance(site, SublayerSite) for site in block.sites)]
-    if len(left) == len(anatomy.blocks) or not all(block.drops for block in anatomy.blocks if block not in left):
-        return anatomy
-    raise NotImplementedError
+def _remove_blocks(model: Any, anatomy: Anatomy, empty: list[int]) -> None:
+    """Take blocks from the stack; the others move up, in the config too."""
+    config = model.config
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise RecipeError("skip: this model scales attention by its depth, which a block would lose with those before it. "
+                          "Keep a branch of every block.")
+    stack = anatomy.blocks[0].name.rpartition(".")[0]
+    left = [depth for depth in range(len(anatomy.blocks)) if depth not in empty]
+    parent, _, name = stack.rpartition(".")
+    modules = model.get_submodule(stack)
+    setattr(model.get_submodule(parent), name, nn.ModuleList(modules[depth] for depth in left))
+    types = getattr(config, "layer_types", None)
+    config.num_hidden_layers = len(left)
+    if types is not None:
+        config.layer_types = [types[depth] for depth in left]
+    moved = {f"{stack}.{old}.": f"{stack}.{new}." for new, old in enumerate(left)}
+    config.pruned = _moved(config.pruned, moved)
 
 
-def _change(model: Any, changes: tuple[dict[str, Any], dict[str, Tensor]]) -> None:
-    shape, tensors = changes
-    reshape(model, shape)
-    if tensors:
-        model.load_state_dict(tensors, strict=False, assign=False)
-    known = _shape_of(model)
+def _moved(shape: Shape, moved: Mapping[str, str]) -> Shape:
+    """A shape with other paths; what was said of blocks that are gone is left out."""
+    def path(old: str) -> str | None:
+        return next((new + old.removeprefix(start) for start, new in moved.items() if old.startswith(start)), None)
+
+    found: Shape = {}
     for key, values in shape.items():
         if isinstance(values, dict):
-            known.setdefault(key, {}).update(values)
+            found[key] = {new: value for old, value in values.items() if (new := path(old))}
         else:
-            known[key] = [*known.get(key, []), *(value for value in values if value not in known.get(key, []))]
-    model.config.pruned = known
+            found[key] = [new for old in values if (new := path(old))]
+    return {key: values for key, values in found.items() if values}
 
 
-def _shape_of(model: Any) -> dict[str, Any]:
-    """What a model's config says of its shape, beside what its family's configs say."""
-    return dict(getattr(model.config, "pruned", None) or {})
+def _number(model: Any, anatomy: Anatomy) -> None:
+    """Number the attentions in the cache so that the first place, and the first of every type of attention, is used.
+
+    A cache asks its first place, or its first of a type, how many tokens it holds; places are of a type as the config says.
+    """
+    bearing = {depth: site.cache for depth, block in enumerate(anatomy.blocks) for site in block.sites
+               if isinstance(site, SublayerSite) and site.cache}
+    if not bearing:
+        return
+    types = list(getattr(model.config, "layer_types", None) or [""] * len(anatomy.blocks))
+    used = {types[depth] for depth in bearing}
+    places = [kind if kind in used else types[next(iter(bearing))] for kind in types]
+    if places != types:
+        model.config.layer_types = places
+    free = {kind: [place for place, other in enumerate(places) if other == kind] for kind in used}
+    numbers = {path: free[types[depth]].pop(0) for depth, path in bearing.items()}
+    reshape(model, {"cache": numbers})
+    shape = {**getattr(model.config, "pruned", {}), "cache": {path: place for (depth, path), place in
+                                                            zip(bearing.items(), numbers.values(), strict=True) if place != depth}}
+    model.config.pruned = {key: values for key, values in shape.items() if values}
 
 
-def shaped(anatomy: Anatomy, shape: Mapping[str, Any]) -> Anatomy:
-    """The anatomy of a dense model as it is in the given shape."""
-    return Anatomy(tuple(Block(block.name, tuple(_shaped(block.sites, shape))) for block in anatomy.blocks))
-
-
-def _shaped(sites: Iterable[Site], shape: Mapping[str, Any]) -> Iterable[Site]:
-    silent = tuple(shape.get("silent", ()))
-    matrices = shape.get("matrices", {})
-    _ = (silent, matrices, LinearSite, replace)
-    return sites
+def _change(model: Any, shape: Shape) -> None:
+    """Reshape the model, and remember in its config what it has become."""
+    reshape(model, shape)
+    known = copy.deepcopy(getattr(model.config, "pruned", None) or {})
+    for key, values in shape.items():
+        if isinstance(values, dict):
+            known[key] = {**known.get(key, {}), **values}
+        else:
+            known[key] = [*known.get(key, []), *values]
+    model.config.pruned = {key: values for key, values in known.items() if values}

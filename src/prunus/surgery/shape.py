@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 __all__ = ["reshape"]
@@ -64,11 +65,11 @@ def _put(model: Any, path: str, module: nn.Module) -> None:
 
 def _sized(old: Any, rows: int, columns: int) -> nn.Module:
     """An empty matrix of another size, of the same kind, dtype and device."""
-    if type(old).__name__ == "Conv1D":
-        new = type(old)(rows, columns)
-    else:
-        new = nn.Linear(columns, rows, bias=old.bias is not None, device="meta")
+    with torch.device("meta"):  # nothing is drawn to fill it
+        conv = type(old).__name__ == "Conv1D"
+        new: Any = type(old)(rows, columns) if conv else nn.Linear(columns, rows, bias=old.bias is not None)
     new = new.to_empty(device=old.weight.device).to(old.weight.dtype)
     for mine, theirs in zip(new.parameters(), old.parameters()):  # noqa: B905
         mine.requires_grad_(theirs.requires_grad)
-    return new.train(old.training)
+    built: nn.Module = new.train(old.training)
+    return built
