@@ -17,6 +17,7 @@ from torch import nn
 
 from .errors import LoadError, MissingExtra, RecipeError
 from .hub import reachable
+from .shape import PREFIX, reshape
 
 __all__ = ["Loaded", "load", "parse_dtype", "quiet"]
 
@@ -148,24 +149,52 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
 
     from .lookup import names
 
-    common = {"trust_remote_code": trust, "local_files_only": isinstance(place, str) and not reachable()}
+    common: dict[str, Any] = {"trust_remote_code": trust, "local_files_only": isinstance(place, str) and not reachable()}
     try:
-        config = AutoConfig.from_pretrained(place, **common)
+        config, kind = _shaped(place, common["local_files_only"]) or (AutoConfig.from_pretrained(place, **common), None)
     except Exception as error:  # transformers raises many kinds; the reason is passed on
         raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
     if config.model_type not in names("anatomy"):
         raise LoadError(f"model '{source}': architecture '{config.model_type}' is unknown. "
                         f"Known: {', '.join(names('anatomy'))}.")
     architecture = (config.architectures or ["AutoModelForCausalLM"])[0]
-    kind = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
+    if kind is None:
+        kind = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
+    else:
+        common = {**common, "config": config}
     try:
         model, report = kind.from_pretrained(place, dtype=dtype or "auto", use_safetensors=True,
                                              ignore_mismatched_sizes=True, output_loading_info=True, **common)
     except Exception as error:
         raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
     _check_filled(report, source)
+    if hasattr(kind, "family"):
+        model.__class__ = kind.family  # what is special about it is in its modules and its config
     model.eval()
     return Loaded(model.to(device), _tokenizer(place, common), source)
+
+
+def _shaped(place: Path | str, local: bool) -> tuple[Any, Any] | None:
+    """The family's config and a class of the right shape for a checkpoint of a cut model; None for any other.
+
+    No code of the checkpoint is run: ours does the same.
+    """
+    import transformers
+
+    data, _ = transformers.PreTrainedConfig.get_config_dict(place, local_files_only=local)
+    if not str(data.get("model_type", "")).startswith(PREFIX):
+        return None
+    family = getattr(transformers, data["architecture"])
+    data = {key: value for key, value in data.items() if key not in ("model_type", "architectures", "architecture", "auto_map")}
+
+    class Shaped(family):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            reshape(self, config.pruned)
+            self.post_init()
+
+    Shaped.family = family
+    return family.config_class.from_dict({**data, "architectures": [family.__name__]}), Shaped
 
 
 def _check_filled(report: dict[str, Any], source: str) -> None:

@@ -141,7 +141,7 @@ def _renamed(prefix: str, site: Site) -> Site:
 def shaped(anatomy: Anatomy, shape: Mapping[str, Any]) -> Anatomy:
     """The anatomy of a model of the same family that has lost channels and branches.
 
-    `shape` is what `surgery.shape.reshape` is told: branches under "silent" are gone, matrices under "matrices" are smaller.
+    `shape` is what `shape.reshape` is told: branches under "silent" are gone, matrices under "matrices" are smaller.
     """
     return Anatomy(tuple(Block(block.name, tuple(_left(block.sites, shape))) for block in anatomy.blocks))
 

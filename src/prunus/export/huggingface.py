@@ -16,6 +16,7 @@ from ..figures import figures
 from ..files import whole_folder
 from ..loading import quiet
 from ..lookup import find
+from ..modelling import MODELLING, code, plain_config, shaped_config
 from ..recipe import Recipe
 from ..result import Pruned
 from ..search.plan import SearchRecord
@@ -42,13 +43,26 @@ class HuggingFace:
         try:
             with whole_folder(path, _STALE) as draft:
                 model: Any = pruned.model
-                with quiet():
-                    model.save_pretrained(draft, max_shard_size=self.shard)
+                plain = plain_config(model)
+                with quiet():  # a family's older names of weights are understood under its own model_type alone
+                    model.save_pretrained(draft, max_shard_size=self.shard, save_original_format=plain is not None)
+                    _say_shape(model, plain, draft)
                     if pruned.tokenizer is not None:
                         pruned.tokenizer.save_pretrained(draft)
                 _papers(pruned, draft)
         except (OSError, SafetensorError) as error:
             raise ExportError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _say_shape(model: Any, plain: Any, folder: Path) -> None:
+    """Let config.json say what shape the model has: in its family's own words, or with a modelling file of its own."""
+    if plain is None:
+        file = folder / "config.json"
+        data = shaped_config(model, json.loads(file.read_text(encoding="utf-8")))
+        (folder / MODELLING).write_text(code(model), encoding="utf-8")
+        file.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    elif plain[0] is not model.config:
+        plain[0].save_pretrained(folder)
 
 
 def save(pruned: Pruned, path: str | Path, format: str = "huggingface", overwrite: bool = False) -> None:

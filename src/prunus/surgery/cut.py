@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..anatomy import describe
 from ..errors import RecipeError
+from ..shape import reshape
 from ..sites import Anatomy, ChannelSite, Producer, SublayerSite
-from .shape import reshape
 from .write import module_layout
 
 __all__ = ["cut", "skip"]

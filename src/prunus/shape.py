@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["reshape"]
+__all__ = ["PREFIX", "reshape"]
+
+PREFIX = "pruned-"  # of the model_type of a cut model, before its family's
 
 
 class Nothing(nn.Module):
