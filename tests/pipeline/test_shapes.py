@@ -26,7 +26,8 @@ folder, auto = sys.argv[1:3]
 tokens = torch.arange(40).view(2, 20) * 7 % 256
 model, report = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
 assert not any(report.values()), report
-torch.save({"logits": model.eval()(input_ids=tokens).logits.detach(), "parameters": sum(p.numel() for p in model.parameters())}, sys.argv[3])
+size = sum(parameter.numel() for parameter in model.parameters())
+torch.save({"logits": model.eval()(input_ids=tokens).logits.detach(), "parameters": size}, sys.argv[3])
 model.save_pretrained(sys.argv[4])
 again = getattr(transformers, auto).from_pretrained(sys.argv[4], trust_remote_code=True)
 assert torch.equal(again.eval()(input_ids=tokens).logits, model(input_ids=tokens).logits)
@@ -34,11 +35,11 @@ assert torch.equal(again.eval()(input_ids=tokens).logits, model(input_ids=tokens
 
 
 def report_of(model: Any) -> Any:
+    from prunus.budget import Budget
+    from prunus.criteria.magnitude import Magnitude
     from prunus.pipeline import prune
     from prunus.recipe import Recipe, Stage
     from prunus.solvers.mask import Mask
-    from prunus.criteria.magnitude import Magnitude
-    from prunus.budget import Budget
 
     recipe = Recipe((Stage(budget=Budget(1.0), solver=Mask(Magnitude())),), metrics=(), prompts=())
     return prune(model, recipe, tokenizer=tiny_tokenizer(), source="tiny").report
