@@ -1,7 +1,7 @@
 """The road from a model and a recipe to a pruned model and its report: the only place where the parts meet."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .anatomy import describe
 from .budget import Allocation
+from .calibration.branches import branch_stats
 from .calibration.choices import Choices
 from .calibration.corpus import overlap
 from .calibration.loss import loss_stats
@@ -33,7 +34,8 @@ from .search.plan import Job, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site
 from .solvers import Solver, solve_all
 from .stats import Needs, most
-from .surgery.write import clear_rows, read_weight, write
+from .surgery.cut import cut, skip
+from .surgery.write import clear_rows, module_layout, read_weight, write
 
 __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 
@@ -65,6 +67,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     clock = _Clock()
     run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
     reuse_memory()
+    dense, parameters = run.anatomy, _parameters(model)
     with clock("dense"):
         before = evaluate(model, recipe, tokenizer, tell, "dense model")
         answers = generate(model, tokenizer, recipe.prompts)
@@ -72,14 +75,16 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     allocations: list[Allocation] = []
     searches: list[SearchRecord] = []
     for index, stage in enumerate(recipe.stage):
-        shares, found = run.shares(index, stage, chosen[index])
+        sites = chosen[index] if run.anatomy is dense else _select(run.anatomy, stage, index)
+        shares, found = run.shares(index, stage, sites)
         allocations.append(shares)
         searches += [found] if found else []
-        records += run.carry_out(index, stage, chosen[index], allocations[-1])
+        records += run.carry_out(index, stage, sites, shares)
     with clock("pruned"):
         after = evaluate(model, recipe, tokenizer, tell, "pruned model")
         answers_after = generate(model, tokenizer, recipe.prompts)
-    report = Report(recipe, tuple(allocations), tuple(records), _zeros(model, run.anatomy), before, after, recipe.prompts,
+    report = Report(recipe, tuple(allocations), tuple(records), _gone(model, run.anatomy, dense),
+                    (parameters, _parameters(model)), before, after, recipe.prompts,
                     answers, answers_after, clock.seconds, environment(model, placement.device, source),
                     (*_notes(recipe, run.tokens), *(remark for found in searches for remark in found.remarks)), tuple(searches))
     return Pruned(model, tokenizer, report)
@@ -119,7 +124,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     chosen = [_select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
     for site in anatomy.sites("linear"):
         check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
-    needs = most(*(need for stage in recipe.stage for need in (stage.solver.needs, stage.allocation.needs)))
+    needs = most(*(need for stage in recipe.stage for need in _needs(stage)))
     searching = any(stage.search for stage in recipe.stage)
     deriving = any(stage.allocation.loss_needs for stage in recipe.stage)
     if (searching or deriving) and not getattr(model, "can_generate", lambda: False)():
@@ -166,6 +171,11 @@ def _select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
         if isinstance(site, LinearSite):
             check_shape(site.shape, stage.granularity, site.name)
     return sites
+
+
+def _needs(stage: Stage) -> tuple[Needs, ...]:
+    """What a stage wants to know of the model's inputs; of branches, nothing is solved."""
+    return ("power",) if stage.sites == ("sublayer",) else (stage.solver.needs, stage.allocation.needs)
 
 
 def _check_texts(recipe: Recipe, calibrated: bool) -> None:
@@ -220,6 +230,9 @@ class _Run:
         plan, allocation, loss = _plan(self.anatomy, sites, stage), stage.allocation, stage.allocation.loss_needs
         measured: dict[str, Any] = {}
         with self.clock("allocating"):
+            if stage.sites == ("sublayer",):
+                seen = branch_stats(self.model, self.anatomy, self.tokens, self.placement, self._batch)
+                measured = {site.name: allocation.measure(site, torch.empty(0), seen[site.name], None) for site in sites}
             known = loss_stats(self.model, self.anatomy, list(plan), self.tokens, loss, self.seed) if loss else {}
             for views in self._stream(plan, allocation.needs) if loss or allocation.needs != "nothing" else ():
                 for view in views:
@@ -242,14 +255,20 @@ class _Run:
 
     def _stream(self, plan: "Mapping[LinearSite, _Task]", needs: Needs,
                 done: frozenset[int] = frozenset()) -> Iterator[list[View]]:
-        batch = max(1, _TOKENS // max(1, self.tokens.shape[1]))
-        return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, batch, done)
+        return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, self._batch, done)
+
+    @property
+    def _batch(self) -> int:
+        """Sequences that pass through a block together."""
+        return max(1, _TOKENS // max(1, self.tokens.shape[1]))
 
     def _weight(self, view: View) -> Tensor:
         return read_weight(view.module).to(self.placement.device)
 
     def carry_out(self, index: int, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
-        """Prune every site of a stage, block by block."""
+        """Prune every site of a stage, block by block; then leave out, for good, what is gone as a whole."""
+        if stage.sites == ("sublayer",):
+            return self._skip(sites, allocation)
         plan = _plan(self.anatomy, sites, stage)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()
@@ -263,7 +282,28 @@ class _Run:
                     self.tell(Progress("pruning", solved, total, record))
                 self._finish(index, views[0].site.block, plan, records, done)
                 del views, view  # statistics go before the next ones are made
+            if stage.sites == ("channel",):
+                self._cut([site for site in sites if isinstance(site, ChannelSite)])
         return records
+
+    def _cut(self, sites: Sequence[ChannelSite]) -> None:
+        """Channels that nothing reads any more; a branch that has lost all of them is skipped."""
+        kept: dict[str, Tensor] = {}
+        for site in sites:
+            module: Any = self.model.get_submodule(site.consumer)
+            read = module_layout(module, module.weight.detach()).any(0)
+            kept[site.name] = read.view(site.count, site.width).any(1).cpu()
+        empty = [site.branch for site in sites if not bool(kept[site.name].any())]
+        self.anatomy = cut(self.model, self.anatomy, {name: mask for name, mask in kept.items() if bool(mask.any())})
+        if empty:
+            self.anatomy = skip(self.model, self.anatomy, empty)
+
+    def _skip(self, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
+        """Leave branches out of the model."""
+        gone = [site.name for site in sites if allocation[site.name] >= 0.5]
+        with self.clock("pruning"):
+            self.anatomy = skip(self.model, self.anatomy, gone)
+        return [SiteRecord(site.name, allocation[site.name], float(site.name in gone), None, 0.0) for site in sites]
 
     def _group(self, index: int, stage: Stage, views: list[View], plan: "Mapping[LinearSite, _Task]",
                allocation: Allocation, done: frozenset[int]) -> Iterator[tuple[View, SiteRecord]]:
@@ -356,11 +396,12 @@ def _resolved(granularity: Granularity, solver: Solver) -> Granularity:
     return granularity
 
 
-def _zeros(model: nn.Module, anatomy: Anatomy) -> float:
-    """The fraction of zeros among the weights of all matrices of the blocks, counted."""
-    zeros = total = 0
-    for site in anatomy.sites("linear"):
-        weight: Any = model.get_submodule(site.name).weight
-        zeros += int((weight == 0).sum())
-        total += weight.numel()
-    return zeros / total
+def _gone(model: nn.Module, anatomy: Anatomy, dense: Anatomy) -> float:
+    """The fraction of the dense model's weights, of all matrices of the blocks, that are zero or not there any more, counted."""
+    weights: list[Any] = [model.get_submodule(site.name).weight for site in anatomy.sites("linear")]
+    return 1 - sum(int(weight.count_nonzero()) for weight in weights) / sum(site.size for site in dense.sites("linear"))
+
+
+def _parameters(model: nn.Module) -> int:
+    """Weights of the whole model; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())

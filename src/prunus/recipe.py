@@ -32,7 +32,7 @@ __all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain"]
 class Stage:
     """One kind of site, how much of it may remain, in which shape, and who decides."""
 
-    sites: tuple[Kind, ...] = ("linear",)  # linear or channel
+    sites: tuple[Kind, ...] = ("linear",)  # linear, channel or sublayer
     budget: Budget = Budget(0.5)  # how much of these sites' weights may remain
     granularity: Granularity = Unstructured()  # the shape of the zeros
     solver: Solver = ALPS()  # which weights stay, and what they become
@@ -43,11 +43,15 @@ class Stage:
     def __post_init__(self) -> None:
         if len(self.sites) != 1:
             raise RecipeError(f"sites = {list(self.sites)}: expected one kind per stage. Use several stages.")
+        if self.sites != ("linear",) and self.granularity != Unstructured():
+            raise RecipeError(f"{self.sites[0]} sites give whole {self.sites[0]}s; granularity {self.granularity} does not apply.")
+        kinds = getattr(self.allocation, "kinds", ("linear", "channel"))
+        if self.sites[0] not in kinds:
+            raise RecipeError(f"allocation '{_name(type(self.allocation))}' shares out {' and '.join(kinds)} sites, not {self.sites[0]} "
+                              f"sites.{' Use influence.' if self.sites == ('sublayer',) else ''}")
         if self.sites == ("sublayer",):
-            raise RecipeError("sites = sublayer: sublayers are described, but nothing chooses among them in this version. "
-                              "Use linear or channel.")
-        if self.sites == ("channel",) and not isinstance(self.granularity, Unstructured):
-            raise RecipeError(f"channel sites give whole channels; granularity {self.granularity} does not apply.")
+            _check_branches(self.search)
+            return
         if isinstance(self.granularity, NM):
             _check_ratio(self.granularity, self.budget)
             if self.search is not None:
@@ -60,6 +64,14 @@ class Stage:
             able = ", ".join(kind.__name__.lower() for kind in self.solver.supports)
             raise RecipeError(f"solver {type(self.solver).__name__} cannot do {shape.__name__.lower()}; "
                               f"it can do {able}.")
+
+
+def _check_branches(search: Search | None) -> None:
+    if search and search.levels:
+        raise RecipeError("search.levels: sublayers are there or not; leave it out.")
+    if search and getattr(search.strategy, "needs_errors", False):
+        raise RecipeError(f"strategy '{_name(type(search.strategy))}' needs the error of every site at every level, which sublayers have "
+                          "none of. Use progressive.")
 
 
 def _check_ratio(granularity: NM, budget: Budget) -> None:

@@ -32,7 +32,8 @@ class Report:
     recipe: Recipe
     allocation: tuple[Allocation, ...]  # one per stage
     sites: tuple[SiteRecord, ...]
-    sparsity: float  # counted from the weights of all matrices of the blocks
+    sparsity: float  # of all matrices of the blocks: weights that are 0 or gone, counted in the pruned model
+    parameters: tuple[int, int]  # of the whole dense model, and of the pruned one
     before: tuple[Measurement, ...]  # of the dense model
     after: tuple[Measurement, ...]
     prompts: tuple[str, ...]

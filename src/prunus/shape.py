@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["PREFIX", "reshape"]
+__all__ = ["PREFIX", "Nothing", "put", "reshape"]
 
 PREFIX = "pruned-"  # of the model_type of a cut model, before its family's
 
@@ -44,7 +44,7 @@ def reshape(model: Any, shape: dict[str, Any]) -> None:
     (paths of norms that nothing needs any more) and "cache" (path of an attention: its place in the cache).
     """
     for path, size in shape.get("matrices", {}).items():
-        _put(model, path, _sized(model.get_submodule(path), *size))
+        put(model, path, _sized(model.get_submodule(path), *size))
     for path, values in shape.get("sizes", {}).items():
         module = model.get_submodule(path)
         own = {name.removeprefix("config."): value for name, value in values.items() if name.startswith("config.")}
@@ -53,14 +53,14 @@ def reshape(model: Any, shape: dict[str, Any]) -> None:
         for name in values.keys() - {f"config.{name}" for name in own}:
             setattr(module, name, values[name])
     for path, gives in shape.get("silent", {}).items():
-        _put(model, path, Nothing(gives))
+        put(model, path, Nothing(gives))
     for path in shape.get("dropped", ()):
-        _put(model, path, nn.Identity())
+        put(model, path, nn.Identity())
     for path, place in shape.get("cache", {}).items():
         model.get_submodule(path).layer_idx = place
 
 
-def _put(model: Any, path: str, module: nn.Module) -> None:
+def put(model: Any, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import CalibrationError
 
-__all__ = ["InputStats", "LossNeeds", "LossStats", "Needs", "finite", "most"]
+__all__ = ["BranchStats", "InputStats", "LossNeeds", "LossStats", "Needs", "finite", "most"]
 
 Needs = Literal["nothing", "power", "gram"]  # ascending cost; a plug-in declares the least it can live on
 Level = Literal["mean", "median"]  # of the Gram's diagonal
@@ -52,6 +52,17 @@ class LossStats:
     output: float  # E ||d loss / d y||^2 ||y||^2 over tokens, at the matrix's output y
     stream: float  # the same at what the matrix's block gives to the next
     trace: float | None = None  # of the Hessian of the mean loss in the matrix's weights; None when not asked for
+
+
+@dataclass(frozen=True)
+class BranchStats:
+    """What a residual branch does to the stream of hidden states that it is added to; means over tokens."""
+
+    cosine: float  # between the stream before the branch and behind it
+    relative: float  # the branch's norm, over that of the stream before it
+    before: float  # root mean square norm of the stream before
+    added: float  # and of what the branch adds
+    block: float  # cosine between what the branch's whole block is given and what it gives
 
 
 class InputStats:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from prunus.allocation.influence import Influence
 from prunus.allocation.owl import OWL
 from prunus.budget import Budget
 from prunus.calibration.sample import Calibration
@@ -19,9 +20,11 @@ from prunus.recipe import Recipe, Stage
 from prunus.search.plan import Search
 from prunus.search.strategies.local import Local
 from prunus.search.strategies.ppo import PPO
+from prunus.search.strategies.progressive import Progressive
 from prunus.search.strategies.random import Random
 from prunus.solvers.alps import ALPS
 from prunus.solvers.mask import Mask
+from prunus.solvers.refit import Refit
 from prunus.solvers.sparsegpt import SparseGPT
 
 
@@ -41,7 +44,9 @@ def test_flags_that_were_not_given_are_none_and_mean_nothing() -> None:
 @pytest.mark.parametrize(("flags", "expected"), [
     ({"sparsity": 0.7}, Stage(budget=Budget(0.3), solver=ALPS())),
     ({"sparsity": 0.0}, Stage(budget=Budget(1.0), solver=ALPS())),
-    ({"sites": "channel", "sparsity": 0.25}, Stage(("channel",), Budget(0.75), solver=ALPS())),
+    ({"sites": "sublayer", "sparsity": 0.25}, Stage(("sublayer",), Budget(0.75), allocation=Influence(), search=Search(Progressive()))),
+    ({"sites": "sublayer", "search": "none"}, Stage(("sublayer",), Budget(0.5), allocation=Influence())),
+    ({"sites": "channel", "sparsity": 0.25}, Stage(("channel",), Budget(0.75), solver=Refit())),
     ({"granularity": "2:4"}, Stage(granularity=NM(2, 4), solver=ALPS())),
     ({"granularity": "1:4"}, Stage(budget=Budget(0.25), granularity=NM(1, 4), solver=ALPS())),
     ({"granularity": "4:6", "sparsity": 1 - 4 / 6}, Stage(budget=Budget(4 / 6), granularity=NM(4, 6), solver=ALPS())),

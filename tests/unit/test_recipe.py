@@ -45,7 +45,7 @@ PLUGINS = [("solver", "solvers", name) for name in names("solvers")] + [("alloca
 @pytest.mark.parametrize(("key", "folder", "name"), PLUGINS)
 def test_every_plug_in_survives_the_file_with_all_its_settings(key: str, folder: str, name: str, tmp_path: Path) -> None:
     for plugin in (find(folder, name)(), changed(find(folder, name)())):
-        recipe = with_solver(**{key: plugin})
+        recipe = with_solver(sites=(getattr(plugin, "kinds", ("linear",))[0],), **{key: plugin})
         assert there_and_back(recipe, tmp_path) == recipe
 
 
@@ -102,7 +102,11 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(toml
     ({"stage": []}, r"^recipe: stage: expected at least one"),
     ({"stage": [{"sites": ["linaer"]}]}, r"recipe\.stage\[0\]\.sites\[0\] = 'linaer': expected one of .*mean 'linear'"),
     ({"stage": [{"sites": ["linear", "channel"]}]}, "expected one kind per stage"),
-    ({"stage": [{"sites": ["sublayer"]}]}, "sublayers are described, but nothing chooses among them"),
+    ({"stage": [{"sites": ["sublayer"]}]}, "allocation 'uniform' shares out linear and channel sites, not sublayer sites. Use influence."),
+    ({"stage": [{"sites": ["sublayer"], "allocation": "influence", "granularity": "2:4"}]}, "sublayer sites give whole sublayers"),
+    ({"stage": [{"allocation": "influence"}]}, "allocation 'influence' shares out sublayer sites, not linear sites."),
+    ({"stage": [{"sites": ["sublayer"], "allocation": "influence", "search": {"strategy": "dynamic"}}]}, "which sublayers have none of"),
+    ({"stage": [{"sites": ["sublayer"], "allocation": "influence", "search": {"levels": [0.0, 0.5]}}]}, "there or not; leave it out"),
     ({"stage": [{"solver": "sparsgpt"}]}, r"recipe\.stage\[0\]\.solver: 'sparsgpt' is unknown.*mean 'sparsegpt'"),
     ({"stage": [{"solver": 3}]}, r"recipe\.stage\[0\]\.solver = 3: expected a name or a table"),
     ({"stage": [{"solver": {"damping": 3}}]}, r"expected a name or a table with a name"),

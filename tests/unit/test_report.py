@@ -25,7 +25,7 @@ REPORT = Report(
     allocation=({"layers.0.mlp.up": 0.5, "layers.1.mlp.up": 0.5}, {"layers.0.mlp.up": 0.7, "layers.1.mlp.up": 0.7}),
     sites=(SiteRecord("layers.0.mlp.up", 0.5, 0.5, 0.125, 1.0), SiteRecord("layers.1.mlp.up", 0.5, 0.5, None, 2.0),
            SiteRecord("layers.1.mlp.up", 0.7, 0.7, 0.25, 3.0)),
-    sparsity=0.6543, before=(measurement(10.0),), after=(measurement(12.5, (1.25, 2.25, 1.75)),),
+    sparsity=0.6543, parameters=(2_000_000, 2_000_000), before=(measurement(10.0),), after=(measurement(12.5, (1.25, 2.25, 1.75)),),
     prompts=("A cherry is",), answers_before=("a\nfruit",), answers_after=("",),
     seconds={"dense": 1.0, "pruning": 2.0, "solving": 1.5, "pruned": 1.0},
     environment={"model": "tiny", "class": "LlamaForCausalLM", "dtype": "float32", "device": "cpu", "torch": "2"},

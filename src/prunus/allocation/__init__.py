@@ -25,7 +25,7 @@ class Allocator(Protocol):
 
     A frozen dataclass whose fields are its hyper-parameters. `measure` is called once per site, while statistics
     stream by (not at all when it needs nothing), and returns something small; `loss` is None unless it asks for the
-    loss. `allocate` turns all measurements into
+    loss. One that shares out whole branches says so: `kinds = ("sublayer",)`. `allocate` turns all measurements into
     an allocation that meets the budget after rounding to whole weights, does not depend on the order of the sites, and
     is uniform on identical sites.
     """
@@ -40,8 +40,9 @@ class Allocator(Protocol):
         """What it wants to know of the loss; None when nothing."""
         ...
 
-    def measure(self, site: Site, weight: Tensor, stats: InputStats, loss: LossStats | None) -> Any:
-        """What is remembered of one site."""
+    def measure(self, site: Site, weight: Tensor, stats: Any, loss: LossStats | None) -> Any:
+        """What is remembered of one site; `stats` are InputStats of a matrix, or BranchStats of a sublayer, of which `weight`
+        is empty."""
         ...
 
     def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,

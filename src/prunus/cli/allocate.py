@@ -11,8 +11,8 @@ from .running import journal_of, kept, opened
 __all__ = ["allocate", "search"]
 
 _Search = Annotated[str | None, typer.Option(
-    help="The strategy: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; settings after commas. "
-         "[default: reinforce]")]
+    help="The strategy: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; of sublayers progressive; "
+         "settings after commas. [default: reinforce; of sublayers progressive]")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print the allocation, and what the search did, as JSON.")]
 
 
@@ -39,7 +39,7 @@ def allocate(
     """Decide how much each site gives, and prune nothing."""
     from ..errors import RecipeError
 
-    plan = o.recipe_of(recipe, {**o.given(locals()), **({} if recipe else {"evaluate": "none"})})
+    plan = o.recipe_of(recipe, {**o.given(locals()), **({} if recipe else {"evaluate": "none", "search": "none"})})
     if any(stage.search for stage in plan.stage):
         raise RecipeError("recipe.stage.search: prunus allocate makes no search. Use prunus search.")
     _decide(model, plan, out, {"device": device}, dtype, overwrite, False, trust_remote_code, quiet or json, json)
@@ -76,7 +76,7 @@ def search(
 
     flags = o.given(locals())
     if recipe is None:
-        flags |= {"evaluate": "none", "search": search or "reinforce"}
+        flags |= {"evaluate": "none", "search": search or ("progressive" if sites == "sublayer" else "reinforce")}
     plan = o.recipe_of(recipe, flags)
     if not all(stage.search for stage in plan.stage):
         raise RecipeError("recipe.stage.search: is missing, and prunus search needs it. Use prunus allocate for an allocator alone.")

@@ -16,19 +16,21 @@ __all__ = [
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe (TOML) instead of the flags below.")]
-Sites = Annotated[str | None, typer.Option(help="What is pruned: linear or channel. [default: linear]")]
+Sites = Annotated[str | None, typer.Option(
+    help="What is pruned: linear (weights), channel (MLP channels and head groups), or sublayer (whole attentions and MLPs). "
+         "[default: linear]")]
 Sparsity = Annotated[float | None, typer.Option(help="Fraction of the weights removed, in [0, 1). [default: 0.5]")]
 Granularity = Annotated[str | None, typer.Option(
     help="Shape of the zeros: unstructured[:row|:matrix], n:m (2:4 keeps 2 of 4), tile:RxC, columns[:W].")]
 Solver = Annotated[str | None, typer.Option(
     help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: "
-         "sparsegpt,damping=0.1. [default: alps]")]
+         "sparsegpt,damping=0.1. [default: alps; of channels refit]")]
 Allocation = Annotated[str | None, typer.Option(
-    help="How much each site gives: uniform, owl, dlp, erk, reconstruction, sensitivity, fisher, absorption, or file; settings after "
-         "commas. [default: uniform]")]
+    help="How much each site gives: uniform, owl, dlp, erk, reconstruction, sensitivity, fisher, absorption, or file; of sublayers "
+         "influence; settings after commas. [default: uniform; of sublayers influence]")]
 Search = Annotated[str | None, typer.Option(
-    help="Improve that by a search: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; settings after commas. "
-         "[default: none]")]
+    help="Improve that by a search: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; of sublayers progressive; "
+         "settings after commas. [default: none; of sublayers progressive]")]
 Evaluations = Annotated[float | None, typer.Option(help="Looks at the search text that a search may take. [default: 100]")]
 SearchText = Annotated[str | None, typer.Option(
     "--search-text", help="Search text: a corpus or a file, or self, which the model writes; settings after commas: "
@@ -58,6 +60,9 @@ _FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", 
           "calibration", "samples", "length", "evaluate", "evaluate_length", "seed")
 
 
+_SUITED = {"channel": {"solver": "refit"}, "sublayer": {"allocation": "influence", "search": "progressive"}}  # what flags do not say
+
+
 def given(values: dict[str, Any]) -> dict[str, Any]:
     """Of a command's arguments, those that say something about a recipe."""
     return {key: values[key] for key in _FLAGS if key in values}
@@ -83,17 +88,19 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
     from ..granularity import NM
     from ..recipe import parse_granularity
 
+    kind = given.get("sites", "linear")
+    given = {**_SUITED.get(kind, {}), **given}
     granularity = parse_granularity(given.get("granularity", "unstructured"), "--granularity")
     fixed = 1 - granularity.n / granularity.m if isinstance(granularity, NM) else 0.5
     stage: dict[str, Any] = {
-        "sites": [given.get("sites", "linear")],
+        "sites": [kind],
         "budget": {"limit": _limit(given.get("sparsity", fixed))},
         "granularity": str(granularity),
         "solver": _named(given.get("solver", "alps"), "--solver"),
         "allocation": _named(given.get("allocation", "uniform"), "--allocation"),
         "skip": given.get("skip", []),
     }
-    if "search" in given:
+    if given.get("search", "none") != "none":
         stage["search"] = _search(given)
     elif said := [key for key in ("evaluations", "search_text", "objective") if key in given]:
         raise RecipeError(f"--{said[0].replace('_', '-')} says nothing without --search.")

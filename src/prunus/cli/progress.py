@@ -65,8 +65,10 @@ class Screen:
             low, high = paired_ratio_interval(before.parts, after.parts)
             table.add_row(before.label, f"{before.value:.2f}", f"{after.value:.2f}",
                           f"{after.value / before.value:.3f} [{low:.3f}, {high:.3f}]")
-        self._console.print(f"Sparsity {report.sparsity:.2%} of all block matrices, counted. Pruning took "
-                            f"{report.seconds['pruning']:.0f} s, of which solving {report.seconds['solving']:.0f} s.")
+        dense, left = report.parameters
+        smaller = f" Parameters: {left / 1e6:.1f} M of {dense / 1e6:.1f} M." if left < dense else ""
+        self._console.print(f"Sparsity {report.sparsity:.2%} of all block matrices, counted.{smaller} Pruning took "
+                            f"{report.seconds['pruning']:.0f} s, of which solving {report.seconds.get('solving', 0.0):.0f} s.")
         if report.before:
             self._console.print(table)
         for prompt, before, after in zip(report.prompts, report.answers_before, report.answers_after, strict=False):

@@ -49,7 +49,7 @@ class HuggingFace:
                     _say_shape(model, plain, draft)
                     if pruned.tokenizer is not None:
                         pruned.tokenizer.save_pretrained(draft)
-                _papers(pruned, draft)
+                _papers(pruned, draft, own_code=plain is None)
         except (OSError, SafetensorError) as error:
             raise ExportError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -89,11 +89,11 @@ def check_target(path: Path, overwrite: bool, needed: int) -> None:
         raise ExportError(f"output '{path}': needs {needed / 2**20:.0f} MiB, but {home} has {free / 2**20:.0f} MiB free.")
 
 
-def _papers(pruned: Pruned, folder: Path) -> None:
+def _papers(pruned: Pruned, folder: Path, own_code: bool) -> None:
     report = pruned.report
     pictures = write_shares(folder, report.recipe, report.allocation, report.searches)
     (folder / "report.json").write_text(find("report", "json")().render(report), encoding="utf-8")
-    (folder / "README.md").write_text(find("report", "markdown")(pictures=pictures).render(report), encoding="utf-8")
+    (folder / "README.md").write_text(find("report", "markdown")(pictures=pictures, own_code=own_code).render(report), encoding="utf-8")
 
 
 def write_shares(folder: Path, recipe: Recipe, allocations: Sequence[Allocation], searches: Sequence[SearchRecord]) -> tuple[str, ...]:

@@ -18,28 +18,40 @@ class Markdown:
 
     title: str = "Pruned model"  # the first heading
     pictures: tuple[str, ...] = ()  # files beside the report, shown in it
+    own_code: bool = False  # whether the checkpoint comes with a modelling file
 
     def render(self, report: Report) -> str:
         sections = [
             f"# {self.title}", _summary(report), *_quality(report), *_answers(report), _sites(report.sites),
             *map(_search, report.searches), *(f"![{name.partition('-')[0]}]({name})" for name in self.pictures), _cost(report),
-            _use(report), _reproduce(report),
+            _use(report, self.own_code), _reproduce(report),
         ]
         return "\n\n".join(sections) + "\n"
 
 
 def _summary(report: Report) -> str:
     stages = "; then ".join(
-        f"{stage.sites[0]} sites to sparsity {stage.budget.sparsity:g}, {stage.granularity}, by {_solver(stage)}{_shares(stage)}"
-        for stage in report.recipe.stage
+        f"{stage.sites[0]} sites to sparsity {stage.budget.sparsity:g}{_how(stage)}{_shares(stage)}" for stage in report.recipe.stage
     )
+    dense, left = report.parameters
+    zero = "zero" if dense == left else "gone" if all(stage.sites != ("linear",) for stage in report.recipe.stage) else "zero or gone"
     lines = [
         f"`{report.environment['model']}` pruned with Prunus: {stages}.",
-        f"**{report.sparsity:.2%}** of the weights of all block matrices are zero, counted in the saved weights.",
+        f"**{report.sparsity:.2%}** of the weights of all block matrices are {zero}, counted in the saved weights.",
     ]
-    lines.append("Zeros are stored as zeros: the file is as large as the dense one, and stock runtimes do not compute it faster.")
+    if dense != left:
+        lines.append(f"**{left / 1e6:.1f} million parameters** are left of {dense / 1e6:.1f} (embeddings included): the file is smaller by "
+                     f"{1 - left / dense:.1%}, and nothing is computed for what is gone.")
+    if zero != "gone":
+        lines.append("Zeros are stored as zeros: the file is no smaller for them, and stock runtimes do not compute it faster.")
     lines += [f"Note: {note}" for note in report.notes]
     return "\n".join(lines)
+
+
+def _how(stage: Stage) -> str:
+    """In which shape, and who chose; of sublayers there is no choice beside which of them."""
+    shape = f", {stage.granularity}" if stage.sites == ("linear",) else ""
+    return "" if stage.sites == ("sublayer",) else f"{shape}, by {_solver(stage)}"
 
 
 def _solver(stage: Stage) -> str:
@@ -131,11 +143,16 @@ def _cost(report: Report) -> str:
     return "\n".join(rows)
 
 
-def _use(report: Report) -> str:
-    kind = report.environment["class"]
+def _use(report: Report, own_code: bool) -> str:
+    kind, trust = report.environment["class"], ""
+    words = []
+    if own_code:
+        kind, trust = "AutoModelForCausalLM" if kind.endswith("CausalLM") else "AutoModel", ", trust_remote_code=True"
+        words = ["Its blocks differ in shape, which no architecture of `transformers` can say: `modeling_pruned.py` beside the weights "
+                 "does, in some 100 lines.", ""]
     return "\n".join([
-        "## Use", "", "```python", f"from transformers import AutoTokenizer, {kind}", "",
-        f'model = {kind}.from_pretrained("this/folder")',
+        "## Use", "", *words, "```python", f"from transformers import AutoTokenizer, {kind}", "",
+        f'model = {kind}.from_pretrained("this/folder"{trust})',
         'tokenizer = AutoTokenizer.from_pretrained("this/folder")', "```",
     ])
 

@@ -39,6 +39,8 @@ def search(space: Space, strategy: Strategy, value: Value, first: Candidate, eva
         stack.callback(getattr(state, "close", lambda: None))  # what the first state holds, such as a thread
         while spent < evaluations:
             queries = strategy.ask(state)
+            if not queries:  # it has nothing more to ask
+                break
             answers = list(value(queries))
             state = strategy.tell(state, answers)
             trials += answers

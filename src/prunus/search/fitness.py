@@ -18,7 +18,8 @@ from ..calibration.choices import Choices
 from ..calibration.placement import Placement
 from ..errors import RecipeError
 from ..files import fingerprint, intact, keep_tensors
-from ..sites import Anatomy, ChannelSite, Site
+from ..silence import silenced
+from ..sites import Anatomy, ChannelSite, Site, SublayerSite
 from .levels import LevelStore
 from .space import Candidate, Query, Space, Trial
 from .subnet import subnet
@@ -65,7 +66,8 @@ class Fitness:
     share of multiple-choice examples that are answered wrongly.
 
     Hidden states at the inputs of blocks are kept by prefix: a candidate that agrees with an earlier one up to some block
-    starts there, with identical values. Weights come from a level store and are pointed to, never copied. Every value is
+    starts there, with identical values. Weights come from a level store and are pointed to, never copied; branches that a candidate
+    skips are not computed, and need no store. Every value is
     remembered, and written to `log` at once, so that an interrupted search asks again at no cost.
 
     A partial candidate, of which an agent in its episode wants to know where it stands, is compared at every fourth position
@@ -76,7 +78,7 @@ class Fitness:
     `folder`, and read back by whoever asks with the same `identity`, the hash of what they depend on.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy, space: Space, store: LevelStore,
+    def __init__(self, model: Any, anatomy: Anatomy, space: Space, store: LevelStore | None,
                  text: Int[Tensor, "samples length"] | Choices, *, objective: Objective = "divergence",
                  placement: Placement = Placement(), batch: int = 2, top: int = 256, memory: int = 2**30,
                  log: Path | None = None, folder: Path | None = None, identity: str = "") -> None:
@@ -161,10 +163,12 @@ class Fitness:
     def _through(self, candidate: Candidate, depth: int, hidden: Tensor) -> Tensor:
         """One block, with the candidate's weights in it."""
         block: nn.Module = self.model.get_submodule(self.anatomy.blocks[depth].name)
-        weights = {name: self._weight(name, level) for site, level in zip(self.space.sites, candidate, strict=True)
-                   if site.block == depth for name in [_matrix(site)]}
+        here = [(index, site, candidate[index]) for index, site in enumerate(self.space.sites) if site.block == depth]
+        skipped = [site for index, site, level in here if isinstance(site, SublayerSite) and self.space.gone[index][level] > 0]
+        weights = {name: self._weight(name, level) for _, site, level in here if not isinstance(site, SublayerSite)
+                   for name in [_matrix(site)]}
         after = torch.empty_like(hidden)
-        with subnet(self.model, weights):
+        with subnet(self.model, weights), silenced(self.model, skipped):
             for rows in self._entry.batches(len(hidden)):
                 after[rows] = self._entry.call(block, depth, hidden[rows]).to(after.device)
         self.blocks += 1
@@ -174,6 +178,7 @@ class Fitness:
         dense: Any = self.model.get_submodule(name).weight
         known = self._weights.get((name, level))
         if known is None:
+            assert self.store is not None  # spaces of branches alone have none
             known = self.store.weight(name, level, dense.data)
             if self.space.levels[level] > 0:  # the dense one is the model's own
                 self._weights.put((name, level), known)

@@ -59,6 +59,11 @@ class Search:
             raise RecipeError(f"evaluations = {self.evaluations:g}, top = {self.top}, text.samples = {self.text.samples}: expected "
                               f"more than 0 evaluations, at least one token, and at least {_HELD_OUT} sequences.")
 
+    @property
+    def looks(self) -> float:
+        """How many it may take: as many as it needs where its strategy comes to an end of its own."""
+        return math.inf if getattr(self.strategy, "ends", False) else self.evaluations
+
     def reads(self) -> Text | None:
         """The text that candidates are looked at on; None when the model writes it itself. Raises CorpusError."""
         if self.objective != "accuracy":
@@ -73,8 +78,10 @@ class Search:
         check_length(model, text.length, f"{where}.length")
         return encoded(examples(text.corpus, text.split), tokenizer, text.samples, text.length, seed, with_bos(tokenizer, text.bos))
 
-    def levels_around(self, sparsity: float) -> tuple[float, ...]:
-        """The levels asked for, or eight with the sparsity itself among them."""
+    def levels_around(self, sparsity: float, whole: bool = False) -> tuple[float, ...]:
+        """The levels asked for, or eight with the sparsity itself among them; branches are there or not."""
+        if whole:
+            return (0.0, 1.0)
         if self.levels:
             return self.levels
         step = min(0.05, sparsity / 4, (0.99 - sparsity) / 3)
@@ -169,15 +176,15 @@ def carry_out(plan: Search, job: Job, first: Allocation, seed: int, watch: Watch
     begin = space.nearest(first)
     with _service(plan, job, space, store, held_out=True) as other, _service(plan, job, space, store, held_out=False) as fitness:
         monitor = _Monitor(plan, other, begin, watch)
-        outcome = search(space, plan.strategy, fitness, begin, plan.evaluations, seed if plan.seed is None else plan.seed,
+        outcome = search(space, plan.strategy, fitness, begin, plan.looks, seed if plan.seed is None else plan.seed,
                          monitor.told)
         moment, answer = monitor.best()
         before = fitness([Query(begin)])[0].value
     record = SearchRecord(
         type(plan.strategy).__name__, plan.objective, plan.evaluations, outcome.spent, len(outcome.trials), fitness.discarded,
         fitness.dense, before, moment.value, monitor.first, moment.held_out, moment.held_out < monitor.first,
-        tuple(moment for moment, _ in monitor.moments), fitness.blocks, len(outcome.trials) * len(job.anatomy.blocks), store.bytes,
-        {"solving levels": solved - start, "searching": time.perf_counter() - solved})
+        tuple(moment for moment, _ in monitor.moments), fitness.blocks, len(outcome.trials) * len(job.anatomy.blocks),
+        store.bytes if store else 0, {"solving levels": solved - start, "searching": time.perf_counter() - solved})
     return _exact(space.allocation(answer), job) if record.kept else first, record
 
 
@@ -191,7 +198,7 @@ class _Monitor:
 
     def told(self, spent: float, best: Trial) -> bool:
         """Whether the search goes on."""
-        self.watch("searching", spent, self.plan.evaluations)
+        self.watch("searching", spent, max(spent, self.plan.evaluations))
         if not self.moments or best.value < self.moments[-1][0].value:
             unseen = self.held_out([Query(best.candidate)])[0].value
             self.moments.append((Moment(spent, best.value, unseen, time.perf_counter() - self.start), best.candidate))
@@ -202,9 +209,12 @@ class _Monitor:
         return min(self.moments, key=lambda found: found[0].held_out)
 
 
-def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore]:
-    levels = plan.levels_around(job.budget.sparsity)
-    Space(job.sites, levels, job.budget)  # refuses levels that cannot meet the budget before anything is solved
+def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore | None]:
+    """What may be chosen, and where its weights are; branches have none, as they are there or not."""
+    levels = plan.levels_around(job.budget.sparsity, whole=not job.matrices)
+    space = Space(job.sites, levels, job.budget)  # refuses levels that cannot meet the budget before anything is solved
+    if not job.matrices:
+        return space, None
     planned = planned_bytes(list(job.matrices), levels, next(job.model.parameters()).element_size())
     phase = f"solving levels, {planned / 2**20:.0f} MiB on disk"
     done: list[str] = []
@@ -228,7 +238,7 @@ def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore]:
 
 
 @contextmanager
-def _service(plan: Search, job: Job, space: Space, store: LevelStore, held_out: bool) -> Iterator[Fitness]:
+def _service(plan: Search, job: Job, space: Space, store: LevelStore | None, held_out: bool) -> Iterator[Fitness]:
     """The fitness service on one part of the search text; every fourth sequence is held out."""
     rows = [index for index in range(len(job.text)) if (index % _HELD_OUT == _HELD_OUT - 1) == held_out]
     log = job.folder / ("held-out.jsonl" if held_out else "trials.jsonl")

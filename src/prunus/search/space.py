@@ -11,7 +11,7 @@ from ..allocation import Per, group_of, reach
 from ..budget import Allocation, Budget
 from ..errors import RecipeError
 from ..granularity import Granularity, Unstructured
-from ..sites import Site
+from ..sites import Site, SublayerSite
 
 __all__ = ["Candidate", "Query", "Space", "Trial"]
 
@@ -52,7 +52,8 @@ class Space:
     granularity: Granularity = Unstructured("matrix")  # of matrices; channels and branches go whole
 
     def __post_init__(self) -> None:
-        if list(self.levels) != sorted(set(self.levels)) or not all(0 <= level < 1 for level in self.levels):
+        whole = all(isinstance(site, SublayerSite) for site in self.sites)
+        if list(self.levels) != sorted(set(self.levels)) or not all(0 <= level < 1 or (whole and level == 1) for level in self.levels):
             raise RecipeError(f"levels = {list(self.levels)}: expected ascending sparsities in [0, 1).")
         asked = self.budget.sparsity
         if not self.levels or self.levels[0] > asked + 1e-9 or self.levels[-1] < asked - 1e-9:

@@ -24,7 +24,7 @@ class Strategy(Protocol):
         ...
 
     def ask(self, state: Any) -> list[Query]:
-        """What to value next, at least one query."""
+        """What to value next; nothing, when it has come to an end."""
         ...
 
     def tell(self, state: Any, trials: Sequence[Trial]) -> Any:

@@ -1,0 +1,58 @@
+"""Take the branches, or the blocks, that change the stream of hidden states least."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from ..budget import Allocation, Budget
+from ..errors import RecipeError
+from ..granularity import Granularity
+from ..sites import Kind, Site
+from ..stats import BranchStats, LossNeeds, LossStats, Needs
+from . import Per, group_of
+
+__all__ = ["Influence"]
+
+
+@dataclass(frozen=True)
+class Influence:
+    """The influence of a branch is 1 - cos(stream before it, stream behind it) (LLM-Drop, He et al. 2024); of a block the same
+    of its input and its output (ShortGPT, Men et al. 2024). The least goes, and the next, until the budget is met.
+    """
+
+    per: Per = "sublayer"  # what goes together: sublayer, or block
+    metric: Literal["cosine", "relative"] = "cosine"  # relative: the branch's norm over the stream's
+    denominator: Literal["none", "weights"] = "none"  # of the influence
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("sublayer",)  # it shares out whole branches
+    needs: ClassVar[Needs] = "nothing"
+    loss_needs: ClassVar[LossNeeds | None] = None
+
+    def __post_init__(self) -> None:
+        if self.per == "matrix" or (self.per == "block" and self.metric == "relative"):
+            raise RecipeError(f"per = {self.per!r}, metric = {self.metric!r}: expected 'sublayer', or 'block' with the metric 'cosine'.")
+
+    def measure(self, site: Site, weight: Tensor, stats: BranchStats, loss: LossStats | None) -> float:
+        """The influence of the branch, or of its block."""
+        if self.metric == "relative":
+            return stats.relative
+        return 1 - (stats.block if self.per == "block" else stats.cosine)
+
+    def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,
+                 granularity: Granularity) -> Allocation:
+        groups: dict[str, list[Site]] = {}
+        for site in sorted(sites, key=lambda site: (site.block, site.name)):  # ties do not depend on the order
+            groups.setdefault(group_of(site, self.per), []).append(site)
+
+        def order(group: list[Site]) -> float:
+            influence: float = sum(measured[site.name] for site in group)
+            return influence / sum(site.size for site in group) if self.denominator == "weights" else influence
+
+        shares = {site.name: 0.0 for site in sites}
+        for group in sorted(groups.values(), key=order):
+            if budget.met(sites, shares):
+                break
+            shares |= {site.name: 1.0 for site in group}
+        return shares

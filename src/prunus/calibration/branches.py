@@ -1,0 +1,57 @@
+"""What every residual branch does to the stream that it is added to, in one pass."""
+
+from contextlib import ExitStack
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..silence import silenced
+from ..sites import Anatomy, SublayerSite
+from ..stats import BranchStats
+from .blocks import enter, evaluating
+from .placement import Placement
+
+__all__ = ["branch_stats"]
+
+
+@torch.no_grad()
+def branch_stats(model: nn.Module, anatomy: Anatomy, tokens: Int[Tensor, "samples length"],
+                 placement: Placement = Placement(), batch: int = 4) -> dict[str, BranchStats]:
+    """By sublayer site, over all tokens. Raises CalibrationError when hidden states are not finite.
+
+    The stream behind a branch is what its block gives without the branches that follow: whatever the family puts around
+    them, norms behind a branch and factors too, is counted as theirs.
+    """
+    found: dict[str, BranchStats] = {}
+    with evaluating(model), ExitStack() as stack:
+        states = enter(model, anatomy, tokens, placement, batch, stack)
+        for depth, block in enumerate(anatomy.blocks):
+            module = model.get_submodule(block.name)
+            branches = [site for site in block.sites if isinstance(site, SublayerSite)]
+            sums = torch.zeros(len(branches), 5, dtype=torch.float64)
+            with placement.visiting(module):
+                for rows in states.batches():
+                    given = before = states.hidden[rows].to(states.device)
+                    for place, _ in enumerate(branches):
+                        with silenced(model, branches[place + 1 :]):
+                            behind = states.run(module, depth, rows)
+                        sums[place] += _moments(given, before, behind).cpu()
+                        before = behind
+                    states.hidden[rows] = (before if branches else states.run(module, depth, rows)).to(states.hidden.device)
+            sums[:, 4] = sums[-1:, 4]  # behind the last branch the block is whole
+            for site, (cosine, relative, power, added, whole) in zip(branches, (sums / tokens.numel()).tolist(), strict=True):
+                found[site.name] = BranchStats(cosine, relative, power**0.5, added**0.5, whole)
+    return found
+
+
+def _moments(given: Float[Tensor, "*tokens width"], before: Float[Tensor, "*tokens width"],
+             behind: Float[Tensor, "*tokens width"]) -> Float[Tensor, "5"]:
+    """Sums over tokens: of both cosines, the relative norm, and squared norms."""
+    given, before, behind = (value.float().flatten(0, -2) for value in (given, before, behind))
+    added = behind - before
+    cosine = torch.cosine_similarity(before, behind, dim=-1).sum()
+    power, more = before.square().sum(-1), added.square().sum(-1)
+    relative = (more / power.clamp_min(1e-30)).sqrt().sum()
+    whole = torch.cosine_similarity(given, behind, dim=-1).sum()
+    return torch.stack([cosine, relative, power.sum(), more.sum(), whole]).double()

@@ -1,0 +1,126 @@
+"""Take the branch that matters least for its size, look at all others again, and so on (normalised relative impact)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from ...allocation import Per
+from ...errors import RecipeError
+from ..space import Candidate, Query, Space, Trial
+
+__all__ = ["Progressive"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What has gone so far, and what is known of taking one group more."""
+
+    space: Space
+    first: Candidate
+    groups: tuple[tuple[int, ...], ...]  # sites that go together
+    begun: bool = False
+    here: Trial | None = None  # the candidate that has lost what has gone, and its value; None until the dense one is valued
+    impacts: tuple[float, ...] = ()  # of every group, as last seen; infinite once it has gone
+    values: tuple[float, ...] = ()  # of the candidates without each group, of this round
+    seen: frozenset[int] = frozenset()  # groups that were looked at in this round
+    asked: tuple[int, ...] = ()  # groups that are being looked at
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """Heterogeneous sublayers (OpenReview qG1S5eXMzx), its search as far as it is known: with v the value of what is left (a
+    logarithm of perplexity, or a divergence), the impact of a group is exp(v without it - v) - 1 per unit of `denominator`;
+    the least goes, and then all are looked at again, until the budget is met.
+
+    Where impacts are not above 0 the largest group goes first: per weight the smallest would win. `lazy` looks only at
+    groups whose impact, as last seen, is below the best new one: as long as impacts grow while branches go, what is removed
+    is the same. Without `progressive` all impacts are those on the dense model (one-shot).
+    """
+
+    per: Per = "sublayer"  # what goes together: sublayer, or block (SLEB, Song et al. 2024, with denominator "none")
+    only: Literal["all", "attention", "mlp"] = "all"  # which branches may go
+    denominator: Literal["none", "weights"] = "weights"  # of the impact
+    progressive: bool = True  # look again after every removal
+    lazy: bool = True  # only at what may be the least
+    protected: int = 0  # blocks at either end that are left alone
+
+    ends: ClassVar[bool] = True  # when the budget is met, whatever the number of looks
+
+    def __post_init__(self) -> None:
+        if self.per == "matrix" or self.protected < 0:
+            raise RecipeError(f"per = {self.per!r}, protected = {self.protected}: expected 'sublayer' or 'block', and no negative number "
+                              "of blocks.")
+
+    def init(self, space: Space, first: Candidate, seed: int) -> State:
+        last = max(site.block for site in space.sites)
+        free = [index for index, site in enumerate(space.sites) if self.protected <= site.block <= last - self.protected
+                and self._may_go(site.name)]
+        groups = tuple(found for group in space.groups(self.per) if (found := tuple(index for index in group if index in free)))
+        if sum(space.gone[index][-1] for index in free) < space.required:
+            raise RecipeError(f"strategy 'progressive': without only = {self.only!r} and {self.protected} protected blocks at either end "
+                              "too little can go for this budget.")
+        return State(space, first, groups)
+
+    def _may_go(self, name: str) -> bool:
+        attention = "attn" in name or "attention" in name
+        return self.only == "all" or (self.only == "attention") == attention
+
+    def ask(self, state: State) -> list[Query]:
+        if not state.begun:
+            return [Query(state.first)]
+        if state.here is None:
+            return [Query((0,) * len(state.space.sites), partial=True)]
+        if state.asked:
+            return [Query(self._without(state, group), partial=True) for group in state.asked]
+        return [Query(state.here.candidate)] if math.isfinite(state.here.value) else []
+
+    def tell(self, state: State, trials: Sequence[Trial]) -> State:
+        if not state.begun:
+            return replace(state, begun=True)
+        if state.here is None:
+            count = len(state.groups)
+            return replace(state, here=trials[0], impacts=(-math.inf,) * count, values=(math.inf,) * count, asked=tuple(range(count)))
+        if not state.asked:  # the answer is valued: nothing more to ask
+            return replace(state, here=replace(state.here, value=math.inf))
+        impacts, values = list(state.impacts), list(state.values)
+        for group, trial in zip(state.asked, trials, strict=True):
+            impacts[group], values[group] = self._impact(state, group, trial.value), trial.value
+        state = replace(state, impacts=tuple(impacts), values=tuple(values), seen=state.seen | set(state.asked))
+        return self._onwards(state)
+
+    def _onwards(self, state: State) -> State:
+        """Look at more groups while one of them may be the least; then take the least, and begin a new round or end."""
+        while True:
+            left = [group for group, impact in enumerate(state.impacts) if impact < math.inf]
+            unseen = sorted((group for group in left if group not in state.seen), key=lambda group: state.impacts[group])
+            best = min((group for group in left if group in state.seen), key=lambda group: state.impacts[group], default=None)
+            if self.progressive and unseen and not (self.lazy and best is not None and state.impacts[unseen[0]] >= state.impacts[best]):
+                return replace(state, asked=(unseen[0],) if self.lazy else tuple(unseen))
+            if best is None:
+                best = min(left, key=lambda group: state.impacts[group])
+            state = self._taken(state, best)
+            assert state.here is not None
+            if state.space.met(state.here.candidate):
+                return replace(state, asked=())
+
+    def _taken(self, state: State, group: int) -> State:
+        impacts = list(state.impacts)
+        impacts[group] = math.inf
+        here = Trial(self._without(state, group), state.values[group])
+        return replace(state, here=here, impacts=tuple(impacts), seen=frozenset())
+
+    def _without(self, state: State, group: int) -> Candidate:
+        assert state.here is not None
+        chosen = list(state.here.candidate)
+        for index in state.groups[group]:
+            chosen[index] = len(state.space.levels) - 1
+        return tuple(chosen)
+
+    def _impact(self, state: State, group: int, value: float) -> float:
+        assert state.here is not None
+        impact = math.expm1(min(value - state.here.value, 700.0))
+        size = sum(state.space.gone[index][-1] for index in state.groups[group])
+        if self.denominator == "none":
+            return impact
+        return impact / size if impact > 0 else -size
