@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import LoadError, MissingExtra, RecipeError
 from .hub import reachable
-from .shape import PREFIX, reshape
+from .shape import reshape
+from .sparse import FILE as SPARSE
+from .sparse import expand
 
 __all__ = ["Loaded", "load", "parse_dtype", "quiet"]
 
@@ -163,8 +166,10 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
     else:
         common = {**common, "config": config}
     try:
-        model, report = kind.from_pretrained(place, dtype=dtype or "auto", use_safetensors=True,
-                                             ignore_mismatched_sizes=True, output_loading_info=True, **common)
+        packed = _packed(place)
+        weights = {} if packed is None else {"state_dict": packed}
+        model, report = kind.from_pretrained(place if packed is None else None, dtype=dtype or _dtype(packed), use_safetensors=True,
+                                             ignore_mismatched_sizes=True, output_loading_info=True, **weights, **common)
     except Exception as error:
         raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
     _check_filled(report, source)
@@ -182,19 +187,40 @@ def _shaped(place: Path | str, local: bool) -> tuple[Any, Any] | None:
     import transformers
 
     data, _ = transformers.PreTrainedConfig.get_config_dict(place, local_files_only=local)
-    if not str(data.get("model_type", "")).startswith(PREFIX):
+    if not str(data.get("auto_map", {}).get("AutoConfig", "")).endswith(".PrunedConfig"):
         return None
-    family = getattr(transformers, data["architecture"])
+    family: Any = getattr(transformers, str(data["architecture"]), None)
+    if not hasattr(family, "config_class"):
+        raise LoadError(f"model '{place}': its config names the class {data['architecture']}, which transformers does not have.")
     data = {key: value for key, value in data.items() if key not in ("model_type", "architectures", "architecture", "auto_map")}
 
-    class Shaped(family):  # type: ignore[misc, valid-type]
+    class Shaped(family):
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            reshape(self, config.pruned)
+            reshape(self, getattr(config, "pruned", None) or {})
             self.post_init()
 
     Shaped.family = family
     return family.config_class.from_dict({**data, "architectures": [family.__name__]}), Shaped
+
+
+def _packed(place: Path | str) -> dict[str, Tensor] | None:
+    """The weights of a sparse checkpoint; None of any other. Raises LoadError when they are damaged."""
+    from safetensors import safe_open
+
+    file = Path(place) / SPARSE
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as data:
+            return expand({name: data.get_tensor(name) for name in data.keys()}, data.metadata()["packed"])  # noqa: SIM118
+    except (zlib.error, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise LoadError(f"{file}: damaged ({error}). Download or copy it again.") from None
+
+
+def _dtype(weights: dict[str, Tensor] | None) -> Any:
+    """Of weights that are at hand; otherwise what the checkpoint says."""
+    return "auto" if weights is None else next(iter(weights.values())).dtype
 
 
 def _check_filled(report: dict[str, Any], source: str) -> None:

@@ -11,7 +11,7 @@ from .loading import quiet
 from .shape import PREFIX
 from .sites import ChannelSite
 
-__all__ = ["MODELLING", "code", "plain_config", "shaped_config"]
+__all__ = ["MODELLING", "code", "head_size", "plain_config", "shaped_config"]
 
 MODELLING = "modeling_pruned.py"
 
@@ -31,7 +31,7 @@ class PrunedModel({model}):
 
     def __init__(self, config):
         super().__init__(config)
-        reshape(self, config.pruned)
+        reshape(self, getattr(config, "pruned", None) or {{}})
         self.post_init()
 '''
 
@@ -82,7 +82,7 @@ def plain_config(model: Any) -> Any:
                 return None
     data = {key: value for key, value in model.config.to_dict().items() if key not in ("pruned", "model_type")}
     if "head_dim" in data or "num_key_value_heads" in settings:
-        data["head_dim"] = _head(model)
+        data["head_dim"] = head_size(model)
     for kind in _builders(model):
         with quiet(), torch.device("meta"):
             try:
@@ -97,7 +97,8 @@ def plain_config(model: Any) -> Any:
     return None
 
 
-def _head(model: Any) -> int:
+def head_size(model: Any) -> int:
+    """Rows per attention head."""
     config = model.config
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 

@@ -12,10 +12,11 @@ import torch
 import transformers
 
 from prunus.budget import Budget
+from prunus.checkpoint import check_target, model_bytes
 from prunus.errors import ExportError
 from prunus.evaluation.perplexity import Perplexity
 from prunus.export import Format
-from prunus.export.huggingface import check_target, model_bytes, save
+from prunus.export.huggingface import save
 from prunus.lookup import find, names
 from prunus.pipeline import prune
 from prunus.recipe import Recipe

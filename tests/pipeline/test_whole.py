@@ -134,7 +134,7 @@ def questions_of(strategy: Progressive, value: Callable[[Sequence[int]], float])
     space = Space(sites, (0.0, 1.0), Budget(0.6))
 
     def valued(queries: Sequence[Query]) -> list[Trial]:
-        return [Trial(query.candidate, value([index for index, level in enumerate(query.candidate) if level])) for query in queries]
+        return [Trial(query.candidate, float(value([index for index, level in enumerate(query.candidate) if level]))) for query in queries]
 
     first = space.nearest({site.name: float(site.block < 5) for site in sites})
     outcome = search(space, strategy, valued, first, float("inf"))

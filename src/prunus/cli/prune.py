@@ -50,7 +50,8 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
               trust: bool, quiet: bool, as_json: bool) -> None:
     """Load, prune, save and print; shared with `prunus demo`."""
     from ..calibration.placement import Placement
-    from ..export.huggingface import check_target, model_bytes, save
+    from ..checkpoint import check_target, model_bytes
+    from ..export.huggingface import save
     from ..lookup import find
     from .progress import Screen
 

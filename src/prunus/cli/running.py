@@ -16,8 +16,8 @@ __all__ = ["journal_of", "kept", "opened"]
 
 def journal_of(out: Path, overwrite: bool, resume: bool) -> "Journal":
     """Where finished work waits, beside the output folder. Raises ExportError where the output or finished work is in the way."""
+    from ..checkpoint import check_target
     from ..errors import ExportError
-    from ..export.huggingface import check_target
     from ..journal import Journal
 
     check_target(out, overwrite, 0)

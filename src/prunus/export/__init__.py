@@ -1,11 +1,24 @@
 """Formats: a result as files. One file each; the file name is the name."""
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from ..result import Pruned
+__all__ = ["Format", "Savable"]
 
-__all__ = ["Format"]
+
+@runtime_checkable
+class Savable(Protocol):
+    """A model and its tokenizer, pruned just now or loaded from a folder."""
+
+    @property
+    def model(self) -> Any:
+        """Of transformers."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """None where there is none."""
+        ...
 
 
 @runtime_checkable
@@ -17,10 +30,10 @@ class Format(Protocol):
     `save` leaves either the whole result or nothing new at `path`.
     """
 
-    def check(self, pruned: Pruned, path: Path) -> None:
+    def check(self, pruned: Savable, path: Path) -> None:
         """Refuse what the format cannot express or the disk cannot hold."""
         ...
 
-    def save(self, pruned: Pruned, path: Path) -> None:
+    def save(self, pruned: Savable, path: Path) -> None:
         """Write the files."""
         ...

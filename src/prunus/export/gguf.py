@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ..anatomy import describe
 from ..errors import ExportError, MissingExtra
 from ..files import put_in_place
-from ..result import Pruned
+from ..modelling import head_size
 from ..sites import LinearSite
+from . import Savable
 
 __all__ = ["GGUF"]
 
@@ -44,7 +45,7 @@ class GGUF:
     overwrite: bool = False  # replace the file
     dtype: Literal["F32", "F16", "Q8_0"] = "F16"  # of matrices; norms are always F32
 
-    def check(self, pruned: Pruned, path: Path) -> None:
+    def check(self, pruned: Savable, path: Path) -> None:
         try:
             import gguf  # noqa: F401
         except ImportError:
@@ -68,7 +69,7 @@ class GGUF:
                 raise ExportError(f"format 'gguf', Q8_0: the MLP of block {depth} has {block.width} channels, expected a multiple of 32. "
                                   "Use F16.")
 
-    def save(self, pruned: Pruned, path: Path) -> None:
+    def save(self, pruned: Savable, path: Path) -> None:
         self.check(pruned, path)
         import gguf
 
@@ -96,7 +97,7 @@ class GGUF:
 
 def _blocks(model: Any) -> list[_Block]:
     """Sizes by block, with those that llama.cpp needs to be there."""
-    head = _head(model.config)
+    head = head_size(model)
     found = []
     for depth, block in enumerate(describe(model).blocks):
         shapes = {site.name.rpartition(".")[2]: site.shape for site in block.sites if isinstance(site, LinearSite)}
@@ -107,12 +108,8 @@ def _blocks(model: Any) -> list[_Block]:
     return found
 
 
-def _head(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 def _write_config(writer: Any, model: Any, blocks: list[_Block], dtype: str) -> None:
-    config, head = model.config, _head(model.config)
+    config, head = model.config, head_size(model)
     alike = len(set(blocks)) == 1
     heads, groups, widths = ([getattr(block, name) for block in blocks] for name in ("heads", "groups", "width"))
     writer.add_file_type(_FILE_TYPES[dtype])
@@ -132,7 +129,7 @@ def _write_config(writer: Any, model: Any, blocks: list[_Block], dtype: str) -> 
 
 def _tensors(model: Any, blocks: list[_Block]) -> Iterator[tuple[str, Array]]:
     """Names and values, as llama.cpp has them."""
-    config, head = model.config, _head(model.config)
+    config, head = model.config, head_size(model)
     base = model.model
     yield "token_embd.weight", _array(base.embed_tokens.weight)
     yield "output_norm.weight", _array(base.norm.weight)

@@ -1,0 +1,67 @@
+"""Folders that `transformers` opens: where they may be written, and how weights and their config get there."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from .errors import ExportError
+from .files import whole_folder
+from .loading import quiet
+from .modelling import MODELLING, code, plain_config, shaped_config
+
+__all__ = ["STALE", "check_target", "folder", "model_bytes", "save_model"]
+
+STALE = ("*.safetensors", "*.safetensors.index.json", "*.png", "search.csv", "modeling_*.py")  # of an earlier result in the same folder
+
+
+def model_bytes(model: Any) -> int:
+    """The size of the weights on disk; tied weights count once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def check_target(path: Path, overwrite: bool, needed: int) -> None:
+    """Refuse a folder that is in use or a disk that is full. Raises ExportError."""
+    if path.exists() and not path.is_dir():
+        raise ExportError(f"output '{path}': is a file, expected a folder.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise ExportError(f"output '{path}': exists and is not empty. Choose another folder or say --overwrite.")
+    home = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not os.access(home, os.W_OK):
+        raise ExportError(f"output '{path}': no permission to write in {home}.")
+    free = shutil.disk_usage(home).free
+    if free < 1.05 * needed:
+        raise ExportError(f"output '{path}': needs {needed / 2**20:.0f} MiB, but {home} has {free / 2**20:.0f} MiB free.")
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """A new folder to write to, which takes the place of `path` when all went well. Raises ExportError."""
+    try:
+        with whole_folder(path, STALE) as draft:
+            yield draft
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def save_model(model: Any, tokenizer: Any, draft: Path, shard: str = "1GB", own_code: bool = False) -> bool:
+    """Weights, config, tokenizer, and a modelling file where no architecture of transformers has the model's shape, or where
+    it is asked for; gives back whether there is one."""
+    plain = None if own_code else plain_config(model)
+    with quiet():  # a family's older names of weights are understood under its own model_type alone
+        model.save_pretrained(draft, max_shard_size=shard, save_original_format=plain is not None)
+        if plain is None:
+            file = draft / "config.json"
+            data = shaped_config(model, json.loads(file.read_text(encoding="utf-8")))
+            (draft / MODELLING).write_text(code(model), encoding="utf-8")
+            file.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        elif plain[0] is not model.config:
+            plain[0].save_pretrained(draft)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft)
+    return plain is None
