@@ -31,10 +31,10 @@ from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
 from .result import Pruned, Report, Shares, SiteRecord
 from .search.plan import Job, Search, SearchRecord, carry_out
-from .sites import Anatomy, ChannelSite, LinearSite, Site
+from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import Solver, solve_all
 from .stats import Needs, most
-from .surgery.cut import cut, skip
+from .surgery.cut import check_left, cut, skip
 from .surgery.write import clear_rows, module_layout, read_weight, write
 
 __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
@@ -268,7 +268,7 @@ class _Run:
     def carry_out(self, index: int, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
         """Prune every site of a stage, block by block; then leave out, for good, what is gone as a whole."""
         if stage.sites == ("sublayer",):
-            return self._skip(sites, allocation)
+            return self._skip(stage, sites, allocation)
         plan = _plan(self.anatomy, sites, stage)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()
@@ -298,12 +298,15 @@ class _Run:
         if empty:
             self.anatomy = skip(self.model, self.anatomy, empty)
 
-    def _skip(self, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
-        """Leave branches out of the model."""
-        gone = [site.name for site in sites if allocation[site.name] >= 0.5]
+    def _skip(self, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
+        """Repair what is kept, and leave branches out of the model."""
+        gone = [site for site in sites if isinstance(site, SublayerSite) and allocation[site.name] >= 0.5]
+        check_left(self.anatomy, [site.name for site in gone])
         with self.clock("pruning"):
-            self.anatomy = skip(self.model, self.anatomy, gone)
-        return [SiteRecord(site.name, allocation[site.name], float(site.name in gone), None, 0.0) for site in sites]
+            if stage.recovery:
+                stage.recovery.recover(self.model, self.anatomy, gone, self.tokens, self.placement, self._batch)
+            self.anatomy = skip(self.model, self.anatomy, [site.name for site in gone])
+        return [SiteRecord(site.name, allocation[site.name], float(site in gone), None, 0.0) for site in sites]
 
     def _group(self, index: int, stage: Stage, views: list[View], plan: "Mapping[LinearSite, _Task]",
                allocation: Allocation, done: frozenset[int]) -> Iterator[tuple[View, SiteRecord]]:

@@ -19,13 +19,14 @@ from .evaluation.perplexity import Perplexity
 from .generations import PROMPTS
 from .granularity import NM, Columns, Granularity, Tile, Unstructured
 from .lookup import find, names
+from .recovery import Recovery
 from .search.plan import Search
 from .search.strategies import Strategy
 from .sites import Kind
 from .solvers import Solver
 from .solvers.alps import ALPS
 
-__all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain"]
+__all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain", "plugin"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Stage:
     allocation: Allocator = Uniform()  # how much each site gives
     skip: tuple[str, ...] = ()  # glob patterns of site names to leave alone
     search: Search | None = None  # improves what the allocator says
+    recovery: Recovery | None = None  # repairs what is kept, where sublayers go
 
     def __post_init__(self) -> None:
         if len(self.sites) != 1:
@@ -49,6 +51,8 @@ class Stage:
         if self.sites[0] not in kinds:
             raise RecipeError(f"allocation '{_name(type(self.allocation))}' shares out {' and '.join(kinds)} sites, not {self.sites[0]} "
                               f"sites.{' Use influence.' if self.sites == ('sublayer',) else ''}")
+        if self.recovery and self.sites != ("sublayer",):
+            raise RecipeError(f"recovery repairs the loss of sublayers; {self.sites[0]} sites are repaired by their solver. Leave it out.")
         if self.sites == ("sublayer",):
             _check_branches(self.search)
             return
@@ -117,14 +121,14 @@ class Recipe:
 
 # Plug-in types and the folders they are looked up in.
 _FOLDERS: dict[Any, str] = {Solver: "solvers", Criterion: "criteria", Allocator: "allocation", Metric: "evaluation",
-                            Strategy: "search.strategies"}
+                            Strategy: "search.strategies", Recovery: "recovery"}
 _SHAPES: dict[str, type] = {"unstructured": Unstructured, "nm": NM, "tile": Tile, "columns": Columns}
 
 
 def build(kind: Any, data: Any, where: str) -> Any:
     """Plain data as a value of type `kind`; every error names the place, as `recipe.stage[0].solver.damping`."""
     if kind in _FOLDERS:
-        return _plugin(_FOLDERS[kind], data, where)
+        return plugin(_FOLDERS[kind], data, where)
     if kind == Granularity:
         return _granularity(data, where)
     if is_dataclass(kind):
@@ -173,14 +177,14 @@ def _record(kind: Any, data: Any, where: str) -> Any:
         raise RecipeError(f"{where}: {error}") from None
 
 
-def _plugin(folder: str, data: Any, where: str) -> Any:
-    """A plug-in from its name, or from a table with `name` and its settings; a criterion stands for a mask solver."""
+def plugin(folder: str, data: Any, where: str) -> Any:
+    """A plug-in of a folder from its name, or from a table with `name` and its settings; a criterion stands for a mask solver."""
     table = {"name": data} if isinstance(data, str) else data
     if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
         raise RecipeError(f"{where} = {data!r}: expected a name or a table with a name.")
     name, settings = table["name"], {key: value for key, value in table.items() if key != "name"}
     if folder == "solvers" and name not in names(folder) and name in names("criteria"):
-        criterion = _plugin("criteria", table, where)
+        criterion = plugin("criteria", table, where)
         return find(folder, "mask")(criterion)
     try:
         kind = find(folder, name)

@@ -97,7 +97,8 @@ import sys, torch, transformers
 assert "prunus" not in sys.modules
 model, report = getattr(transformers, sys.argv[2]).from_pretrained(sys.argv[1], trust_remote_code=True, output_loading_info=True)
 assert not any(report.values()), report
-torch.save({"weights": dict(model.state_dict()), "logits": model.eval()(input_ids=torch.arange(40).view(2, 20) * 7 % 256).logits}, sys.argv[3])
+tokens = torch.arange(40).view(2, 20) * 7 % 256
+torch.save({"weights": dict(model.state_dict()), "logits": model.eval()(input_ids=tokens).logits}, sys.argv[3])
 """
 
 

@@ -17,6 +17,7 @@ from prunus.errors import RecipeError
 from prunus.evaluation.perplexity import Perplexity
 from prunus.granularity import NM, Columns, Unstructured
 from prunus.recipe import Recipe, Stage
+from prunus.recovery.patch import Patch
 from prunus.search.plan import Search
 from prunus.search.strategies.local import Local
 from prunus.search.strategies.ppo import PPO
@@ -44,8 +45,9 @@ def test_flags_that_were_not_given_are_none_and_mean_nothing() -> None:
 @pytest.mark.parametrize(("flags", "expected"), [
     ({"sparsity": 0.7}, Stage(budget=Budget(0.3), solver=ALPS())),
     ({"sparsity": 0.0}, Stage(budget=Budget(1.0), solver=ALPS())),
-    ({"sites": "sublayer", "sparsity": 0.25}, Stage(("sublayer",), Budget(0.75), allocation=Influence(), search=Search(Progressive()))),
-    ({"sites": "sublayer", "search": "none"}, Stage(("sublayer",), Budget(0.5), allocation=Influence())),
+    ({"sites": "sublayer", "sparsity": 0.25}, Stage(("sublayer",), Budget(0.75), allocation=Influence(), search=Search(Progressive()),
+                                                      recovery=Patch())),
+    ({"sites": "sublayer", "search": "none", "recovery": "none"}, Stage(("sublayer",), Budget(0.5), allocation=Influence())),
     ({"sites": "channel", "sparsity": 0.25}, Stage(("channel",), Budget(0.75), solver=Refit())),
     ({"granularity": "2:4"}, Stage(granularity=NM(2, 4), solver=ALPS())),
     ({"granularity": "1:4"}, Stage(budget=Budget(0.25), granularity=NM(1, 4), solver=ALPS())),

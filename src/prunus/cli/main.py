@@ -10,6 +10,7 @@ from .allocate import allocate, search
 from .demo import demo
 from .describe import describe
 from .evaluate import evaluate
+from .export import export
 from .list import list_names
 from .prune import prune
 from .recipe import recipe
@@ -26,6 +27,7 @@ app.command("prune")(prune)
 app.command("allocate")(allocate)
 app.command("search")(search)
 app.command("evaluate")(evaluate)
+app.command("export")(export)
 app.command("describe")(describe)
 app.command("list")(list_names)
 app.command("recipe")(recipe)

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 __all__ = [
-    "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity", "Length",
-    "Model", "Objective", "Out", "Overwrite", "Quiet", "RecipeFile", "Resume", "Samples", "Search", "SearchText", "Seed", "Sites", "Skip",
-    "Solver", "Sparsity", "TrustRemoteCode", "given", "recipe_of",
+    "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity",
+    "Length", "Model", "Objective", "Out", "Overwrite", "Quiet", "RecipeFile", "Recovery", "Resume", "Samples", "Search",
+    "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "given", "named", "recipe_of",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -38,6 +38,8 @@ SearchText = Annotated[str | None, typer.Option(
 Objective = Annotated[str | None, typer.Option(
     help="What candidates are valued by: divergence from the dense model, perplexity of the search text, or accuracy on the "
          "multiple-choice examples of a JSONL file that --search-text names. [default: divergence]")]
+Recovery = Annotated[str | None, typer.Option(
+    help="Repair what is kept where sublayers go: patch, or none; settings after commas. [default: patch]")]
 Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone, as a glob pattern; may be repeated.")]
 CalibrationText = Annotated[str | None, typer.Option(
     "--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
@@ -56,11 +58,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors."
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
 
-_FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "objective", "skip",
-          "calibration", "samples", "length", "evaluate", "evaluate_length", "seed")
-
-
-_SUITED = {"channel": {"solver": "refit"}, "sublayer": {"allocation": "influence", "search": "progressive"}}  # what flags do not say
+_FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "objective", "recovery",
+          "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "seed")
+_SUITED = {  # to kinds of sites, where flags do not say otherwise
+    "channel": {"solver": "refit"},
+    "sublayer": {"allocation": "influence", "search": "progressive", "recovery": "patch"},
+}
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
@@ -96,13 +99,15 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
         "sites": [kind],
         "budget": {"limit": _limit(given.get("sparsity", fixed))},
         "granularity": str(granularity),
-        "solver": _named(given.get("solver", "alps"), "--solver"),
-        "allocation": _named(given.get("allocation", "uniform"), "--allocation"),
+        "solver": named(given.get("solver", "alps"), "--solver"),
+        "allocation": named(given.get("allocation", "uniform"), "--allocation"),
         "skip": given.get("skip", []),
     }
     if given.get("search", "none") != "none":
         stage["search"] = _search(given)
-    elif said := [key for key in ("evaluations", "search_text", "objective") if key in given]:
+    if given.get("recovery", "none") != "none":
+        stage["recovery"] = named(given["recovery"], "--recovery")
+    if "search" not in stage and (said := [key for key in ("evaluations", "search_text", "objective") if key in given]):
         raise RecipeError(f"--{said[0].replace('_', '-')} says nothing without --search.")
     settings = {"calibration": "corpus", "samples": "samples", "length": "length"}
     text = {key: given[flag] for flag, key in settings.items() if flag in given}
@@ -117,12 +122,12 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
 
 def _search(given: dict[str, Any]) -> dict[str, Any]:
     """A search as plain data; its sequences are as long as those of the calibration."""
-    named = given.get("search_text", "self")
-    text = {"name": named} if Path(named).is_file() else _named(named, "--search-text")
+    asked_text = given.get("search_text", "self")
+    text = {"name": asked_text} if Path(asked_text).is_file() else named(asked_text, "--search-text")
     length = {"length": given["length"]} if "length" in given else {}
     text = {"corpus": text.pop("name"), "samples": 16, **length, **text}
     asked: dict[str, Any] = {key: value for key, value in given.items() if key in ("evaluations", "objective")}
-    return {"strategy": _named(given["search"], "--search"), "text": text, **asked}
+    return {"strategy": named(given["search"], "--search"), "text": text, **asked}
 
 
 def _limit(sparsity: float) -> float:
@@ -134,7 +139,7 @@ def _limit(sparsity: float) -> float:
     return round(1 - sparsity, 12)
 
 
-def _named(text: str, where: str) -> dict[str, Any]:
+def named(text: str, where: str) -> dict[str, Any]:
     """`name,key=value,…` as a table; values are read as TOML, or as text when they are none."""
     import re
     import tomllib

@@ -24,6 +24,7 @@ def prune(
     evaluations: o.Evaluations = None,
     search_text: o.SearchText = None,
     objective: o.Objective = None,
+    recovery: o.Recovery = None,
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,

@@ -184,9 +184,9 @@ def _add(writer: Any, name: str, value: Array, dtype: str) -> None:
 def _tokens(tokenizer: Any) -> dict[str, Any]:
     """A byte-level BPE tokenizer's own description. Raises ExportError for others."""
     data: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, "backend_tokenizer") else {}
-    if data.get("model", {}).get("type") != "BPE" or _pre(data) is None:
-        raise ExportError("format 'gguf': the tokenizer is not byte-level BPE as llama.cpp knows it. Take its metadata from the dense "
-                          "model's GGUF, or use format 'huggingface'.")
+    if data.get("model", {}).get("type") != "BPE" or not data["model"]["merges"] or _pre(data) is None:
+        raise ExportError("format 'gguf': the tokenizer is not byte-level BPE, with merges, as llama.cpp knows it. Take its metadata from "
+                          "the dense model's GGUF, or use format 'huggingface'.")
     return data
 
 

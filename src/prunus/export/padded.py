@@ -28,7 +28,11 @@ class Padded:
     shard: str = "1GB"  # largest weight file
 
     def check(self, pruned: Savable, path: Path) -> None:
-        check_target(path, self.overwrite, 2 * model_bytes(pruned.model))
+        model = pruned.model
+        if not plain_config(model):
+            with torch.device("meta"):
+                model = _frame(model)
+        check_target(path, self.overwrite, model_bytes(model))
 
     def save(self, pruned: Savable, path: Path) -> None:
         self.check(pruned, path)

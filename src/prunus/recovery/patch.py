@@ -13,7 +13,7 @@ from ..calibration.blocks import States, enter, evaluating
 from ..calibration.placement import Placement
 from ..errors import CalibrationError, RecipeError
 from ..silence import silenced
-from ..sites import Anatomy, Block, SublayerSite
+from ..sites import Anatomy, SublayerSite
 from ..stats import InputStats
 from ..surgery.write import module_layout
 
@@ -22,15 +22,16 @@ __all__ = ["Patch"]
 
 @dataclass(frozen=True)
 class Patch:
-    """Every output matrix behind the first branch that goes gets the least-squares map from what it reads to what the stream
-    lacks there, added to it: with a its input in the pruned model, g = the dense model's stream behind its branch less the
+    """Every matrix that leaves a branch, from the last one before the first cut on, gets the least-squares map from what it
+    reads to what the stream lacks there, added to it: with a its input in the pruned model, g the dense model's stream less the
     pruned model's, and G = E[a a^T], W becomes W + E[g a^T] (G + d mean(diag G) I)^-1. A bias takes what is left of the mean.
+    Directly before a cut the dense stream is that behind the cut: the map stands in for what goes, as far as it can.
 
-    Block by block, so that what one map could not make up is left to the next. Nothing is added to the model, as the maps that
-    LinearPatch (Chen et al. 2025) and ReplaceMe (Shopkhoev et al. 2025) put at a cut are, in part, in matrices it has.
+    Branch by branch, so that what one map could not make up is left to the next. LinearPatch (Chen et al. 2025) and ReplaceMe
+    (Shopkhoev et al. 2025) put a map of the stream at the cut; these are in matrices that the model has anyway.
     """
 
-    damping: float = 0.01  # d: added to the Gram's diagonal, as a fraction of its mean
+    damping: float = 0.1  # d: added to the Gram's diagonal, as a fraction of its mean
 
     def __post_init__(self) -> None:
         if self.damping <= 0:
@@ -39,68 +40,130 @@ class Patch:
     @torch.no_grad()
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], tokens: Int[Tensor, "samples length"],
                 placement: Placement, batch: int) -> None:
-        first = min((site.block for site in gone), default=len(anatomy.blocks))
+        ends = _ends(anatomy, gone)
+        first = min((site.block for site, end in ends.items() if end != site), default=min((site.block for site in gone), default=None))
+        if first is None:
+            return
         with evaluating(model), ExitStack() as stack:
             dense = enter(model, anatomy, tokens, placement, batch, stack)
-            for depth, block in enumerate(anatomy.blocks[:first]):
-                with placement.visiting(model.get_submodule(block.name)):
-                    dense.advance(model.get_submodule(block.name), depth, block.name)
-            hidden = stack.enter_context(placement.hidden(tuple(dense.hidden.shape), dense.hidden.dtype))
-            hidden.copy_(dense.hidden)
-            pruned = States(hidden, dense.batch, dense.device, dense.arguments)
-            for depth, block in enumerate(anatomy.blocks[first:], first):
-                with placement.visiting(model.get_submodule(block.name)):
-                    self._repair(model, block, depth, [site for site in gone if site.block == depth], dense, pruned, stack, placement)
+            for depth in range(first):
+                _advance(model, anatomy, depth, dense, (), placement)
+            pruned = _copy(dense, stack, placement)
+            for depth in range(first, len(anatomy.blocks)):
+                kept = [site for site in ends if site.block == depth]
+                with placement.hidden((len(kept), *dense.hidden.shape), dense.hidden.dtype) as targets:
+                    for place, site in enumerate(kept):
+                        _stream_behind(model, anatomy, ends[site], depth, dense, targets[place], placement)
+                    _advance(model, anatomy, depth, dense, (), placement)
+                    with placement.visiting(model.get_submodule(anatomy.blocks[depth].name)):
+                        for place, site in enumerate(kept):
+                            self._refit(model, anatomy, site, gone, targets[place], pruned)
+                _advance(model, anatomy, depth, pruned, gone, placement)
 
-    def _repair(self, model: Any, block: Block, depth: int, gone: Sequence[SublayerSite], dense: States, pruned: States,
-                stack: ExitStack, placement: Placement) -> None:
-        """One block: its targets come from the dense weights, which are then changed branch by branch."""
-        module = model.get_submodule(block.name)
-        branches = [site for site in block.sites if isinstance(site, SublayerSite)]
-        kept = [site for site in branches if site not in gone]
-        with placement.hidden((len(kept), *dense.hidden.shape), dense.hidden.dtype) as targets:
-            for rows in dense.batches():
-                for place, site in enumerate(kept):
-                    with silenced(model, branches[branches.index(site) + 1 :]):
-                        targets[place, rows] = dense.run(module, depth, rows).to(targets.device)
-            dense.advance(module, depth, block.name)
-            for place, site in enumerate(kept):
-                later = branches[branches.index(site) + 1 :]
-                with silenced(model, [*(other for other in gone if other not in later), *later]):
-                    self._refit(model, site, module, depth, targets[place], pruned)
-        with silenced(model, gone):
-            pruned.advance(module, depth, block.name)
-
-    def _refit(self, model: Any, site: SublayerSite, block: nn.Module, depth: int, target: Tensor, pruned: States) -> None:
+    def _refit(self, model: Any, anatomy: Anatomy, site: SublayerSite, gone: Sequence[SublayerSite], target: Tensor,
+               pruned: States) -> None:
+        """The matrix that leaves one branch, as everything before it is already."""
         output: Any = model.get_submodule(site.output)
-        seen: list[Tensor] = []
-        handle = output.register_forward_hook(lambda _, given, gives: seen.extend((given[0], gives)))
-        layout = module_layout(output, output.weight)
-        stats = InputStats(layout.shape[1], "gram", pruned.device, name=site.output)
-        lacking = torch.zeros(layout.shape, device=pruned.device)  # sum of g a^T
-        total = torch.zeros(layout.shape[0], device=pruned.device)  # and of g
-        try:
-            for rows in pruned.batches():
-                seen.clear()
-                behind = pruned.run(block, depth, rows)
-                gap = (target[rows].to(behind.device).float() - behind.float()).flatten(0, -2)
-                read = seen[0].float().flatten(0, -2)
-                stats.update(read)
-                lacking += gap.T @ read
-                total += gap.sum(0)
-        finally:
-            handle.remove()
-        stats.check()
-        self._add(output, layout, lacking / stats.tokens, total / stats.tokens, stats)
+        block: nn.Module = model.get_submodule(anatomy.blocks[site.block].name)
+        later = _later(anatomy, site)
+        silent = [*(other for other in gone if other.block == site.block and other not in later), *later]
+        with silenced(model, silent):
+            _check_added(site, output, block, pruned)
+            self._add(output, *_moments(output, block, site, target, pruned))
 
-    def _add(self, output: Any, layout: Float[Tensor, "out in"], lacking: Float[Tensor, "out in"], mean: Float[Tensor, "out"],
-             stats: InputStats) -> None:
+    def _add(self, output: Any, stats: InputStats, lacking: Float[Tensor, "out in"], mean: Float[Tensor, "out"]) -> None:
         factor, failed = torch.linalg.cholesky_ex(stats.damped(self.damping).double())
         if int(failed):
             raise CalibrationError(f"{stats.name}: Gram matrix not positive definite after damping {self.damping}. Raise `damping` or "
                                    "calibrate with more tokens.")
         change = torch.cholesky_solve(lacking.double().T, factor).T.to(lacking)
+        layout = module_layout(output, output.weight)
         kept = layout != 0
         layout += (change * kept).to(layout)
         if output.bias is not None:
             output.bias += (mean - change @ stats.mean).to(output.bias)
+
+
+def _ends(anatomy: Anatomy, gone: Sequence[SublayerSite]) -> dict[SublayerSite, SublayerSite]:
+    """By branch that is kept: itself, or the last of those that go directly behind it."""
+    found: dict[SublayerSite, SublayerSite] = {}
+    last: SublayerSite | None = None
+    for site in anatomy.sites("sublayer"):
+        assert isinstance(site, SublayerSite)
+        if site not in gone:
+            found[site] = last = site
+        elif last is not None:
+            found[last] = site
+    return found
+
+
+def _later(anatomy: Anatomy, site: SublayerSite) -> list[SublayerSite]:
+    """The branches of the same block that follow."""
+    branches = [other for other in anatomy.blocks[site.block].sites if isinstance(other, SublayerSite)]
+    return branches[branches.index(site) + 1 :]
+
+
+def _copy(states: States, stack: ExitStack, placement: Placement) -> States:
+    hidden = stack.enter_context(placement.hidden(tuple(states.hidden.shape), states.hidden.dtype))
+    return States(hidden.copy_(states.hidden), states.batch, states.device, states.arguments)
+
+
+def _advance(model: Any, anatomy: Anatomy, depth: int, states: States, gone: Sequence[SublayerSite], placement: Placement) -> None:
+    """Through one block, without the branches that go."""
+    name = anatomy.blocks[depth].name
+    module: nn.Module = model.get_submodule(name)
+    with placement.visiting(module), silenced(model, [site for site in gone if site.block == depth]):
+        states.advance(module, depth, name)
+
+
+def _stream_behind(model: Any, anatomy: Anatomy, site: SublayerSite, depth: int, dense: States, target: Tensor,
+                   placement: Placement) -> None:
+    """The dense model's stream behind a branch, from its states at the entry of block `depth`."""
+    with ExitStack() as stack:
+        states = dense if site.block == depth else _copy(dense, stack, placement)
+        for between in range(depth, site.block):
+            _advance(model, anatomy, between, states, (), placement)
+        module: nn.Module = model.get_submodule(anatomy.blocks[site.block].name)
+        with placement.visiting(module), silenced(model, _later(anatomy, site)):
+            for rows in states.batches():
+                target[rows] = states.run(module, site.block, rows).to(target.device)
+
+
+def _moments(output: Any, block: nn.Module, site: SublayerSite, target: Tensor,
+             pruned: States) -> tuple[InputStats, Float[Tensor, "out in"], Float[Tensor, "out"]]:
+    """Of what a matrix reads, a; and the means of g a^T and of g, with g what the stream behind it lacks."""
+    layout = module_layout(output, output.weight)
+    stats = InputStats(layout.shape[1], "gram", pruned.device, name=site.output)
+    lacking = torch.zeros(layout.shape, device=pruned.device)
+    total = torch.zeros(layout.shape[0], device=pruned.device)
+    seen: list[Tensor] = []
+    handle = output.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    try:
+        for rows in pruned.batches():
+            seen.clear()
+            behind = pruned.run(block, site.block, rows)
+            gap = (target[rows].to(behind.device).float() - behind.float()).flatten(0, -2)
+            read = seen[0].float().flatten(0, -2)
+            stats.update(read)
+            lacking += gap.T @ read
+            total += gap.sum(0)
+    finally:
+        handle.remove()
+    stats.check()
+    return stats, lacking / stats.tokens, total / stats.tokens
+
+
+def _check_added(site: SublayerSite, output: Any, block: nn.Module, pruned: States) -> None:
+    """Whether what leaves the matrix is added to the stream as it is: then so is the change of one batch's product."""
+    rows = next(pruned.batches())
+    given: list[Tensor] = []
+    handle = output.register_forward_hook(lambda _, __, gives: given.append(gives))
+    whole = pruned.run(block, site.block, rows)
+    handle.remove()
+    handle = output.register_forward_hook(lambda _, __, gives: torch.zeros_like(gives))
+    none = pruned.run(block, site.block, rows)
+    handle.remove()
+    added, product = (whole - none).float(), given[0].float()
+    if (added - product.view_as(added)).norm() > 0.05 * product.norm():
+        raise RecipeError(f"recovery 'patch': {site.output}: what leaves it is normed or scaled before it is added, or the sum is, which "
+                          "this repair does not know. Leave recovery out (--recovery none).")

@@ -14,9 +14,18 @@ from ..shape import reshape
 from ..sites import Anatomy, ChannelSite, Producer, SublayerSite
 from .write import module_layout
 
-__all__ = ["cut", "skip"]
+__all__ = ["check_left", "cut", "skip"]
 
 Shape = dict[str, Any]
+
+
+def check_left(anatomy: Anatomy, branches: Iterable[str]) -> None:
+    """Refuse to leave out all branches, or all that keep keys and values. Raises RecipeError."""
+    gone = set(branches)
+    sites = [site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite)]
+    for what, needed in (("attention", [site.name for site in sites if site.cache]), ("branch", [site.name for site in sites])):
+        if needed and gone.issuperset(needed):
+            raise RecipeError(f"skip: no {what} would be left. Keep at least one.")
 
 
 @torch.no_grad()
@@ -77,10 +86,8 @@ def skip(model: Any, anatomy: Anatomy, branches: Iterable[str]) -> Anatomy:
     are numbered anew in the cache. Raises RecipeError when no attention of a model that has a cache, or nothing, would be left.
     """
     gone = set(branches)
+    check_left(anatomy, gone)
     sites = {site.name: site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite)}
-    for what, needed in (("attention", [name for name, site in sites.items() if site.cache]), ("branch", list(sites))):
-        if needed and gone.issuperset(needed):
-            raise RecipeError(f"skip: no {what} would be left. Keep at least one.")
     silent = {part.module: part.gives for name in gone for part in sites[name].silent}
     _change(model, {"silent": silent, "dropped": [norm for name in sorted(gone) for norm in sites[name].norms]})
     empty = [depth for depth, block in enumerate(anatomy.blocks)

@@ -1,0 +1,127 @@
+"""The repair at a cut: the best change of the matrices that are kept, by least squares."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from prunus.anatomy import describe
+from prunus.calibration.placement import Placement
+from prunus.errors import RecipeError
+from prunus.recovery.patch import Patch
+from prunus.silence import silenced
+from prunus.sites import SublayerSite
+
+from ..tiny import tiny_model
+
+TOKENS = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(0))
+
+
+def branches(model: Any) -> list[SublayerSite]:
+    return [site for site in describe(model).sites("sublayer") if isinstance(site, SublayerSite)]
+
+
+def patched(model: Any, gone: list[int], damping: float = 1e-6) -> Any:
+    changed = copy.deepcopy(model)
+    sites = branches(model)
+    Patch(damping).recover(changed, describe(model), [sites[index] for index in gone], TOKENS, Placement(), 3)
+    return changed
+
+
+@torch.no_grad()
+def streams(model: Any, gone: list[int]) -> dict[str, torch.Tensor]:
+    """What every output matrix of a Llama reads, and the stream behind every block."""
+    seen: dict[str, torch.Tensor] = {}
+    handles = [model.get_submodule(site.output).register_forward_hook(
+        lambda _, given, __, name=site.output: seen.__setitem__(name, given[0].flatten(0, 1))) for site in branches(model)]
+    handles += [layer.register_forward_hook(lambda _, __, gives, name=f"behind {depth}": seen.__setitem__(name, gives.flatten(0, 1)))
+                for depth, layer in enumerate(model.model.layers)]
+    with silenced(model, [branches(model)[index] for index in gone]):
+        model(input_ids=TOKENS)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_the_first_matrix_behind_a_cut_gets_the_least_squares_map() -> None:
+    """The attention of block 0 goes; its MLP must make up for it: compared with torch's own least squares."""
+    model = tiny_model()
+    dense, cut = streams(model, []), streams(model, [0])
+    name = "model.layers.0.mlp.down_proj"
+    gap = dense["behind 0"] - cut["behind 0"]
+    change = torch.linalg.lstsq(cut[name].double(), gap.double()).solution.T.float()
+    found = patched(model, [0], damping=1e-9).get_submodule(name).weight - model.get_submodule(name).weight
+    assert torch.allclose(found, change, atol=1e-3 * float(change.abs().max()))
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [2], [1, 2], [0, 3], [0, 1, 4]])
+def test_the_last_stream_is_nearer_to_the_dense_one_than_without(gone: list[int]) -> None:
+    model = tiny_model(num_hidden_layers=4)
+    dense, plain, repaired = (found["behind 3"] for found in (streams(model, []), streams(model, gone), streams(patched(model, gone), gone)))
+    assert (repaired - dense).norm() < 0.95 * (plain - dense).norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3", "opt", "gpt2", "gpt_neox", "mistral"])
+def test_families_whose_branches_are_added_as_they_are_are_repaired(family: str) -> None:
+    model = tiny_model(family)
+    sites = branches(model)
+    with torch.no_grad():
+        dense = model(input_ids=TOKENS).logits
+        with silenced(model, [sites[1]]):
+            plain = model(input_ids=TOKENS).logits
+        repaired_model = patched(model, [1], damping=0.01)
+        with silenced(repaired_model, [sites[1]]):
+            repaired = repaired_model(input_ids=TOKENS).logits
+    assert (repaired - dense).norm() < (plain - dense).norm()
+    assert repaired_model.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "bert", "roberta", "distilbert"])
+def test_families_that_norm_what_is_added_are_refused_and_left_alone(family: str) -> None:
+    model = tiny_model(family)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RecipeError, match="normed or scaled before it is added"):
+        Patch().recover(model, describe(model), [branches(model)[0]], TOKENS, Placement(), 4)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_weights_that_are_zero_stay_zero_and_what_comes_before_the_cut_stays_as_it_is() -> None:
+    model = tiny_model(num_hidden_layers=3)
+    weight = model.model.layers[2].mlp.down_proj.weight
+    weight.data[:, ::2] = 0
+    changed = patched(model, [2])
+    assert bool((changed.model.layers[2].mlp.down_proj.weight[:, ::2] == 0).all())
+    differing = {name for name, value in changed.state_dict().items() if not torch.equal(value, model.state_dict()[name])}
+    assert differing == {f"model.layers.{name}.weight" for name in ("0.mlp.down_proj", "1.mlp.down_proj", "2.self_attn.o_proj",
+                                                                    "2.mlp.down_proj")}
+
+
+def test_the_matrix_before_a_cut_gets_the_map_to_the_stream_behind_it() -> None:
+    """The MLP of block 0 and the attention of block 1 go: the attention of block 0 stands in for both."""
+    model = tiny_model()
+    name, gone = "model.layers.0.self_attn.o_proj", [1, 2]
+    reads = streams(model, gone)[name]
+    behind: list[torch.Tensor] = []
+    model.model.layers[1].post_attention_layernorm.register_forward_pre_hook(lambda _, given: behind.append(given[0].flatten(0, 1)))
+    with torch.no_grad():
+        model(input_ids=TOKENS)
+        with silenced(model, [branches(model)[index] for index in gone]):
+            model(input_ids=TOKENS)
+    dense, plain = behind
+    change = torch.linalg.lstsq(reads.double(), (dense - plain).double()).solution.T.float()
+    found = patched(model, gone, damping=1e-9).get_submodule(name).weight - model.get_submodule(name).weight
+    assert torch.allclose(found, change, atol=1e-3 * float(change.abs().max()))
+
+
+def test_nothing_that_goes_is_nothing_to_repair() -> None:
+    model = tiny_model()
+    changed = patched(model, [])
+    for name, value in changed.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_damping_that_is_none_is_refused() -> None:
+    with pytest.raises(RecipeError, match="expected more than 0"):
+        Patch(damping=0.0)
