@@ -23,7 +23,7 @@ def refused(prunus: Prunus, tmp_path: Path) -> Callable[..., None]:
     """Run quietly; there is the one line and nothing else, anywhere."""
     def check(words: list[Any], *reasons: str) -> None:
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        ran = prunus(*words, "--quiet") if words[0] in ("prune", "allocate", "search") else prunus(*words)
+        ran = prunus(*words, "--quiet") if words[0] in ("prune", "allocate", "search", "export") else prunus(*words)
         assert ran.code == 2
         assert ran.out == ""
         lines = ran.err.splitlines()
@@ -96,8 +96,8 @@ def test_a_solver_that_cannot_do_the_granularity(refused: Any, quick: list[Any])
 
 
 @pytest.mark.parametrize("flags", [
-    ["--solver", "sparsegtp"], ["--granularity", "dense"], ["--sites", "neuron"], ["--sites", "sublayer"], ["--allocation", "best"],
-    ["--solver", "alps,iteration=3"], ["--dtype", "int4"], ["--device", "tpu"], ["--samples", "0"], ["--length", "9999"],
+    ["--solver", "sparsegtp"], ["--granularity", "dense"], ["--sites", "neuron"], ["--sites", "sublayer", "--allocation", "owl"],
+    ["--allocation", "best"], ["--solver", "alps,iteration=3"], ["--dtype", "int4"], ["--device", "tpu"], ["--samples", "0"], ["--length", "9999"],
     ["--skip", "*"], ["--recipe", "nowhere.toml"],
 ], ids=" ".join)
 def test_words_that_mean_nothing(flags: list[str], refused: Any, quick: list[Any]) -> None:
@@ -233,3 +233,13 @@ def test_a_level_store_of_another_model(refused: Any, prunus: Prunus, quick: lis
     tensors = load_file(quick[1] / "model.safetensors")
     save_file({name: value * 2 for name, value in tensors.items()}, quick[1] / "model.safetensors", metadata={"format": "pt"})
     refused([*words, "--out", tmp_path / "two"], "holds levels of another run (identity differs)")
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--format", "onnx"], "--format: 'onnx' is unknown. Known: deci, gguf"), (["--format", "gguf,dtype=Q2"], "--format.dtype = 'Q2': expected one of"),
+    (["--format", "deci,shards=2"], "--format.shards: unknown key"), (["--format", "gguf"], "exists. Name another file"),
+    (["--format", "padded"], "is a file, expected a folder"),
+])
+def test_an_export_that_cannot_be(flags: list[str], words: str, refused: Any, checkpoint: Any, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mine")
+    refused(["export", checkpoint(), "--out", tmp_path / "there", *flags], words)

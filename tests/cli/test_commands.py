@@ -294,3 +294,37 @@ def test_a_recipe_decides_whether_allocate_or_search_is_meant(prunus: Prunus, qu
         assert ran.code == 2
         assert words in ran.err
     assert not (tmp_path / "out").exists()
+
+
+def test_whole_branches_and_channels_go_and_the_result_is_exported(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    text = ["--search-text", "self,samples=4,length=24"]
+    ran = prunus(*quick, "--sites", "sublayer", "--sparsity", "0.3", *text)
+    assert ran.code == 0
+    assert "Parameters:" in ran.err
+    model = load(tmp_path / "out").model
+    assert sum(parameter.numel() for parameter in model.parameters()) < 0.9 * sum(
+        parameter.numel() for parameter in load(quick[1]).model.parameters())
+    exported = prunus("export", tmp_path / "out", "--format", "huggingface,shard=20KB", "--out", tmp_path / "shards")
+    assert exported.code == 0
+    assert f"Saved {tmp_path / 'shards'}" in "".join(exported.err.splitlines())
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    padded = prunus("export", tmp_path / "out", "--format", "padded", "--out", tmp_path / "padded", "--quiet")
+    assert (padded.code, padded.out, padded.err) == (0, "", "")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
+    tokens = torch.arange(20).view(1, 20)
+    assert (plain(input_ids=tokens).logits - model(input_ids=tokens).logits).abs().max() < 1e-4
+
+
+def test_prune_takes_channels_out(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    assert prunus(*quick, "--sites", "channel", "--sparsity", "0.25", "--solver", "refit").code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["intermediate_size"] == 36
+
+
+def test_allocate_and_search_decide_about_sublayers(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    common = [quick[1], *quick[quick.index("--calibration"):-2], "--sites", "sublayer", "--sparsity", "0.3"]
+    assert prunus("allocate", *common, "--out", tmp_path / "a").code == 0
+    assert prunus("search", *common, "--out", tmp_path / "b", "--search-text", "self,samples=4,length=24").code == 0
+    for name in ("a", "b"):
+        (shares,) = json.loads((tmp_path / name / "allocation.json").read_text())
+        assert set(shares.values()) == {0.0, 1.0}
