@@ -61,16 +61,23 @@ class Tile:
 
 @dataclass(frozen=True)
 class Columns:
-    """Whole inputs go, `width` neighbours at a time."""
+    """Whole inputs go, `width` neighbours at a time, and so many that a multiple of `multiple` such groups stays."""
 
     width: int = 1  # neighbouring inputs that go together
+    multiple: int = 1  # of the groups that stay
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise RecipeError(f"granularity columns:{self.width}: the width must be at least 1.")
+        if self.width < 1 or self.multiple < 1:
+            raise RecipeError(f"granularity {self}: the width and the multiple must be at least 1.")
 
     def __str__(self) -> str:
-        return "columns" if self.width == 1 else f"columns:{self.width}"
+        return f"columns:{self.width}x{self.multiple}" if self.multiple > 1 else f"columns:{self.width}" if self.width > 1 else "columns"
+
+    def removed(self, sparsity: float, inputs: int) -> int:
+        """How many groups of a weight with so many inputs go: at least the fraction asked for, unless nothing is."""
+        groups = inputs // self.width
+        gone = removed_count(sparsity, groups)
+        return gone if gone == 0 else groups - (groups - gone) // self.multiple * self.multiple
 
 
 Granularity = Unstructured | NM | Tile | Columns
@@ -109,7 +116,7 @@ def snap(sparsity: float, shape: tuple[int, int], granularity: Granularity) -> f
             tiles = (out // rows) * (width // columns)
             return removed_count(sparsity, tiles) / tiles
         case Columns(group):
-            return removed_count(sparsity, width // group) / (width // group)
+            return granularity.removed(sparsity, width) / (width // group)
 
 
 def keep_mask(
@@ -137,7 +144,7 @@ def keep_mask(
             return tiles.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         case Columns(group):
             groups = saliency.sum(0).view(1, width // group, group).sum(2)
-            kept = keep_largest(groups, groups.numel() - removed_count(sparsity, groups.numel()))
+            kept = keep_largest(groups, groups.numel() - granularity.removed(sparsity, width))
             return kept.repeat_interleave(group, 1).expand(out, width).clone()
 
 

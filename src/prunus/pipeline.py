@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -170,6 +170,9 @@ def _select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
     for site in sites:
         if isinstance(site, LinearSite):
             check_shape(site.shape, stage.granularity, site.name)
+    if stage.multiple > 1:  # of groups of heads, of which there are few, any number may stay
+        sites = tuple(replace(site, multiple=stage.multiple) if isinstance(site, ChannelSite) and site.width == 1 else site
+                      for site in sites)
     return sites
 
 
@@ -388,7 +391,7 @@ def _plan(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage) -> dict[Linea
             case LinearSite():
                 plan[site] = _Task(site, granularity)
             case ChannelSite():
-                plan[matrices[site.consumer]] = _Task(site, Columns(site.width))
+                plan[matrices[site.consumer]] = _Task(site, Columns(site.width, site.multiple))
     return plan
 
 

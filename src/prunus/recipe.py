@@ -39,35 +39,47 @@ class Stage:
     solver: Solver = ALPS()  # which weights stay, and what they become
     allocation: Allocator = Uniform()  # how much each site gives
     skip: tuple[str, ...] = ()  # glob patterns of site names to leave alone
+    multiple: int = 1  # of the MLP channels that stay in a matrix, where channels go
     search: Search | None = None  # improves what the allocator says
     recovery: Recovery | None = None  # repairs what is kept, where sublayers go
 
     def __post_init__(self) -> None:
         if len(self.sites) != 1:
             raise RecipeError(f"sites = {list(self.sites)}: expected one kind per stage. Use several stages.")
-        if self.sites != ("linear",) and self.granularity != Unstructured():
-            raise RecipeError(f"{self.sites[0]} sites give whole {self.sites[0]}s; granularity {self.granularity} does not apply.")
-        kinds = getattr(self.allocation, "kinds", ("linear", "channel"))
-        if self.sites[0] not in kinds:
-            raise RecipeError(f"allocation '{_name(type(self.allocation))}' shares out {' and '.join(kinds)} sites, not {self.sites[0]} "
-                              f"sites.{' Use influence.' if self.sites == ('sublayer',) else ''}")
-        if self.recovery and self.sites != ("sublayer",):
-            raise RecipeError(f"recovery repairs the loss of sublayers; {self.sites[0]} sites are repaired by their solver. Leave it out.")
+        _check_kind(self, self.sites[0])
         if self.sites == ("sublayer",):
             _check_branches(self.search)
-            return
-        if isinstance(self.granularity, NM):
-            _check_ratio(self.granularity, self.budget)
-            if self.search is not None:
-                raise RecipeError(f"granularity {self.granularity} fixes the sparsity of every site: there is nothing to search.")
-        if self.search and self.solver.needs != "gram" and getattr(self.search.strategy, "needs_errors", False):
-            raise RecipeError(f"strategy '{_name(type(self.search.strategy))}' needs the error of every site at every level, which solver "
-                              f"{type(self.solver).__name__} does not measure. Choose one that needs a Gram matrix, such as sparsegpt.")
-        shape: type = Columns if self.sites == ("channel",) else type(self.granularity)
-        if shape not in self.solver.supports:
-            able = ", ".join(kind.__name__.lower() for kind in self.solver.supports)
-            raise RecipeError(f"solver {type(self.solver).__name__} cannot do {shape.__name__.lower()}; "
-                              f"it can do {able}.")
+        else:
+            _check_solved(self)
+
+
+def _check_kind(stage: Stage, kind: Kind) -> None:
+    """Whether what the stage says is said of its kind of site."""
+    if kind != "linear" and stage.granularity != Unstructured():
+        raise RecipeError(f"{kind} sites give whole {kind}s; granularity {stage.granularity} does not apply.")
+    kinds = getattr(stage.allocation, "kinds", ("linear", "channel"))
+    if kind not in kinds:
+        raise RecipeError(f"allocation '{_name(type(stage.allocation))}' shares out {' and '.join(kinds)} sites, not {kind} "
+                          f"sites.{' Use influence.' if kind == 'sublayer' else ''}")
+    if stage.multiple < 1 or (stage.multiple > 1 and kind != "channel"):
+        raise RecipeError(f"multiple = {stage.multiple}: expected at least 1, and more only where channels go.")
+    if stage.recovery and kind != "sublayer":
+        raise RecipeError(f"recovery repairs the loss of sublayers; {kind} sites are repaired by their solver. Leave it out.")
+
+
+def _check_solved(stage: Stage) -> None:
+    """Whether the solver, and the search, can do what is asked of matrices."""
+    if isinstance(stage.granularity, NM):
+        _check_ratio(stage.granularity, stage.budget)
+        if stage.search is not None:
+            raise RecipeError(f"granularity {stage.granularity} fixes the sparsity of every site: there is nothing to search.")
+    if stage.search and stage.solver.needs != "gram" and getattr(stage.search.strategy, "needs_errors", False):
+        raise RecipeError(f"strategy '{_name(type(stage.search.strategy))}' needs the error of every site at every level, which solver "
+                          f"{type(stage.solver).__name__} does not measure. Choose one that needs a Gram matrix, such as sparsegpt.")
+    shape: type = Columns if stage.sites == ("channel",) else type(stage.granularity)
+    if shape not in stage.solver.supports:
+        able = ", ".join(kind.__name__.lower() for kind in stage.solver.supports)
+        raise RecipeError(f"solver {type(stage.solver).__name__} cannot do {shape.__name__.lower()}; it can do {able}.")
 
 
 def _check_branches(search: Search | None) -> None:
@@ -207,7 +219,8 @@ def _granularity(data: Any, where: str) -> Granularity:
 
 
 def parse_granularity(text: str, where: str = "granularity") -> Granularity:
-    """`unstructured`, `unstructured:row`, `2:4`, `tile:4x4`, `columns` or `columns:8`. Raises RecipeError."""
+    """`unstructured`, `unstructured:row`, `2:4`, `tile:4x4`, `columns`, `columns:8` or `columns:1x64` (a multiple of 64 stays).
+    Raises RecipeError."""
     head, _, rest = text.partition(":")
     scope: Literal["native", "row", "matrix"]
     try:
@@ -216,7 +229,8 @@ def parse_granularity(text: str, where: str = "granularity") -> Granularity:
                 scope = rest or "native"  # type: ignore[assignment]
                 return Unstructured(scope)
             case "columns":
-                return Columns(int(rest or 1))
+                width, apart, multiple = rest.partition("x")
+                return Columns(int(width) if rest else 1, int(multiple) if apart else 1)
             case "tile":
                 rows, _, columns = rest.partition("x")
                 return Tile(int(rows), int(columns))
@@ -224,7 +238,7 @@ def parse_granularity(text: str, where: str = "granularity") -> Granularity:
                 return NM(int(head), int(rest))
     except ValueError:
         raise RecipeError(f"{where} = '{text}': expected unstructured, unstructured:row, unstructured:matrix, n:m (2:4), "
-                          "tile:4x4, columns or columns:8.") from None
+                          "tile:4x4, columns, columns:8 or columns:1x64.") from None
 
 
 def plain(value: Any) -> Any:

@@ -67,6 +67,7 @@ class ChannelSite:
     size: int  # weights of producers and consumer together
     counted: tuple[Size, ...] = ()  # attributes of modules that a cut has to change
     settings: tuple[Size, ...] = ()  # of the config, where all blocks have as many channels; none: it cannot say
+    multiple: int = 1  # of the channels that stay; it is the recipe that wants it
 
     @property
     def branch(self) -> str:

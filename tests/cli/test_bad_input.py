@@ -97,7 +97,8 @@ def test_a_solver_that_cannot_do_the_granularity(refused: Any, quick: list[Any])
 
 @pytest.mark.parametrize("flags", [
     ["--solver", "sparsegtp"], ["--granularity", "dense"], ["--sites", "neuron"], ["--sites", "sublayer", "--allocation", "owl"],
-    ["--allocation", "best"], ["--solver", "alps,iteration=3"], ["--dtype", "int4"], ["--device", "tpu"], ["--samples", "0"], ["--length", "9999"],
+    ["--allocation", "best"],
+    ["--solver", "alps,iteration=3"], ["--dtype", "int4"], ["--device", "tpu"], ["--samples", "0"], ["--length", "9999"],
     ["--skip", "*"], ["--recipe", "nowhere.toml"],
 ], ids=" ".join)
 def test_words_that_mean_nothing(flags: list[str], refused: Any, quick: list[Any]) -> None:
@@ -236,7 +237,8 @@ def test_a_level_store_of_another_model(refused: Any, prunus: Prunus, quick: lis
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    (["--format", "onnx"], "--format: 'onnx' is unknown. Known: deci, gguf"), (["--format", "gguf,dtype=Q2"], "--format.dtype = 'Q2': expected one of"),
+    (["--format", "onnx"], "--format: 'onnx' is unknown. Known: deci, gguf"),
+    (["--format", "gguf,dtype=Q2"], "--format.dtype = 'Q2': expected one of"),
     (["--format", "deci,shards=2"], "--format.shards: unknown key"), (["--format", "gguf"], "exists. Name another file"),
     (["--format", "padded"], "is a file, expected a folder"),
 ])

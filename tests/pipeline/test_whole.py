@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prunus.allocation.influence import Influence
+from prunus.allocation.owl import OWL
 from prunus.anatomy import describe
 from prunus.budget import Budget
 from prunus.calibration.branches import branch_stats
@@ -25,6 +26,7 @@ from prunus.result import Pruned
 from prunus.search import search
 from prunus.search.plan import Search
 from prunus.search.space import Query, Space, Trial
+from prunus.search.strategies.evolution import Evolution
 from prunus.search.strategies.progressive import Progressive
 from prunus.silence import silenced
 from prunus.sites import ChannelSite, SublayerSite
@@ -160,7 +162,7 @@ def test_protected_blocks_and_kinds_are_left_alone() -> None:
     gone = questions_of(Progressive(protected=1), len)[-1]
     assert {sites[index].block for index in gone} <= set(range(1, 7))
     with pytest.raises(RecipeError, match="too little can go for this budget"):
-        questions_of(Progressive(only="attention"), len)
+        questions_of(Progressive(only="attention", protected=1), len)
 
 
 def test_a_branch_that_does_harm_goes_first_and_of_several_the_largest() -> None:
@@ -218,6 +220,17 @@ def test_a_run_that_is_interrupted_after_a_cut_goes_on_to_the_same_model(text_fi
         name: value.shape for name, value in whole.state_dict().items()}
     for name, value in resumed.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("searched", [False, True])
+def test_widths_are_multiples_where_it_is_asked_for(searched: bool, text_file: Path) -> None:
+    model = tiny_model(num_hidden_layers=3, intermediate_size=64)
+    search = Search(Evolution(), evaluations=4.0, text=Calibration("self", samples=4, length=24)) if searched else None
+    run(model, text_file, Stage(("channel",), Budget(0.7), solver=Refit(), allocation=OWL(), multiple=16, search=search))
+    widths = [layer.mlp.down_proj.weight.shape[1] for layer in model.model.layers]
+    assert all(width % 16 == 0 for width in widths)
+    assert sum(widths) < 3 * 64
+    assert any(layer.self_attn.k_proj.weight.shape[0] < 16 for layer in model.model.layers)
 
 
 def test_what_would_leave_no_attention_is_refused_and_the_model_is_whole(text_file: Path) -> None:

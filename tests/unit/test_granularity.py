@@ -131,3 +131,13 @@ def test_impossible_shapes_cannot_be_written_down(make: object) -> None:
 
     with pytest.raises((RecipeError, TypeCheckError)):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("asked", "multiple", "kept"), [(0.0, 8, 24), (0.1, 8, 16), (0.25, 4, 16), (0.3, 4, 16), (0.5, 8, 8), (0.9, 8, 0)])
+def test_of_columns_a_multiple_stays(asked: float, multiple: int, kept: int) -> None:
+    granularity = Columns(2, multiple)
+    saliency = torch.rand(3, 48, generator=torch.Generator().manual_seed(0))
+    mask = keep_mask(saliency, asked, granularity)
+    assert int(mask[0].sum()) == 2 * kept
+    assert snap(asked, (3, 48), granularity) == pytest.approx(1 - kept / 24)
+    assert str(granularity) == f"columns:2x{multiple}"

@@ -57,7 +57,7 @@ def reach(site: Site, sparsity: float, granularity: Granularity) -> float:
         case LinearSite():
             return snap(sparsity, site.shape, granularity)
         case ChannelSite():
-            return snap(sparsity, (1, site.count), Columns(1))
+            return snap(sparsity, (1, site.count), Columns(1, site.multiple))
         case SublayerSite():
             return float(sparsity >= 0.5)
 
@@ -113,7 +113,7 @@ def pooled(preference: Callable[[Site, float], float], per: Per, sites: Sequence
 
 def probed(solver: Solver, sparsity: float, site: Site, weight: Tensor, stats: InputStats) -> float:
     """The logarithm of the relative output error that a solver leaves at one sparsity; of channels, whole ones go."""
-    shape = Columns(site.width) if isinstance(site, ChannelSite) else Unstructured("matrix")
+    shape = Columns(site.width, site.multiple) if isinstance(site, ChannelSite) else Unstructured("matrix")
     problem = LayerProblem(weight, stats, shape, sparsity, site.name)
     return math.log(max(problem.error(solver.solve(problem).weight) or 0.0, 1e-12))
 

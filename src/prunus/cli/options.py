@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity",
-    "Length", "Model", "Objective", "Out", "Overwrite", "Quiet", "RecipeFile", "Recovery", "Resume", "Samples", "Search",
+    "Length", "Model", "Multiple", "Objective", "Out", "Overwrite", "Quiet", "RecipeFile", "Recovery", "Resume", "Samples", "Search",
     "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "given", "named", "recipe_of",
 ]
 
@@ -38,6 +38,8 @@ SearchText = Annotated[str | None, typer.Option(
 Objective = Annotated[str | None, typer.Option(
     help="What candidates are valued by: divergence from the dense model, perplexity of the search text, or accuracy on the "
          "multiple-choice examples of a JSONL file that --search-text names. [default: divergence]")]
+Multiple = Annotated[int | None, typer.Option(
+    help="Where channels go, a multiple of this stays in every MLP (32 for Q8_0, 64 or 128 for GPUs). [default: 1]")]
 Recovery = Annotated[str | None, typer.Option(
     help="Repair what is kept where sublayers go: patch, or none; settings after commas. [default: patch]")]
 Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone, as a glob pattern; may be repeated.")]
@@ -59,7 +61,7 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 
 
 _FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "objective", "recovery",
-          "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "seed")
+          "multiple", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "seed")
 _SUITED = {  # to kinds of sites, where flags do not say otherwise
     "channel": {"solver": "refit"},
     "sublayer": {"allocation": "influence", "search": "progressive", "recovery": "patch"},
@@ -102,6 +104,7 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
         "solver": named(given.get("solver", "alps"), "--solver"),
         "allocation": named(given.get("allocation", "uniform"), "--allocation"),
         "skip": given.get("skip", []),
+        "multiple": given.get("multiple", 1),
     }
     if given.get("search", "none") != "none":
         stage["search"] = _search(given)

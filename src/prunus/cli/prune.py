@@ -17,6 +17,7 @@ def prune(
     recipe: o.RecipeFile = None,
     sites: o.Sites = None,
     sparsity: o.Sparsity = None,
+    multiple: o.Multiple = None,
     granularity: o.Granularity = None,
     solver: o.Solver = None,
     allocation: o.Allocation = None,

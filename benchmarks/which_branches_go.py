@@ -1,0 +1,113 @@
+"""Which attentions and MLPs may go? Perplexity of SmolLM2 without a fifth of its block weights, by who chooses and with what
+repair, on two texts that neither saw; and what the choosing costs.
+
+Finished rows are kept in build/, so that an interrupted benchmark goes on where it stopped.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _harness import GO_ON, ROOT, WRITE, Timer, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from prunus import Budget, Calibration, Recipe, Stage, allocate, describe
+from prunus.allocation import Allocator
+from prunus.allocation.influence import Influence
+from prunus.calibration.placement import Placement
+from prunus.evaluation import Context
+from prunus.evaluation.perplexity import Perplexity
+from prunus.recovery.patch import Patch
+from prunus.search.plan import Search
+from prunus.search.strategies.progressive import Progressive
+from prunus.silence import silenced
+from prunus.sites import SublayerSite
+
+SPARSITY = 0.2
+WAYS: dict[str, tuple[Allocator, Progressive | None, str]] = {  # row: (first answer, search, what it looks at)
+    "ShortGPT: blocks by cosine": (Influence(per="block"), None, ""),
+    "LLM-Drop: branches by cosine": (Influence(), None, ""),
+    "SLEB: blocks one by one, perplexity": (Influence(per="block"), Progressive(per="block", denominator="none"), "perplexity"),
+    "progressive, branches, divergence": (Influence(), Progressive(denominator="none"), "divergence"),
+    "progressive, impact per weight": (Influence(), Progressive(), "divergence"),
+    "the same, all looked at again": (Influence(), Progressive(lazy=False), "divergence"),
+    "the same, once": (Influence(), Progressive(progressive=False), "divergence"),
+}
+KEPT = ROOT / "build" / "which_branches_go"
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON, write=WRITE,
+                        only={"nargs": "*", "default": [], "help": "names of rows"})
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) if options.tiny else KEPT
+        rows = kept_rows(home / "rows.jsonl", "which_branches_go" if options.go_on else "")
+        for name in ("dense", *WAYS):
+            if name not in {row["name"] for row in rows} and not options.write and (not options.only or name in options.only):
+                rows.append(keep_row(home / "rows.jsonl", _row(options, name)))
+                print(rows[-1], flush=True)
+    if options.only:
+        return
+    tables = {"which_branches_go": _quality(rows), "what_choosing_branches_costs": _cost(rows)}
+    print("\n\n".join(tables.values()))
+    if not options.tiny:
+        write("which_branches_go", "; ".join(rows[0]["protocols"]), rows, tables,
+              calibration="c4 train, 64 sequences of 512 tokens, seed 0",
+              search="8 sequences of 256 tokens that the model wrote itself, 2 of them held out", dtype=options.dtype)
+
+
+def _row(options: Any, name: str) -> dict[str, Any]:
+    model, tokenizer = model_and_tokenizer(options.tiny, options.dtype)
+    metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
+        Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
+
+    def perplexities() -> dict[str, Any]:
+        measured = [metric.measure(model, Context(tokenizer)) for metric in metrics]
+        return {"perplexity": [value.value for value in measured], "protocols": [value.protocol for value in measured]}
+
+    if name == "dense":
+        return {"name": name, "commit": environment()["commit"], **perplexities()}
+    first, strategy, objective = WAYS[name]
+    looked = Calibration("self", samples=4 if options.tiny else 8, length=32 if options.tiny else 256)
+    search = Search(strategy, text=looked, objective=objective) if strategy else None  # type: ignore[arg-type]
+    text = Calibration("builtin", samples=4, length=64) if options.tiny else Calibration("c4", samples=64, length=512)
+    sparsity = 0.25 if options.tiny else SPARSITY
+    stage = Stage(("sublayer",), Budget(1 - sparsity), allocation=first, search=search)
+    found = allocate(model, Recipe((stage,), text, metrics=(), prompts=()), tokenizer=tokenizer)
+    anatomy = describe(model)
+    gone = [site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite) and found.allocation[site.name]]
+    row = {"name": name, "commit": environment()["commit"], "gone": [site.name for site in gone],
+           "seconds": {key: round(value, 1) for key, value in found.seconds.items()}}
+    if found.search:
+        row |= {"searched": {key: getattr(found.search, key) for key in ("questions", "block_passes", "block_passes_plain", "kept")},
+                "searching": round(found.search.seconds["searching"], 1)}
+    with silenced(model, gone):
+        row |= {"cut": perplexities()["perplexity"]}
+    tokens = text.tokens(tokenizer, model, 0)
+    with Timer() as timer:
+        Patch().recover(model, anatomy, gone, tokens, Placement(), 2)
+    with silenced(model, gone):
+        return row | {"repairing": round(timer.wall, 1), **perplexities()}
+
+
+def _quality(rows: list[dict[str, Any]]) -> str:
+    """Perplexities as cut and as repaired, and the repaired gap to the dense model as a share of ShortGPT's as cut."""
+    dense = rows[0]["perplexity"]
+    base = next(row["cut"] for row in rows if row["name"].startswith("ShortGPT"))
+    texts = ["WikiText-2", "C4"][: len(dense)]
+    lines = [[row["name"], str(sum("attn" in name for name in row["gone"])), str(sum("mlp" in name for name in row["gone"])),
+              *(f"{value:.1f}" for value in (*row["cut"], *row["perplexity"])),
+              *(f"{(value - whole) / (short - whole):.2f}" for value, whole, short in zip(row["perplexity"], dense, base, strict=True))]
+             for row in sorted(rows[1:], key=lambda row: row["perplexity"])]
+    return table(["who chooses", "attentions", "MLPs", *(f"cut, {text}" for text in texts), *(f"repaired, {text}" for text in texts),
+                  *(f"gap, {text}" for text in texts)],
+                 [*lines, ["dense", "", "", *(f"{value:.1f}" for value in dense), *[""] * 2 * len(texts)]])
+
+
+def _cost(rows: list[dict[str, Any]]) -> str:
+    """Block passes, against all candidates of all rounds through all blocks; and seconds."""
+    lines = [[row["name"], str(row["searched"]["questions"]), str(row["searched"]["block_passes"]), f"{row['searching']:.0f}",
+              f"{row['repairing']:.0f}"] for row in rows[1:] if "searched" in row]
+    return table(["search", "candidates", "block passes", "seconds", "seconds of the repair"], lines)
+
+
+if __name__ == "__main__":
+    main()
