@@ -7,7 +7,7 @@ import typer
 __all__ = ["list_names"]
 
 _FOLDERS = {"solvers": "solvers", "criteria": "criteria", "allocators": "allocation",
-            "strategies": "search.strategies", "metrics": "evaluation", "families": "anatomy",
+            "strategies": "search.strategies", "recoveries": "recovery", "metrics": "evaluation", "families": "anatomy",
             "formats": "export", "reports": "report"}
 
 
