@@ -1,7 +1,7 @@
 """The road from a model and a recipe to a pruned model and its report: the only place where the parts meet."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -34,8 +34,8 @@ from .search.plan import Job, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import Solver, solve_all
 from .stats import Needs, most
-from .surgery.cut import check_left, cut, skip
-from .surgery.write import clear_rows, module_layout, read_weight, write
+from .surgery.cut import check_left, cut_unread, skip
+from .surgery.write import clear_rows, read_weight, write
 
 __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 
@@ -286,20 +286,8 @@ class _Run:
                 self._finish(index, views[0].site.block, plan, records, done)
                 del views, view  # statistics go before the next ones are made
             if stage.sites == ("channel",):
-                self._cut([site for site in sites if isinstance(site, ChannelSite)])
+                self.anatomy = cut_unread(self.model, self.anatomy, [site for site in sites if isinstance(site, ChannelSite)])
         return records
-
-    def _cut(self, sites: Sequence[ChannelSite]) -> None:
-        """Channels that nothing reads any more; a branch that has lost all of them is skipped."""
-        kept: dict[str, Tensor] = {}
-        for site in sites:
-            module: Any = self.model.get_submodule(site.consumer)
-            read = module_layout(module, module.weight.detach()).any(0)
-            kept[site.name] = read.view(site.count, site.width).any(1).cpu()
-        empty = [site.branch for site in sites if not bool(kept[site.name].any())]
-        self.anatomy = cut(self.model, self.anatomy, {name: mask for name, mask in kept.items() if bool(mask.any())})
-        if empty:
-            self.anatomy = skip(self.model, self.anatomy, empty)
 
     def _skip(self, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
         """Repair what is kept, and leave branches out of the model."""

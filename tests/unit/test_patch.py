@@ -98,25 +98,7 @@ def test_weights_that_are_zero_stay_zero_and_what_comes_before_the_cut_stays_as_
     changed = patched(model, [2])
     assert bool((changed.model.layers[2].mlp.down_proj.weight[:, ::2] == 0).all())
     differing = {name for name, value in changed.state_dict().items() if not torch.equal(value, model.state_dict()[name])}
-    assert differing == {f"model.layers.{name}.weight" for name in ("0.mlp.down_proj", "1.mlp.down_proj", "2.self_attn.o_proj",
-                                                                    "2.mlp.down_proj")}
-
-
-def test_the_matrix_before_a_cut_gets_the_map_to_the_stream_behind_it() -> None:
-    """The MLP of block 0 and the attention of block 1 go: the attention of block 0 stands in for both."""
-    model = tiny_model()
-    name, gone = "model.layers.0.self_attn.o_proj", [1, 2]
-    reads = streams(model, gone)[name]
-    behind: list[torch.Tensor] = []
-    model.model.layers[1].post_attention_layernorm.register_forward_pre_hook(lambda _, given: behind.append(given[0].flatten(0, 1)))
-    with torch.no_grad():
-        model(input_ids=TOKENS)
-        with silenced(model, [branches(model)[index] for index in gone]):
-            model(input_ids=TOKENS)
-    dense, plain = behind
-    change = torch.linalg.lstsq(reads.double(), (dense - plain).double()).solution.T.float()
-    found = patched(model, gone, damping=1e-9).get_submodule(name).weight - model.get_submodule(name).weight
-    assert torch.allclose(found, change, atol=1e-3 * float(change.abs().max()))
+    assert differing == {f"model.layers.{name}.weight" for name in ("1.mlp.down_proj", "2.self_attn.o_proj", "2.mlp.down_proj")}
 
 
 def test_nothing_that_goes_is_nothing_to_repair() -> None:

@@ -22,16 +22,15 @@ __all__ = ["Patch"]
 
 @dataclass(frozen=True)
 class Patch:
-    """Every matrix that leaves a branch, from the last one before the first cut on, gets the least-squares map from what it
-    reads to what the stream lacks there, added to it: with a its input in the pruned model, g the dense model's stream less the
+    """Every matrix that leaves a branch behind the first cut gets the least-squares map from what it reads to what the stream
+    lacks there, added to it: with a its input in the pruned model, g the dense model's stream behind the branch less the
     pruned model's, and G = E[a a^T], W becomes W + E[g a^T] (G + d mean(diag G) I)^-1. A bias takes what is left of the mean.
-    Directly before a cut the dense stream is that behind the cut: the map stands in for what goes, as far as it can.
 
     Branch by branch, so that what one map could not make up is left to the next. LinearPatch (Chen et al. 2025) and ReplaceMe
     (Shopkhoev et al. 2025) put a map of the stream at the cut; these are in matrices that the model has anyway.
     """
 
-    damping: float = 0.1  # d: added to the Gram's diagonal, as a fraction of its mean
+    damping: float = 0.3  # d: added to the Gram's diagonal, as a fraction of its mean
 
     def __post_init__(self) -> None:
         if self.damping <= 0:
@@ -40,20 +39,19 @@ class Patch:
     @torch.no_grad()
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], tokens: Int[Tensor, "samples length"],
                 placement: Placement, batch: int) -> None:
-        ends = _ends(anatomy, gone)
-        first = min((site.block for site, end in ends.items() if end != site), default=min((site.block for site in gone), default=None))
-        if first is None:
-            return
+        first = min((site.block for site in gone), default=len(anatomy.blocks))
         with evaluating(model), ExitStack() as stack:
             dense = enter(model, anatomy, tokens, placement, batch, stack)
             for depth in range(first):
                 _advance(model, anatomy, depth, dense, (), placement)
-            pruned = _copy(dense, stack, placement)
+            hidden = stack.enter_context(placement.hidden(tuple(dense.hidden.shape), dense.hidden.dtype))
+            pruned = States(hidden.copy_(dense.hidden), dense.batch, dense.device, dense.arguments)
             for depth in range(first, len(anatomy.blocks)):
-                kept = [site for site in ends if site.block == depth]
+                kept = [site for site in _branches(anatomy, depth) if site not in gone]
                 with placement.hidden((len(kept), *dense.hidden.shape), dense.hidden.dtype) as targets:
-                    for place, site in enumerate(kept):
-                        _stream_behind(model, anatomy, ends[site], depth, dense, targets[place], placement)
+                    with placement.visiting(model.get_submodule(anatomy.blocks[depth].name)):
+                        for place, site in enumerate(kept):
+                            _stream_behind(model, anatomy, site, dense, targets[place])
                     _advance(model, anatomy, depth, dense, (), placement)
                     with placement.visiting(model.get_submodule(anatomy.blocks[depth].name)):
                         for place, site in enumerate(kept):
@@ -84,28 +82,14 @@ class Patch:
             output.bias += (mean - change @ stats.mean).to(output.bias)
 
 
-def _ends(anatomy: Anatomy, gone: Sequence[SublayerSite]) -> dict[SublayerSite, SublayerSite]:
-    """By branch that is kept: itself, or the last of those that go directly behind it."""
-    found: dict[SublayerSite, SublayerSite] = {}
-    last: SublayerSite | None = None
-    for site in anatomy.sites("sublayer"):
-        assert isinstance(site, SublayerSite)
-        if site not in gone:
-            found[site] = last = site
-        elif last is not None:
-            found[last] = site
-    return found
+def _branches(anatomy: Anatomy, depth: int) -> list[SublayerSite]:
+    return [site for site in anatomy.blocks[depth].sites if isinstance(site, SublayerSite)]
 
 
 def _later(anatomy: Anatomy, site: SublayerSite) -> list[SublayerSite]:
     """The branches of the same block that follow."""
-    branches = [other for other in anatomy.blocks[site.block].sites if isinstance(other, SublayerSite)]
+    branches = _branches(anatomy, site.block)
     return branches[branches.index(site) + 1 :]
-
-
-def _copy(states: States, stack: ExitStack, placement: Placement) -> States:
-    hidden = stack.enter_context(placement.hidden(tuple(states.hidden.shape), states.hidden.dtype))
-    return States(hidden.copy_(states.hidden), states.batch, states.device, states.arguments)
 
 
 def _advance(model: Any, anatomy: Anatomy, depth: int, states: States, gone: Sequence[SublayerSite], placement: Placement) -> None:
@@ -116,17 +100,12 @@ def _advance(model: Any, anatomy: Anatomy, depth: int, states: States, gone: Seq
         states.advance(module, depth, name)
 
 
-def _stream_behind(model: Any, anatomy: Anatomy, site: SublayerSite, depth: int, dense: States, target: Tensor,
-                   placement: Placement) -> None:
-    """The dense model's stream behind a branch, from its states at the entry of block `depth`."""
-    with ExitStack() as stack:
-        states = dense if site.block == depth else _copy(dense, stack, placement)
-        for between in range(depth, site.block):
-            _advance(model, anatomy, between, states, (), placement)
-        module: nn.Module = model.get_submodule(anatomy.blocks[site.block].name)
-        with placement.visiting(module), silenced(model, _later(anatomy, site)):
-            for rows in states.batches():
-                target[rows] = states.run(module, site.block, rows).to(target.device)
+def _stream_behind(model: Any, anatomy: Anatomy, site: SublayerSite, dense: States, target: Tensor) -> None:
+    """The dense model's stream behind a branch, from its states at the entry of the branch's block."""
+    module: nn.Module = model.get_submodule(anatomy.blocks[site.block].name)
+    with silenced(model, _later(anatomy, site)):
+        for rows in dense.batches():
+            target[rows] = dense.run(module, site.block, rows).to(target.device)
 
 
 def _moments(output: Any, block: nn.Module, site: SublayerSite, target: Tensor,

@@ -14,7 +14,7 @@ from ..shape import reshape
 from ..sites import Anatomy, ChannelSite, Producer, SublayerSite
 from .write import module_layout
 
-__all__ = ["check_left", "cut", "skip"]
+__all__ = ["check_left", "cut", "cut_unread", "skip"]
 
 Shape = dict[str, Any]
 
@@ -50,6 +50,20 @@ def cut(model: Any, anatomy: Anatomy, kept: Mapping[str, Bool[Tensor, "count"]])
         _change(model, {"matrices": matrices, "sizes": sizes})
         model.load_state_dict(tensors, strict=False)
     return describe(model)
+
+
+@torch.no_grad()
+def cut_unread(model: Any, anatomy: Anatomy, sites: Iterable[ChannelSite]) -> Anatomy:
+    """Leave out the channels whose columns of the consumer are 0, and branches that have lost all of them; gives what is left."""
+    kept: dict[str, Tensor] = {}
+    for site in sites:
+        consumer: Any = model.get_submodule(site.consumer)
+        read = module_layout(consumer, consumer.weight).any(0)
+        kept[site.name] = read.view(site.count, site.width).any(1).cpu()
+    empty = [name.removesuffix(".channels") for name, mask in kept.items() if not bool(mask.any())]
+    check_left(anatomy, empty)
+    left = cut(model, anatomy, {name: mask for name, mask in kept.items() if bool(mask.any())})
+    return skip(model, left, empty) if empty else left
 
 
 def _left(model: nn.Module, site: ChannelSite, kept: Tensor) -> Iterable[tuple[str, Tensor]]:
