@@ -196,9 +196,8 @@ def _check_texts(recipe: Recipe, calibrated: bool) -> None:
 
 def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
     asked = recipe.calibration.samples
-    if 0 < len(tokens) < asked:
-        return (f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.",)
-    return ()
+    few = 0 < len(tokens) < asked
+    return (f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.",) if few else ()
 
 
 def _identity(model: Any, tokens: Tensor) -> str:

@@ -14,6 +14,7 @@ from .export import export
 from .list import list_names
 from .prune import prune
 from .recipe import recipe
+from .speed import speed
 
 __all__ = ["app", "run"]
 
@@ -28,6 +29,7 @@ app.command("allocate")(allocate)
 app.command("search")(search)
 app.command("evaluate")(evaluate)
 app.command("export")(export)
+app.command("speed")(speed)
 app.command("describe")(describe)
 app.command("list")(list_names)
 app.command("recipe")(recipe)
