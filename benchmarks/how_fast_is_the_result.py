@@ -50,9 +50,10 @@ def main() -> None:
     shown = _table(rows)
     print(shown)
     if not options.tiny:
-        write("how_fast_is_the_result", f"{size['prompt']} tokens read, {size['answer']} written, one sequence; {repetitions} rounds in turn "
-              f"after one that warms up; {options.threads} thread(s); medians, and in brackets the least and the most of the rounds' ratios to "
-              "the dense model", rows, {"how_fast_is_the_result": shown})
+        protocol = (f"{size['prompt']} tokens read, {size['answer']} written, one sequence; {repetitions} rounds in turn after one that "
+                    f"warms up; {options.threads} thread(s); medians, and in brackets the least and the most of the rounds' ratios to the "
+                    "dense model")
+        write("how_fast_is_the_result", protocol, rows, {"how_fast_is_the_result": shown})
 
 
 def parameters(model: Any) -> int:

@@ -2,13 +2,19 @@
 
 Both remove channels by the same criterion, from the statistics of the model as it is pruned so far; only the values of the
 kept columns differ. Of attention, whole key/value groups go with their queries: SmolLM2 has three in a block.
+
+Finished rows are kept in build/; --only measures some criteria and writes no result, so that two processes can share the work.
 """
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from _harness import arguments, environment, model_and_tokenizer, table, write
+from _harness import ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Recipe, Stage, prune
 from prunus.criteria import Criterion
+from prunus.criteria.flap import FLAP
+from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.obs import OBS
 from prunus.criteria.wanda import Wanda
 from prunus.evaluation import Context
@@ -17,27 +23,41 @@ from prunus.solvers.mask import Mask
 from prunus.solvers.refit import Refit
 
 SPARSITIES = (0.2, 0.3)
-CRITERIA: dict[str, Criterion] = {"Wanda": Wanda(), "OBS": OBS()}
-SITES = {"attention and MLP": (), "MLP": ("*attn*",), "attention": ("*mlp*",)}
+CRITERIA: dict[str, Criterion] = {"magnitude": Magnitude(), "FLAP": FLAP(), "Wanda": Wanda(), "OBS": OBS()}
+SITES = {"attention and MLP": (), "MLP": ("*attn*",)}
+KEPT = ROOT / "build" / "what_does_compensation_bring"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", dtype={"default": "bfloat16"})
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, only={"nargs": "*", "default": [], "help": "names of criteria"})
     metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
         Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
-    rows = [_row(options, metrics)]
-    for sites in SITES:
-        for criterion in CRITERIA if sites == "attention and MLP" or not options.tiny else ():
-            for sparsity in SPARSITIES if sites != "attention" else SPARSITIES[:1]:  # of three groups, one goes at both
-                rows += [_row(options, metrics, sites, criterion, sparsity, refitted) for refitted in (False, True)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder if options.tiny else KEPT) / "rows.jsonl"
+        rows = kept_rows(file)
+        for wanted in _wanted(options):
+            if not any(tuple(row[key] for key in ("sites", "criterion", "sparsity", "refitted")) == wanted for row in rows):
+                rows.append(keep_row(file, _row(options, metrics, *wanted)))
+    if options.only:
+        return
+    order = ["", *CRITERIA]
+    dense, *rows = sorted(rows, key=lambda row: (row["sites"], row["sparsity"], order.index(row["criterion"]), row["refitted"]))
     texts = ["WikiText-2", "C4"][: len(metrics)]
     shown = table(["channels of", "removed", "chosen by", *(f"{text}, {how}" for text in texts for how in ("as they were", "refitted")),
                    *(f"gap, {text}" for text in texts)],
-                  [_cells(rows[0]["perplexity"], *pair) for pair in zip(rows[1::2], rows[2::2], strict=True)])
+                  [_cells(dense["perplexity"], *pair) for pair in zip(rows[::2], rows[1::2], strict=True)])
     print(shown)
     if not options.tiny:
-        write("what_does_compensation_bring", "; ".join(rows[0]["protocols"]), rows, {"what_does_compensation_bring": shown},
+        write("what_does_compensation_bring", "; ".join(dense["protocols"]), [dense, *rows], {"what_does_compensation_bring": shown},
               calibration="c4 train, 64 sequences of 512 tokens, seed 0", dtype=options.dtype)
+
+
+def _wanted(options: Any) -> list[tuple[str, str, float, bool]]:
+    """Sites, criterion, sparsity, and whether what stays is refitted."""
+    criteria = [name for name in CRITERIA if not options.only or name in options.only]
+    sites = list(SITES)[:1] if options.tiny else SITES
+    return [("", "", 0.0, False), *((where, name, sparsity, refitted) for where in sites for name in criteria for sparsity in SPARSITIES
+                                    for refitted in (False, True) if where == "attention and MLP" or name in ("Wanda", "OBS"))]
 
 
 def _row(options: Any, metrics: list[Perplexity], sites: str = "", criterion: str = "", sparsity: float = 0.0,

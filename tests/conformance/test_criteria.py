@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from prunus.criteria.flap import FLAP
 from prunus.criteria.isc import ISC
 from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.obs import OBS
@@ -86,6 +87,12 @@ def test_wanda_is_the_absolute_value_times_the_norm_of_the_input() -> None:
     x = inputs(7, tokens=100)
     exact = weight().abs() * x.norm(dim=0) / 10  # rms = norm / sqrt(tokens)
     assert torch.allclose(Wanda().saliency(weight(), stats_of(x)), exact, rtol=1e-5)
+
+
+def test_flap_is_the_squared_weight_times_the_variance_of_the_input() -> None:
+    x = inputs(7, tokens=100) + 3
+    exact = weight().square() * x.var(0, correction=0)
+    assert torch.allclose(FLAP().saliency(weight(), stats_of(x)), exact, rtol=1e-3)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
