@@ -92,16 +92,17 @@ def test_nothing_but_the_matrices_of_the_blocks_changes(family: str, recipe_for:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_channels_go_whole_from_consumers_and_producers(family: str, recipe_for: Recipes) -> None:
-    """And the logits are those of a model whose consumers alone were pruned: the producers' rows had become idle."""
-    result = pruned(tiny_model(family), recipe_for(sites=("channel",), budget=Budget(0.5), solver=SparseGPT()))
-    for site in describe(result.model).sites("channel"):
-        assert isinstance(site, ChannelSite)
-        consumer = read_weight(result.model.get_submodule(site.consumer))
-        gone = (consumer.view(-1, site.count, site.width) == 0).all(dim=(0, 2))
-        assert int(gone.sum()) == site.count // 2
-        for producer in site.producers:
-            rows = read_weight(result.model.get_submodule(producer.name))[producer.offset :][: site.count * producer.rows]
-            assert torch.equal((rows.view(site.count, -1) == 0).all(1), gone), producer.name
+    """Half of the columns of every consumer, with the rows that fed them; test_whole.py has the answers."""
+    dense, result = tiny_model(family), pruned(tiny_model(family), recipe_for(sites=("channel",), budget=Budget(0.5), solver=SparseGPT()))
+    for before, after in zip(describe(dense).sites("channel"), describe(result.model).sites("channel"), strict=True):
+        assert isinstance(before, ChannelSite)
+        assert isinstance(after, ChannelSite)
+        assert after.count == before.count // 2
+        consumer = read_weight(result.model.get_submodule(after.consumer))
+        assert consumer.shape[1] == after.count * after.width
+        assert not bool((consumer == 0).all(0).any())
+        for producer in after.producers:
+            assert bool(read_weight(result.model.get_submodule(producer.name)).any(1).all()), producer.name
     reached = {record.site: record.reached for record in result.report.sites}
     assert reached == {site.name: 0.5 for site in describe(result.model).sites("channel")}
 
@@ -160,8 +161,9 @@ def test_stages_run_in_order_on_what_the_last_one_left(text_file: Path) -> None:
     assert len(result.report.sites) == 4 + 14
     assert len(result.report.allocation) == 2
     weight = result.model.model.layers[0].mlp.down_proj.weight
-    assert int((weight == 0).all(0).sum()) >= 24
-    assert (weight == 0).sum(1).unique().tolist() == [36]
+    assert weight.shape == (32, 24)
+    assert (weight == 0).sum(1).unique().tolist() == [18]
+    assert result.report.sparsity >= 1 - 0.5 * 0.25
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.99])
@@ -354,7 +356,8 @@ def test_an_allocator_sees_every_site_of_the_dense_model_before_any_is_pruned(
         return real(self, site, weight, stats, loss)
 
     monkeypatch.setattr(type(allocation), "measure", watched)
-    result = pruned(model, recipe_for(sites=(sites,), allocation=allocation, solver=SparseGPT(), budget=Budget(0.4)))
+    budget = Budget(0.6 if sites == "channel" else 0.4)
+    result = pruned(model, recipe_for(sites=(sites,), allocation=allocation, solver=SparseGPT(), budget=budget))
     assert list(measured) == [site.name for site in anatomy.sites(sites)]
     (shares,) = result.report.allocation
     assert len(set(shares.values())) > 1

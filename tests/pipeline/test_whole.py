@@ -165,6 +165,15 @@ def test_protected_blocks_and_kinds_are_left_alone() -> None:
         questions_of(Progressive(only="attention", protected=1), len)
 
 
+def test_values_that_are_no_numbers_are_the_worst_and_end_nothing() -> None:
+    def value(gone: Sequence[int]) -> float:
+        return float("inf") if not gone or 2 in gone or len(gone) == 2 else float(len(gone))
+
+    asked = questions_of(Progressive(), value)
+    assert 2 not in asked[-1]
+    assert len(asked[-1]) >= 6
+
+
 def test_a_branch_that_does_harm_goes_first_and_of_several_the_largest() -> None:
     """Without 3, 4 and 5 the model is better, and by as much: 3 and 5 are MLPs, which are larger."""
     asked = questions_of(Progressive(lazy=False), lambda gone: float(sum(-0.1 if index in (3, 4, 5) else 1.0 for index in gone)))

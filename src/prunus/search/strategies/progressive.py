@@ -20,6 +20,7 @@ class State:
     first: Candidate
     groups: tuple[tuple[int, ...], ...]  # sites that go together
     begun: bool = False
+    ended: bool = False  # whether the answer has been valued
     here: Trial | None = None  # the candidate that has lost what has gone, and its value; None until the dense one is valued
     impacts: tuple[float, ...] = ()  # of every group, as last seen; infinite once it has gone
     values: tuple[float, ...] = ()  # of the candidates without each group, of this round
@@ -73,7 +74,7 @@ class Progressive:
             return [Query((0,) * len(state.space.sites), partial=True)]
         if state.asked:
             return [Query(self._without(state, group), partial=True) for group in state.asked]
-        return [Query(state.here.candidate)] if math.isfinite(state.here.value) else []
+        return [] if state.ended else [Query(state.here.candidate)]
 
     def tell(self, state: State, trials: Sequence[Trial]) -> State:
         if not state.begun:
@@ -82,7 +83,7 @@ class Progressive:
             count = len(state.groups)
             return replace(state, here=trials[0], impacts=(-math.inf,) * count, values=(math.inf,) * count, asked=tuple(range(count)))
         if not state.asked:  # the answer is valued: nothing more to ask
-            return replace(state, here=replace(state.here, value=math.inf))
+            return replace(state, ended=True)
         impacts, values = list(state.impacts), list(state.values)
         for group, trial in zip(state.asked, trials, strict=True):
             impacts[group], values[group] = self._impact(state, group, trial.value), trial.value
@@ -119,7 +120,7 @@ class Progressive:
 
     def _impact(self, state: State, group: int, value: float) -> float:
         assert state.here is not None
-        impact = math.expm1(min(value - state.here.value, 700.0))
+        impact = math.expm1(min(value - state.here.value, 700.0)) if math.isfinite(value) else math.expm1(700.0)
         size = sum(state.space.gone[index][-1] for index in state.groups[group])
         if self.denominator == "none":
             return impact
