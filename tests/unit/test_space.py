@@ -88,3 +88,15 @@ def test_a_neighbour_by_block_moves_whole_blocks() -> None:
     moves = [after - before for before, after in zip(first, second, strict=True)]
     assert moves[::2] == moves[1::2]
     assert sorted(moves[::2]) == [-1, 0, 0, 1]
+
+
+def test_departures_are_in_steps_that_a_site_can_take() -> None:
+    """Three groups of heads go one by one: a twentieth of them is no step."""
+    sites = tuple(ChannelSite(f"layers.{index}.channels", index, count, f"layers.{index}.out", 1, (), 60)
+                  for index, count in enumerate((3, 3, 60, 60)))
+    space = Space(sites, (0.0, 0.05, 0.1, 0.2, 0.3, 0.4), Budget(0.8))
+    assert space.steps == pytest.approx((1 / 3, 1 / 3, 0.1, 0.1))
+    first = space.nearest(dict.fromkeys((site.name for site in sites), 0.2))
+    shares = space.shares(space.departing(first, "matrix", (-1.0, 1.0, 0.0, 0.0)))
+    assert shares[0] < space.shares(first)[0] < shares[1]
+    assert space.met(space.departing(first, "matrix", (-1.0, 1.0, 0.0, 0.0)))

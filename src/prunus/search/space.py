@@ -75,20 +75,23 @@ class Space:
         return tuple(tuple(level for level, weights in enumerate(row) if row.index(weights) == level) for row in self.gone)
 
     @cached_property
-    def step(self) -> float:
-        """From one level to the next: the median."""
-        return float(numpy.median(numpy.diff(self.levels))) if len(self.levels) > 1 else 0.0
+    def steps(self) -> tuple[float, ...]:
+        """From one level to the next, by site, in what really goes: the median. A site of few channels has large ones."""
+        rungs = [numpy.diff([row[level] / site.size for level in levels])
+                 for site, row, levels in zip(self.sites, self.gone, self._rungs, strict=True)]
+        return tuple(float(numpy.median(found)) if len(found) else 0.0 for found in rungs)
 
     def departing(self, first: Candidate, per: Per, departures: Iterable[float]) -> Candidate:
         """The candidate nearest to the shares of another and one departure from them per matrix, sublayer or block, in steps.
 
         The sums are all moved by one number, and cut off at the first and the last level, so that the budget is met.
         """
-        shares, sizes = numpy.array(self.shares(first)), numpy.array([float(site.size) for site in self.sites])
+        sizes, steps = numpy.array([float(site.size) for site in self.sites]), numpy.array(self.steps)
+        shares, rows = numpy.array(self.shares(first)), numpy.array(self.gone) / sizes[:, None]
         for group, departure in zip(self.groups(per), departures, strict=True):
-            shares[group] += departure * self.step
-        low, high = self.levels[0], self.levels[-1]
-        least, most = low - float(shares.max()), high - float(shares.min())
+            shares[group] += departure * steps[group]
+        low, high = rows[:, 0], rows[:, -1]
+        least, most = float((low - shares).min()), float((high - shares).max())
         for _ in range(50):
             middle = (least + most) / 2
             enough = float(numpy.clip(shares + middle, low, high) @ sizes) >= self.required
