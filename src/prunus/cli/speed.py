@@ -1,4 +1,4 @@
-"""prunus speed MODEL MODEL …"""
+"""prunus speed MODEL MODEL: read and write in turn."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
