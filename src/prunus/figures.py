@@ -9,16 +9,16 @@ from .budget import Allocation
 from .errors import MissingExtra
 from .search.plan import SearchRecord
 
-__all__ = ["drawn", "figures", "place"]
+__all__ = ["drawn", "figures", "place", "table_of"]
 
 
 def figures(allocations: Sequence[Allocation], searches: Sequence[SearchRecord]) -> dict[str, bytes]:
     """File name to content. CSV always; PNG where there is something to see and `prunus[plots]` is installed."""
-    found: dict[str, bytes] = {"allocation.csv": _csv(
+    found: dict[str, bytes] = {"allocation.csv": table_of(
         ["stage", "site", "block", "kind", "sparsity"],
         ((stage, site, *place(site), share) for stage, shares in enumerate(allocations) for site, share in shares.items()))}
     if searches:
-        found["search.csv"] = _csv(
+        found["search.csv"] = table_of(
             ["search", "evaluations", "seconds", "best on search text", "the same on held-out text"],
             ((index, moment.spent, round(moment.seconds, 3), moment.value, moment.held_out)
              for index, search in enumerate(searches) for moment in search.curve))
@@ -41,7 +41,8 @@ def place(site: str) -> tuple[int, str]:
     return (int(before), after) if before.isdigit() else (0, site)
 
 
-def _csv(header: list[str], rows: Iterable[Sequence[Any]]) -> bytes:
+def table_of(header: list[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    """Rows as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

@@ -328,3 +328,24 @@ def test_allocate_and_search_decide_about_sublayers(prunus: Prunus, quick: list[
     for name in ("a", "b"):
         (shares,) = json.loads((tmp_path / name / "allocation.json").read_text())
         assert set(shares.values()) == {0.0, 1.0}
+
+
+def test_analyse_writes_tables_of_every_branch(prunus: Prunus, quick: list[Any], text_file: Path, tmp_path: Path) -> None:
+    ran = prunus("analyse", quick[1], "--out", tmp_path / "seen", "--calibration", text_file, "--samples", 4, "--length", 32,
+                 "--text", "self,samples=4")
+    assert ran.code == 0
+    assert "Least impact per weight: model.layers." in ran.err
+    assert len((tmp_path / "seen" / "branches.csv").read_text().splitlines()) == 1 + 4
+    assert (tmp_path / "seen" / "README.md").is_file()
+
+
+def test_speed_compares_models_in_turn(prunus: Prunus, quick: list[Any]) -> None:
+    words = ["--prompt", 8, "--answer", 2, "--repetitions", 2]
+    ran = prunus("speed", quick[1], quick[1], *words)
+    assert ran.code == 0
+    assert ran.out.count("tokens/s") == 4
+    assert "Protocol: PyTorch, torch.float32, 1 threads, 8 tokens read, 2 written, one sequence." in ran.out
+    rows = strict_json(prunus("speed", quick[1], *words, "--json").out)
+    assert len(rows[0]["prefill"]) == 2
+    assert prunus("speed", quick[1], "model.gguf").code == 2
+    assert prunus("speed", quick[1], "--repetitions", 0).code == 2

@@ -7,6 +7,7 @@ import typer
 
 from ..errors import PrunusError
 from .allocate import allocate, search
+from .analyse import analyse
 from .demo import demo
 from .describe import describe
 from .evaluate import evaluate
@@ -28,6 +29,7 @@ app.command("prune")(prune)
 app.command("allocate")(allocate)
 app.command("search")(search)
 app.command("evaluate")(evaluate)
+app.command("analyse")(analyse)
 app.command("export")(export)
 app.command("speed")(speed)
 app.command("describe")(describe)
