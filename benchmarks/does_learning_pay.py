@@ -235,8 +235,8 @@ def _by_when(rows: list[dict[str, Any]]) -> str:
 def _needs(rows: list[dict[str, Any]]) -> str:
     asked = {"PPO": "unit in the state, terminal reward, width 0.2, an eighth of the text", "REINFORCE": "per sublayer",
              "evolution": "per block", "DDPG": "scalar state, terminal reward", **{name: what for name, (what, _) in NEEDS.items()}}
-    return table(["", "what differs", "held-out text", "C4", "candidates", "seconds"],
-                 [[name, what, *_line(rows, name)[3:]] for name, what in sorted(asked.items()) if _of(rows, name)])
+    return table(["", "what differs", "seeds", "held-out text", "C4", "candidates", "seconds"],
+                 [[name, what, _line(rows, name)[1], *_line(rows, name)[3:]] for name, what in sorted(asked.items()) if _of(rows, name)])
 
 
 def _subjects(rows: list[dict[str, Any]]) -> str:
@@ -245,9 +245,9 @@ def _subjects(rows: list[dict[str, Any]]) -> str:
         for name in ("evolution", "REINFORCE"):
             if mine := _of(rows, name, subject):
                 start = mine[0]["uniform"]["other"]
-                lines.append([subject, name, f"{start:.3f}", _shown([row["values"]["other"] for row in mine]),
+                lines.append([subject, name, str(len(mine)), f"{start:.3f}", _shown([row["values"]["other"] for row in mine]),
                               _shown([row["values"]["other"] / start for row in mine], 2)])
-    return table(["solver and sparsity", "search", "C4, uniform", "C4, found", "found / uniform"], lines)
+    return table(["solver and sparsity", "search", "seeds", "C4, uniform", "C4, found", "found / uniform"], lines)
 
 
 def _draw(rows: list[dict[str, Any]], file: Path) -> None:
@@ -258,7 +258,8 @@ def _draw(rows: list[dict[str, Any]], file: Path) -> None:
             means = [statistics.fmean(([row["uniform"]["held_out"]] + [moment[3] for moment in row["curve"] if moment[0] <= looks])[-1]
                                       for row in mine) for looks in spent]
             axes.plot(spent, means, label=name, linewidth=1.3)
-        axes.set(xlabel="looks at the search text", ylabel="held-out divergence, nats per token", title="What is found by when, five seeds")
+        axes.set(xlabel="looks at the search text", ylabel="held-out divergence, nats per token",
+                 title="What is found by when, means over seeds")
 
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(drawn(draw))
