@@ -77,7 +77,8 @@ def test_values_that_are_no_numbers_do_not_stop_a_search(strategy: Any) -> None:
     assert len(run(strategy, 40, value=lambda query: math.inf if query.candidate == FIRST else 1.0)) == 40
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "random" and name not in AGENTS])
+# bernoulli knows the first and the last level only, and is compared where there are no others, in tests/pipeline/test_whole.py
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ("random", "bernoulli", *AGENTS)])
 def test_better_than_random_at_equal_questions(name: str) -> None:
     strategy = find("search.strategies", name)()
     found = [min(trial.value for trial in run(strategy, 150, seed) if trial.share == 1) for seed in range(5)]

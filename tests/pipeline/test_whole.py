@@ -26,8 +26,10 @@ from prunus.result import Pruned
 from prunus.search import search
 from prunus.search.plan import Search
 from prunus.search.space import Query, Space, Trial
+from prunus.search.strategies.bernoulli import Bernoulli
 from prunus.search.strategies.evolution import Evolution
 from prunus.search.strategies.progressive import Progressive
+from prunus.search.strategies.random import Random
 from prunus.silence import silenced
 from prunus.sites import ChannelSite, SublayerSite
 from prunus.solvers.mask import Mask
@@ -163,6 +165,25 @@ def test_protected_blocks_and_kinds_are_left_alone() -> None:
     assert {sites[index].block for index in gone} <= set(range(1, 7))
     with pytest.raises(RecipeError, match="too little can go for this budget"):
         questions_of(Progressive(only="attention", protected=1), len)
+
+
+def test_bernoulli_finds_more_than_random_draws_where_branches_are_there_or_not() -> None:
+    """At 100 looks, from the same first answer; costs that add up, and some for pairs."""
+    sites = describe(tiny_model(num_hidden_layers=12)).sites("sublayer")
+    space = Space(sites, (0.0, 1.0), Budget(0.75))
+    first = space.nearest({site.name: float(site.block in (3, 4, 5)) for site in sites})
+    found: dict[str, list[float]] = {}
+    for seed in range(5):
+        costs = torch.rand(24, 24, generator=torch.Generator().manual_seed(seed))
+
+        def value(queries: Sequence[Query], costs: torch.Tensor = costs) -> list[Trial]:
+            gone = [torch.tensor([float(level) for level in query.candidate]) for query in queries]
+            return [Trial(query.candidate, float(costs.diagonal() @ mask + 0.05 * mask @ costs @ mask), query.share)
+                    for query, mask in zip(queries, gone, strict=True)]
+
+        for name, strategy in (("bernoulli", Bernoulli()), ("random", Random())):
+            found.setdefault(name, []).append(search(space, strategy, value, first, 100.0, seed).best.value)
+    assert sum(found["bernoulli"]) < 0.95 * sum(found["random"])
 
 
 def test_values_that_are_no_numbers_are_the_worst_and_end_nothing() -> None:
