@@ -66,7 +66,7 @@ class Screen:
             table.add_row(before.label, f"{before.value:.2f}", f"{after.value:.2f}",
                           f"{after.value / before.value:.3f} [{low:.3f}, {high:.3f}]")
         dense, left = report.parameters
-        smaller = f" Parameters: {left / 1e6:.1f} M of {dense / 1e6:.1f} M." if left < dense else ""
+        smaller = f" {left:,} of {dense:,} parameters are left." if left < dense else ""
         self._console.print(f"Sparsity {report.sparsity:.2%} of all block matrices, counted.{smaller} Pruning took "
                             f"{report.seconds['pruning']:.0f} s, of which solving {report.seconds.get('solving', 0.0):.0f} s.")
         if report.before:
@@ -77,7 +77,8 @@ class Screen:
             self._console.print(Text(f"  pruned: {' '.join(after.split())}"))
         for note in report.notes:
             self._console.print(f"Note: {note}")
-        self._console.print(f"\nSaved to {out} (transformers loads it); the figures are in {out / 'README.md'}.")
+        how = " with trust_remote_code=True" if (out / "modeling_pruned.py").is_file() else ""
+        self._console.print(f"\nSaved to {out} (transformers loads it{how}); the figures are in {out / 'README.md'}.")
 
 
     def shares(self, found: Any, out: Path) -> None:

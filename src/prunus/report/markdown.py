@@ -40,8 +40,8 @@ def _summary(report: Report) -> str:
         f"**{report.sparsity:.2%}** of the weights of all block matrices are {zero}, counted in the saved weights.",
     ]
     if dense != left:
-        lines.append(f"**{left / 1e6:.1f} million parameters** are left of {dense / 1e6:.1f} (embeddings included): the file is smaller by "
-                     f"{1 - left / dense:.1%}, and nothing is computed for what is gone.")
+        lines.append(f"**{left:,} of {dense:,} parameters** are left (embeddings included): the file is smaller by {1 - left / dense:.1%}, "
+                     "and nothing is computed for what is gone.")
     if zero != "gone":
         lines.append("Zeros are stored as zeros: the file is no smaller for them, and stock runtimes do not compute it faster.")
     lines += [f"Note: {note}" for note in report.notes]
