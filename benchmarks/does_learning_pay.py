@@ -17,13 +17,13 @@ from typing import Any
 
 from _harness import GO_ON, LEVELS, ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Recipe, Stage, allocate, describe
-from prunus.allocation import Allocator
+from prunus.allocation import Allocator, columns_of
 from prunus.allocation.dlp import DLP
 from prunus.allocation.fisher import Fisher
 from prunus.allocation.owl import OWL
 from prunus.allocation.reconstruction import Reconstruction
 from prunus.figures import drawn
-from prunus.granularity import Columns, Granularity, Unstructured
+from prunus.granularity import Granularity, Unstructured
 from prunus.search import search
 from prunus.search.fitness import Fitness
 from prunus.search.levels import LevelStore
@@ -185,7 +185,7 @@ class Bench:
                              memory=2**31 if key == "search" else 2**28) for key, text in self.texts.items()}, space
 
     def _matrices(self, sites: Sequence[Site]) -> dict[LinearSite, Granularity]:
-        shapes: dict[str, Granularity] = {_matrix(site): Columns(site.width) if isinstance(site, ChannelSite) else Unstructured("matrix")
+        shapes: dict[str, Granularity] = {_matrix(site): columns_of(site) if isinstance(site, ChannelSite) else Unstructured("matrix")
                                           for site in sites}
         return {site: shapes[site.name] for site in self.anatomy.sites("linear") if isinstance(site, LinearSite) and site.name in shapes}
 

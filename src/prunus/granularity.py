@@ -65,19 +65,23 @@ class Columns:
 
     width: int = 1  # neighbouring inputs that go together
     multiple: int = 1  # of the groups that stay
+    nearest: bool = False  # whether counts are rounded to the nearest, and not up: of few groups, one more is much
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.multiple < 1:
             raise RecipeError(f"granularity {self}: the width and the multiple must be at least 1.")
 
     def __str__(self) -> str:
-        return f"columns:{self.width}x{self.multiple}" if self.multiple > 1 else f"columns:{self.width}" if self.width > 1 else "columns"
+        words = f"columns:{self.width}x{self.multiple}" if self.multiple > 1 else f"columns:{self.width}" if self.width > 1 else "columns"
+        return f"{words}, nearest" if self.nearest else words
 
     def removed(self, sparsity: float, inputs: int) -> int:
-        """How many groups of a weight with so many inputs go: at least the fraction asked for, unless nothing is."""
+        """How many groups of a weight with so many inputs go; none where none is asked for."""
         groups = inputs // self.width
-        gone = removed_count(sparsity, groups)
-        return gone if gone == 0 else groups - (groups - gone) // self.multiple * self.multiple
+        if sparsity == 0:
+            return 0
+        stay = (1 - sparsity) * groups / self.multiple
+        return groups - min(groups, math.floor(stay + 0.5 - 1e-6 if self.nearest else stay + 1e-6) * self.multiple)
 
 
 Granularity = Unstructured | NM | Tile | Columns

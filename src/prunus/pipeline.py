@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .allocation import columns_of
 from .anatomy import describe
 from .budget import Allocation
 from .calibration.branches import branch_stats
@@ -25,7 +26,7 @@ from .errors import CorpusError, RecipeError
 from .evaluation import Context, Measurement
 from .files import fingerprint
 from .generations import generate
-from .granularity import Columns, Granularity, Unstructured, check_shape
+from .granularity import Granularity, Unstructured, check_shape
 from .journal import Journal
 from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
@@ -378,7 +379,7 @@ def _plan(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage) -> dict[Linea
             case LinearSite():
                 plan[site] = _Task(site, granularity)
             case ChannelSite():
-                plan[matrices[site.consumer]] = _Task(site, Columns(site.width, site.multiple))
+                plan[matrices[site.consumer]] = _Task(site, columns_of(site))
     return plan
 
 

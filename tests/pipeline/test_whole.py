@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from prunus.allocation import columns_of
 from prunus.allocation.influence import Influence
 from prunus.allocation.owl import OWL
 from prunus.anatomy import describe
@@ -18,7 +19,7 @@ from prunus.calibration.sample import Calibration
 from prunus.criteria.magnitude import Magnitude
 from prunus.errors import RecipeError
 from prunus.export.huggingface import save
-from prunus.granularity import Columns, keep_mask
+from prunus.granularity import keep_mask
 from prunus.loading import load
 from prunus.pipeline import prune
 from prunus.recipe import Recipe, Stage
@@ -67,7 +68,7 @@ def test_channels_that_are_zeroed_are_cut_and_the_answers_stay(family: str, text
         assert isinstance(site, ChannelSite)
         module = masked.get_submodule(site.consumer)
         weight = module_layout(module, module.weight.data)
-        mask = keep_mask(weight.abs(), report.allocation[0][site.name], Columns(site.width))
+        mask = keep_mask(weight.abs(), report.allocation[0][site.name], columns_of(site))
         weight.mul_(mask)
         clear_rows(masked, site.producers, (~mask[0].view(site.count, site.width)[:, 0]).nonzero().flatten())
     assert (answers(model) - answers(masked)).abs().max() < 1e-4
@@ -261,6 +262,15 @@ def test_widths_are_multiples_where_it_is_asked_for(searched: bool, text_file: P
     assert all(width % 16 == 0 for width in widths)
     assert sum(widths) < 3 * 64
     assert any(layer.self_attn.k_proj.weight.shape[0] < 16 for layer in model.model.layers)
+
+
+def test_few_groups_of_heads_are_not_rounded_up_where_little_goes(text_file: Path) -> None:
+    """Of two groups a tenth is none; the MLPs give what the budget wants. Of two groups, at a half, one goes."""
+    for sparsity, groups in ((0.1, 2), (0.5, 1)):
+        model = tiny_model(num_hidden_layers=3)
+        report = run(model, text_file, Stage(("channel",), Budget(1 - sparsity), solver=Refit())).report
+        assert [layer.self_attn.k_proj.weight.shape[0] for layer in model.model.layers] == [8 * groups] * 3
+        assert sparsity - 1e-9 <= report.sparsity < sparsity + 0.02
 
 
 def test_what_would_leave_no_attention_is_refused_and_the_model_is_whole(text_file: Path) -> None:

@@ -141,3 +141,12 @@ def test_of_columns_a_multiple_stays(asked: float, multiple: int, kept: int) -> 
     assert int(mask[0].sum()) == 2 * kept
     assert snap(asked, (3, 48), granularity) == pytest.approx(1 - kept / 24)
     assert str(granularity) == f"columns:2x{multiple}"
+
+
+@pytest.mark.parametrize(("asked", "multiple", "kept"), [(0.0, 1, 3), (0.1, 1, 3), (0.17, 1, 2), (0.5, 1, 1), (0.49, 1, 2), (0.9, 1, 0),
+                                                          (0.3, 2, 2)])
+def test_columns_are_rounded_to_the_nearest_count_where_it_is_asked_for(asked: float, multiple: int, kept: int) -> None:
+    granularity = Columns(4, multiple, nearest=True)
+    mask = keep_mask(torch.rand(2, 12, generator=torch.Generator().manual_seed(0)), asked, granularity)
+    assert int(mask[0].sum()) == 4 * kept
+    assert snap(asked, (2, 12), granularity) == pytest.approx(1 - kept / 3)

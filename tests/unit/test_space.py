@@ -66,18 +66,18 @@ def test_levels_that_cannot_meet_the_budget_are_refused(levels: tuple[float, ...
 
 
 def test_what_really_goes_counts_and_levels_at_which_the_same_goes_are_one() -> None:
-    """3 heads beside 20 channels: of the heads, a third goes at every level above 0 and up to a third."""
+    """3 heads beside 20 channels: of the heads, a third goes at every level from a sixth to a half."""
     heads = ChannelSite("heads", 0, 3, "o", 4, (Producer("q", 4),), 1200)
     channels = ChannelSite("channels", 0, 20, "down", 1, (Producer("up", 1),), 2000)
-    space = Space((heads, channels), (0.0, 0.1, 0.2, 0.3, 0.4), Budget(0.8))
-    assert space.gone[0] == pytest.approx((0, 400, 400, 400, 800))
-    assert space.removed((1, 2)) == pytest.approx(400 + 400)
-    assert space.nearest({"heads": 0.3, "channels": 0.1}) == (1, 2)
-    assert space.shares((1, 2)) == pytest.approx([1 / 3, 0.2])
+    space = Space((heads, channels), (0.0, 0.1, 0.2, 0.3, 0.6), Budget(0.8))
+    assert space.gone[0] == pytest.approx((0, 0, 400, 400, 800))
+    assert space.removed((2, 2)) == pytest.approx(400 + 400)
+    assert space.nearest({"heads": 0.3, "channels": 0.1}) == (2, 2)
+    assert space.shares((2, 2)) == pytest.approx([1 / 3, 0.2])
     rng = random.Random(0)
-    near = {space.neighbour((1, 2), rng) for _ in range(20)} | {space.draw(rng) for _ in range(20)}
+    near = {space.neighbour((2, 2), rng) for _ in range(20)} | {space.draw(rng) for _ in range(20)}
     assert all(space.met(candidate) for candidate in near)
-    assert {heads for heads, _ in near} == {0, 1, 4}
+    assert {heads for heads, _ in near} == {0, 2, 4}
 
 
 def test_a_neighbour_by_block_moves_whole_blocks() -> None:
@@ -94,7 +94,7 @@ def test_departures_are_in_steps_that_a_site_can_take() -> None:
     """Three groups of heads go one by one: a twentieth of them is no step."""
     sites = tuple(ChannelSite(f"layers.{index}.channels", index, count, f"layers.{index}.out", 1, (), 60)
                   for index, count in enumerate((3, 3, 60, 60)))
-    space = Space(sites, (0.0, 0.05, 0.1, 0.2, 0.3, 0.4), Budget(0.8))
+    space = Space(sites, (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6), Budget(0.8))
     assert space.steps == pytest.approx((1 / 3, 1 / 3, 0.1, 0.1))
     first = space.nearest(dict.fromkeys((site.name for site in sites), 0.2))
     shares = space.shares(space.departing(first, "matrix", (-1.0, 1.0, 0.0, 0.0)))

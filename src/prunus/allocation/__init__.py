@@ -14,7 +14,7 @@ from ..sites import ChannelSite, LinearSite, Site, SublayerSite
 from ..solvers import Solver
 from ..stats import InputStats, LossNeeds, LossStats, Needs
 
-__all__ = ["Allocator", "Per", "fit", "group_of", "lean", "pooled", "probed", "reach"]
+__all__ = ["Allocator", "Per", "columns_of", "fit", "group_of", "lean", "pooled", "probed", "reach"]
 
 Per = Literal["matrix", "sublayer", "block"]  # what gets one share: a site, a residual branch, a block
 
@@ -57,9 +57,14 @@ def reach(site: Site, sparsity: float, granularity: Granularity) -> float:
         case LinearSite():
             return snap(sparsity, site.shape, granularity)
         case ChannelSite():
-            return snap(sparsity, (1, site.count), Columns(1, site.multiple))
+            return snap(sparsity, (1, site.count * site.width), columns_of(site))
         case SublayerSite():
             return float(sparsity >= 0.5)
+
+
+def columns_of(site: ChannelSite) -> Columns:
+    """The shape that channels leave in their consumer. Whole ones go, to the nearest number: the budget is met by all sites together."""
+    return Columns(site.width, site.multiple, nearest=True)
 
 
 def fit(preference: Callable[[Site, float], float], sites: Sequence[Site], budget: Budget,
@@ -113,7 +118,7 @@ def pooled(preference: Callable[[Site, float], float], per: Per, sites: Sequence
 
 def probed(solver: Solver, sparsity: float, site: Site, weight: Tensor, stats: InputStats) -> float:
     """The logarithm of the relative output error that a solver leaves at one sparsity; of channels, whole ones go."""
-    shape = Columns(site.width, site.multiple) if isinstance(site, ChannelSite) else Unstructured("matrix")
+    shape = columns_of(site) if isinstance(site, ChannelSite) else Unstructured("matrix")
     problem = LayerProblem(weight, stats, shape, sparsity, site.name)
     return math.log(max(problem.error(solver.solve(problem).weight) or 0.0, 1e-12))
 
