@@ -196,8 +196,7 @@ def _check_texts(recipe: Recipe, calibrated: bool) -> None:
 
 
 def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
-    asked = recipe.calibration.samples
-    few = 0 < len(tokens) < asked
+    few = 0 < len(tokens) < (asked := recipe.calibration.samples)
     return (f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.",) if few else ()
 
 
