@@ -17,6 +17,7 @@ from prunus.export.gguf import GGUF
 from prunus.loading import Loaded
 from prunus.solvers.mask import Mask
 from prunus.speed import in_llama_cpp, in_pytorch, ratio
+from prunus.traits import parameters_of
 
 STAGES = {
     "without branches": Stage(("sublayer",), Budget(0.75), allocation=Influence()),
@@ -44,7 +45,7 @@ def main() -> None:
             for loaded, file in zip(models.values(), files, strict=True):
                 GGUF(dtype=dtype).save(loaded, file)  # type: ignore[arg-type]
             found[f"llama.cpp, {dtype}"] = in_llama_cpp(files, repetitions=repetitions, threads=options.threads, **size)
-    rows = [{"runtime": runtime, "model": name, "parameters": parameters(loaded.model), "bytes": speed.bytes,
+    rows = [{"runtime": runtime, "model": name, "parameters": parameters_of(loaded.model), "bytes": speed.bytes,
              "prefill": speed.prefill, "decode": speed.decode}
             for runtime, speeds in found.items() for (name, loaded), speed in zip(models.items(), speeds, strict=True)]
     shown = _table(rows)
@@ -54,10 +55,6 @@ def main() -> None:
                     f"warms up; {options.threads} thread(s); medians, and in brackets the least and the most of the rounds' ratios to the "
                     "dense model")
         write("how_fast_is_the_result", protocol, rows, {"how_fast_is_the_result": shown})
-
-
-def parameters(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ import torch
 from .anatomy import describe
 from .budget import Budget
 from .calibration.branches import branch_stats
-from .calibration.placement import Placement
+from .calibration.placement import Placement, together
 from .calibration.sample import Calibration
 from .environment import available_bytes
 from .errors import MissingExtra, RecipeError
@@ -18,10 +18,10 @@ from .figures import drawn, table_of
 from .search.fitness import Fitness
 from .search.space import Query, Space
 from .sites import SublayerSite
+from .traits import predicts_next
 
 __all__ = ["Analysis", "BranchRecord", "analyse", "files_of", "rank_correlation"]
 
-_TOKENS = 1024  # per pass through a block
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the block weights, for the curves
 _METRICS = ("influence", "relative", "impact", "impact_per_weight")
 
@@ -62,15 +62,15 @@ def analyse(model: Any, tokenizer: Any, calibration: Calibration = Calibration()
             placement: Placement = Placement(), seed: int = 0, watch: Callable[[int, int], None] | None = None) -> Analysis:
     """Statistics of the stream on `calibration`, and divergences on `text`. Raises CorpusError, and RecipeError for a model that
     does not predict the next token."""
-    if not getattr(model, "can_generate", lambda: False)():
+    if not predicts_next(model):
         raise RecipeError("analyse: impacts are divergences of the next token's prediction, which this model does not make.")
     anatomy = describe(model)
     sites = tuple(site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite))
     tokens = calibration.tokens(tokenizer, model, seed)
-    stats = branch_stats(model, anatomy, tokens, placement, max(1, _TOKENS // tokens.shape[1]))
+    stats = branch_stats(model, anatomy, tokens, placement, together(tokens.shape[1]))
     looked = text.tokens(tokenizer, model, seed + 1)
     space = Space(sites, (0.0, 1.0), Budget(0.5))
-    fitness = Fitness(model, anatomy, space, None, looked, placement=placement, batch=max(1, _TOKENS // looked.shape[1]),
+    fitness = Fitness(model, anatomy, space, None, looked, placement=placement, batch=together(looked.shape[1]),
                       memory=available_bytes() // 4)
     try:
         impacts: dict[str, float] = {}

@@ -15,14 +15,9 @@ from .files import whole_folder
 from .loading import quiet
 from .modelling import MODELLING, code, plain_config, shaped_config
 
-__all__ = ["STALE", "check_target", "folder", "model_bytes", "save_model"]
+__all__ = ["STALE", "check_target", "folder", "save_model"]
 
 STALE = ("*.safetensors", "*.safetensors.index.json", "*.png", "search.csv", "modeling_*.py")  # of an earlier result in the same folder
-
-
-def model_bytes(model: Any) -> int:
-    """The size of the weights on disk; tied weights count once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def check_target(path: Path, overwrite: bool, needed: int) -> None:

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from .traits import predicts_next
+
 __all__ = ["PROMPTS", "generate"]
 
 PROMPTS = (
@@ -16,7 +18,7 @@ PROMPTS = (
 @torch.no_grad()
 def generate(model: Any, tokenizer: Any, prompts: tuple[str, ...], tokens: int = 32) -> tuple[str, ...]:
     """Greedy continuations of at most `tokens` tokens; empty for models that do not generate."""
-    if not getattr(model, "can_generate", lambda: False)():
+    if not predicts_next(model):
         return ()
     device = next(model.parameters()).device
     answers = []

@@ -155,6 +155,8 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
     common: dict[str, Any] = {"trust_remote_code": trust, "local_files_only": isinstance(place, str) and not reachable()}
     try:
         config, kind = _shaped(place, common["local_files_only"]) or (AutoConfig.from_pretrained(place, **common), None)
+    except LoadError:
+        raise
     except Exception as error:  # transformers raises many kinds; the reason is passed on
         raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
     if config.model_type not in names("anatomy"):
@@ -165,9 +167,9 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
         kind = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
     else:
         common = {**common, "config": config}
+    packed = _packed(place)
+    weights = {} if packed is None else {"state_dict": packed}
     try:
-        packed = _packed(place)
-        weights = {} if packed is None else {"state_dict": packed}
         model, report = kind.from_pretrained(place if packed is None else None, dtype=dtype or _dtype(packed), use_safetensors=True,
                                              ignore_mismatched_sizes=True, output_loading_info=True, **weights, **common)
     except Exception as error:

@@ -1,6 +1,7 @@
 """What a cut model is to `transformers`: its own family's plain class, or a small file of code beside the weights."""
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from . import shape as shapes
 from .anatomy import describe
 from .loading import quiet
 from .shape import PREFIX
-from .sites import ChannelSite
+from .sites import ChannelSite, LinearSite
 
-__all__ = ["MODELLING", "code", "head_size", "plain_config", "shaped_config"]
+__all__ = ["MODELLING", "BlockSizes", "block_sizes", "code", "head_size", "plain_config", "shaped_config"]
 
 MODELLING = "modeling_pruned.py"
 
@@ -34,6 +35,15 @@ class PrunedModel({model}):
         reshape(self, getattr(config, "pruned", None) or {{}})
         self.post_init()
 '''
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Sizes of one block; 0 where it has no such branch."""
+
+    heads: int
+    groups: int  # of keys and values
+    width: int  # of the MLP
 
 
 def code(model: Any) -> str:
@@ -101,6 +111,16 @@ def head_size(model: Any) -> int:
     """Rows per attention head."""
     config = model.config
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def block_sizes(model: Any) -> list[BlockSizes]:
+    """Of a Llama, block by block."""
+    head = head_size(model)
+    found = []
+    for block in describe(model).blocks:
+        rows = {site.name.rpartition(".")[2]: site.shape[0] for site in block.sites if isinstance(site, LinearSite)}
+        found.append(BlockSizes(rows.get("q_proj", 0) // head, rows.get("k_proj", 0) // head, rows.get("up_proj", 0)))
+    return found
 
 
 def _builders(model: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from .calibration.branches import branch_stats
 from .calibration.choices import Choices
 from .calibration.corpus import overlap
 from .calibration.loss import loss_stats
-from .calibration.placement import Placement
+from .calibration.placement import Placement, together
 from .calibration.stream import View, stream
 from .environment import environment, release_memory, reuse_memory
 from .errors import CorpusError, RecipeError
@@ -37,6 +37,7 @@ from .solvers import Solver, solve_all
 from .stats import Needs, most
 from .surgery.cut import check_left, cut_unread, skip
 from .surgery.write import clear_rows, read_weight, write
+from .traits import parameters_of, predicts_next
 
 __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 
@@ -53,7 +54,6 @@ class Progress:
 
 Watch = Callable[[Progress], None]
 _OTHER_SEED = 7919  # search text that the model writes itself must not be the calibration text
-_TOKENS = 1024  # per pass through a block: enough for full speed, little enough for the activations of wide blocks
 
 
 def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement: Placement = Placement(),
@@ -68,7 +68,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     clock = _Clock()
     run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
     reuse_memory()
-    dense, parameters = run.anatomy, _parameters(model)
+    dense, parameters = run.anatomy, parameters_of(model)
     with clock("dense"):
         before = evaluate(model, recipe, tokenizer, tell, "dense model")
         answers = generate(model, tokenizer, recipe.prompts)
@@ -85,7 +85,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
         after = evaluate(model, recipe, tokenizer, tell, "pruned model")
         answers_after = generate(model, tokenizer, recipe.prompts)
     report = Report(recipe, tuple(allocations), tuple(records), _gone(model, run.anatomy, dense),
-                    (parameters, _parameters(model)), before, after, recipe.prompts,
+                    (parameters, parameters_of(model)), before, after, recipe.prompts,
                     answers, answers_after, clock.seconds, environment(model, placement.device, source),
                     (*_notes(recipe, run.tokens), *(remark for found in searches for remark in found.remarks)), tuple(searches))
     return Pruned(model, tokenizer, report)
@@ -128,7 +128,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     needs = most(*(need for stage in recipe.stage for need in _needs(stage)))
     searching = any(stage.search for stage in recipe.stage)
     deriving = any(stage.allocation.loss_needs for stage in recipe.stage)
-    if (searching or deriving) and not getattr(model, "can_generate", lambda: False)():
+    if (searching or deriving) and not predicts_next(model):
         what, how = ("search", "candidates are compared") if searching else ("allocation", "sensitivity to the loss is measured")
         raise RecipeError(f"{what}: {how} by the next token that a model predicts, which this one does not do.")
     calibrated = needs != "nothing" or deriving
@@ -251,7 +251,7 @@ class _Run:
             folder = self.journal.folder if self.journal else Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
             job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget,
                       _resolved(stage.granularity, stage.solver), self.tokens,
-                      self.texts[index], self.placement, _TOKENS, folder / f"search-{index}", solved)
+                      self.texts[index], self.placement, folder / f"search-{index}", solved)
             return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
@@ -262,7 +262,7 @@ class _Run:
     @property
     def _batch(self) -> int:
         """Sequences that pass through a block together."""
-        return max(1, _TOKENS // max(1, self.tokens.shape[1]))
+        return together(self.tokens.shape[1])
 
     def _weight(self, view: View) -> Tensor:
         return read_weight(view.module).to(self.placement.device)
@@ -393,8 +393,3 @@ def _gone(model: nn.Module, anatomy: Anatomy, dense: Anatomy) -> float:
     """The fraction of the dense model's weights, of all matrices of the blocks, that are zero or not there any more, counted."""
     weights: list[Any] = [model.get_submodule(site.name).weight for site in anatomy.sites("linear")]
     return 1 - sum(int(weight.count_nonzero()) for weight in weights) / sum(site.size for site in dense.sites("linear"))
-
-
-def _parameters(model: nn.Module) -> int:
-    """Weights of the whole model; tied ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())

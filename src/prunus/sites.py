@@ -103,6 +103,15 @@ class Block:
     name: str
     sites: tuple[Site, ...]
 
+    @property
+    def branches(self) -> tuple[SublayerSite, ...]:
+        """Its residual branches, in the order of the forward pass."""
+        return tuple(site for site in self.sites if isinstance(site, SublayerSite))
+
+    def later(self, branch: SublayerSite) -> tuple[SublayerSite, ...]:
+        """The branches behind one of them."""
+        return self.branches[self.branches.index(branch) + 1 :]
+
 
 @dataclass(frozen=True)
 class Anatomy:

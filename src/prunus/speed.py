@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .errors import LoadError, MissingExtra, RecipeError
+from .traits import model_bytes, predicts_next
 
 __all__ = ["Speed", "in_llama_cpp", "in_pytorch", "ratio"]
 
@@ -39,7 +40,7 @@ def in_pytorch(models: Sequence[Any], prompt: int = 256, answer: int = 32, repet
                watch: Callable[[int, int], None] | None = None) -> list[Speed]:
     """Tokens are random: speed does not depend on them. Raises RecipeError for a model that predicts no next token."""
     for model in models:
-        if not getattr(model, "can_generate", lambda: False)():
+        if not predicts_next(model):
             raise RecipeError(f"speed: {type(model).__name__} does not predict the next token.")
     seen: list[list[tuple[float, float]]] = [[] for _ in models]
     for turn in range(repetitions + 1):
@@ -47,7 +48,7 @@ def in_pytorch(models: Sequence[Any], prompt: int = 256, answer: int = 32, repet
             found.append(_once(model, prompt, answer))
         if watch:
             watch(turn + 1, repetitions + 1)
-    return [Speed(tuple(prefill for prefill, _ in found[1:]), tuple(decode for _, decode in found[1:]), _bytes(model))
+    return [Speed(tuple(prefill for prefill, _ in found[1:]), tuple(decode for _, decode in found[1:]), model_bytes(model))
             for model, found in zip(models, seen, strict=True)]  # the first round warms up
 
 
@@ -71,10 +72,6 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _bytes(model: Any) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 _RUN = """

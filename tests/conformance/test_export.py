@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from prunus.budget import Budget
-from prunus.checkpoint import check_target, model_bytes
+from prunus.checkpoint import check_target
 from prunus.errors import ExportError
 from prunus.evaluation.perplexity import Perplexity
 from prunus.export import Format
@@ -22,6 +22,7 @@ from prunus.lookup import find, names
 from prunus.pipeline import prune
 from prunus.recipe import Recipe
 from prunus.result import Pruned
+from prunus.traits import model_bytes
 
 from ..tiny import FAMILIES, tiny_model, tiny_tokenizer
 

@@ -147,8 +147,9 @@ def test_sparse_fails_without_its_code_and_when_it_is_damaged(tmp_path: Path) ->
     data = file.read_bytes()
     for damaged in (data[:-100], data[: len(data) // 2] + bytes(100) + data[len(data) // 2 + 100 :]):
         file.write_bytes(damaged)
-        with pytest.raises(LoadError, match="damaged"):
+        with pytest.raises(LoadError, match="damaged") as refused:
             load(tmp_path / "out")
+        assert str(refused.value).count("sparse.safetensors") == 1
 
 
 def test_a_format_takes_what_was_loaded_from_a_folder(tmp_path: Path) -> None:

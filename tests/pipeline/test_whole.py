@@ -17,7 +17,7 @@ from prunus.budget import Budget
 from prunus.calibration.branches import branch_stats
 from prunus.calibration.sample import Calibration
 from prunus.criteria.magnitude import Magnitude
-from prunus.errors import RecipeError
+from prunus.errors import CalibrationError, RecipeError
 from prunus.export.huggingface import save
 from prunus.granularity import keep_mask
 from prunus.loading import load
@@ -111,6 +111,13 @@ def test_influence_is_one_minus_the_cosine_of_the_stream_before_and_behind() -> 
     assert stats["model.layers.0.mlp"].added == pytest.approx(float((last - middle).square().sum(-1).mean().sqrt()), rel=1e-5)
     relative = ((last - middle).norm(dim=-1) / middle.norm(dim=-1)).mean()
     assert stats["model.layers.0.mlp"].relative == pytest.approx(float(relative), rel=1e-5)
+
+
+def test_a_stream_that_is_not_finite_is_refused_by_the_name_of_its_block() -> None:
+    model = tiny_model()
+    model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("inf")
+    with pytest.raises(CalibrationError, match=r"model\.layers\.1: its output is not finite"):
+        branch_stats(model, describe(model), TOKENS)
 
 
 def test_influence_takes_whole_blocks_when_it_is_asked_to(text_file: Path) -> None:

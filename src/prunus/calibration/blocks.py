@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..sites import Anatomy
 from ..stats import finite
+from ..traits import predicts_next
 from .placement import Placement
 
 __all__ = ["Enough", "States", "enter", "evaluating", "replaced"]
@@ -78,11 +79,14 @@ class States:
     def advance(self, module: nn.Module, depth: int, name: str) -> None:
         """Replace the hidden states by the block's outputs. Raises CalibrationError when they are not finite."""
         for rows in self.batches():
-            output = self.run(module, depth, rows)
-            if not finite(output):
-                raise CalibrationError(f"{name}: its output is not finite. The model overflows in {output.dtype} "
-                                       "or its weights are damaged; try --dtype float32.")
-            self.hidden[rows] = output.to(self.hidden.device)
+            self.enter_next(rows, self.run(module, depth, rows), name)
+
+    def enter_next(self, rows: slice, output: Tensor, name: str) -> None:
+        """What block `name` gave for some sequences is what the next one is given. Raises CalibrationError when it is not finite."""
+        if not finite(output):
+            raise CalibrationError(f"{name}: its output is not finite. The model overflows in {output.dtype} "
+                                   "or its weights are damaged; try --dtype float32.")
+        self.hidden[rows] = output.to(self.hidden.device)
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 def _forward(model: nn.Module, tokens: Tensor, hooks: dict[nn.Module, Any]) -> None:
     """Run the model under hooks that may end the pass early."""
     handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks.items()]
-    cached = {"use_cache": False} if getattr(model, "can_generate", lambda: False)() else {}
+    cached = {"use_cache": False} if predicts_next(model) else {}
     try:
         with suppress(Enough):
             model(input_ids=tokens, **cached)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..silence import silenced
-from ..sites import Anatomy, SublayerSite
+from ..sites import Anatomy
 from ..stats import BranchStats
 from .blocks import enter, evaluating
 from .placement import Placement
@@ -28,19 +28,18 @@ def branch_stats(model: nn.Module, anatomy: Anatomy, tokens: Int[Tensor, "sample
         states = enter(model, anatomy, tokens, placement, batch, stack)
         for depth, block in enumerate(anatomy.blocks):
             module = model.get_submodule(block.name)
-            branches = [site for site in block.sites if isinstance(site, SublayerSite)]
-            sums = torch.zeros(len(branches), 5, dtype=torch.float64)
+            sums = torch.zeros(len(block.branches), 5, dtype=torch.float64)
             with placement.visiting(module):
                 for rows in states.batches():
                     given = before = states.hidden[rows].to(states.device)
-                    for place, _ in enumerate(branches):
-                        with silenced(model, branches[place + 1 :]):
+                    for place, branch in enumerate(block.branches):
+                        with silenced(model, block.later(branch)):
                             behind = states.run(module, depth, rows)
                         sums[place] += _moments(given, before, behind).cpu()
                         before = behind
-                    states.hidden[rows] = (before if branches else states.run(module, depth, rows)).to(states.hidden.device)
+                    states.enter_next(rows, before if block.branches else states.run(module, depth, rows), block.name)
             sums[:, 4] = sums[-1:, 4]  # behind the last branch the block is whole
-            for site, (cosine, relative, power, added, whole) in zip(branches, (sums / tokens.numel()).tolist(), strict=True):
+            for site, (cosine, relative, power, added, whole) in zip(block.branches, (sums / tokens.numel()).tolist(), strict=True):
                 found[site.name] = BranchStats(cosine, relative, power**0.5, added**0.5, whole)
     return found
 

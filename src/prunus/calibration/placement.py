@@ -11,8 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
+from ..traits import model_bytes
 
-__all__ = ["Placement"]
+__all__ = ["Placement", "together"]
+
+_TOKENS = 1024  # per pass through a block: enough for full speed, little enough for the activations of wide blocks
+
+
+def together(length: int) -> int:
+    """How many sequences of `length` tokens pass through a block together."""
+    return max(1, _TOKENS // max(1, length))
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,7 @@ class Placement:
         """Whether a whole model fits on the device, with half as much again for the work."""
         if not self.device.startswith("cuda"):
             return True
-        needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        return torch.cuda.mem_get_info(self.device)[0] > 1.5 * needed
+        return torch.cuda.mem_get_info(self.device)[0] > 1.5 * model_bytes(model)
 
     @contextmanager
     def hidden(self, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..errors import CorpusError, RecipeError
+from ..traits import predicts_next
 from .corpus import Text, read, windows
 
 __all__ = ["Calibration", "check_length", "with_bos"]
@@ -68,7 +69,7 @@ def check_length(model: nn.Module, length: int, where: str) -> None:
 @torch.no_grad()
 def _written(tokenizer: Any, model: Any, samples: int, length: int, seed: int) -> Tensor:
     """Text that the model samples from its own distribution, temperature 1, from BOS on (or EOS, where there is none)."""
-    if not getattr(model, "can_generate", lambda: False)():
+    if not predicts_next(model):
         raise CorpusError("corpus 'self': this model cannot generate text. Name a corpus or a file.")
     start = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
     if start is None:

@@ -21,15 +21,15 @@ def export(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write a model, pruned or dense, as files that another program opens."""
-    from ..loading import load
+    from ..calibration.placement import Placement
     from ..recipe import plugin
     from .progress import Screen
+    from .running import opened
 
     made = plugin("export", {**o.named(format, "--format"), "overwrite": overwrite}, "--format")
     place = out.absolute()
     with Screen(quiet) as screen:
-        screen.say(f"Loading {model}")
-        loaded = load(model, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded = opened(model, Placement(), dtype, trust_remote_code, screen)
         made.check(loaded, place)
         screen.say(f"Saving {out}")
         made.save(loaded, place)

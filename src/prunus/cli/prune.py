@@ -52,9 +52,10 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
               trust: bool, quiet: bool, as_json: bool) -> None:
     """Load, prune, save and print; shared with `prunus demo`."""
     from ..calibration.placement import Placement
-    from ..checkpoint import check_target, model_bytes
+    from ..checkpoint import check_target
     from ..export.huggingface import save
     from ..lookup import find
+    from ..traits import model_bytes
     from .progress import Screen
 
     placement = Placement(**place)
@@ -78,7 +79,9 @@ def _suited(recipe: Any, model: Any, screen: Any) -> Any:
     """Perplexity and generations are left out, with a word about it, where a model does not predict the next token."""
     from dataclasses import replace
 
-    if model.can_generate() or not (recipe.metrics or recipe.prompts):
+    from ..traits import predicts_next
+
+    if predicts_next(model) or not (recipe.metrics or recipe.prompts):
         return recipe
     screen.say("This model does not predict the next token: no perplexity and no answers are measured.")
     return replace(recipe, metrics=(), prompts=())

@@ -15,6 +15,7 @@ from ..calibration.blocks import replaced
 from ..calibration.corpus import Text, has_split, read, windows
 from ..calibration.sample import check_length, with_bos
 from ..errors import RecipeError
+from ..traits import predicts_next
 from . import Context, Measurement
 
 __all__ = ["Perplexity"]
@@ -53,7 +54,7 @@ class Perplexity:
 
     def measure(self, model: nn.Module, context: Context) -> Measurement:
         start = time.perf_counter()
-        if not getattr(model, "can_generate", lambda: False)():
+        if not predicts_next(model):
             raise RecipeError("perplexity needs a model that predicts the next token; this one does not.")
         check_length(model, self.length, "perplexity.length")
         text, bos = self.text(), with_bos(context.tokenizer, self.bos)

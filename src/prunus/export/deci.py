@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..anatomy import describe
-from ..checkpoint import check_target, folder, model_bytes, save_model
+from ..checkpoint import check_target, folder, save_model
 from ..errors import ExportError
-from ..modelling import head_size
-from ..sites import LinearSite
+from ..modelling import BlockSizes, block_sizes, head_size
+from ..traits import model_bytes
 from . import Savable
 
 __all__ = ["Deci"]
@@ -29,15 +28,15 @@ class Deci:
         config = pruned.model.config
         if config.model_type != "llama" or config.attention_bias or config.mlp_bias:
             raise ExportError(f"format 'deci' knows llama without biases, not '{config.model_type}'. Use format 'huggingface'.")
-        blocks = _blocks(pruned.model)
-        heads = {block["heads"] for block in blocks if block["heads"]}
+        blocks = block_sizes(pruned.model)
+        heads = {block.heads for block in blocks if block.heads}
         if len(heads) > 1:
             raise ExportError(f"format 'deci': blocks have {', '.join(map(str, sorted(heads)))} attention heads, expected as many in "
                               "every block that has any. Use format 'huggingface' or 'gguf'.")
         if heads and config.hidden_size % max(heads):
             raise ExportError(f"format 'deci': {max(heads)} attention heads do not divide the hidden size {config.hidden_size}, which "
                               "Llama's config wants. Use format 'huggingface' or 'gguf'.")
-        if not blocks[0]["heads"]:
+        if not blocks[0].heads:
             raise ExportError("format 'deci': the first block has no attention, which programs that read it need. Use format "
                               "'huggingface', or keep it (protected = 1).")
 
@@ -50,28 +49,18 @@ class Deci:
             file.write_text(json.dumps({**data, **_words(pruned.model)}, indent=2) + "\n", encoding="utf-8")
 
 
-def _blocks(model: Any) -> list[dict[str, int]]:
-    """Heads, key/value heads and MLP width of every block; 0 where it has none."""
-    head = head_size(model)
-    found = []
-    for block in describe(model).blocks:
-        rows = {site.name.rpartition(".")[2]: site.shape[0] for site in block.sites if isinstance(site, LinearSite)}
-        found.append({"heads": rows.get("q_proj", 0) // head, "groups": rows.get("k_proj", 0) // head, "width": rows.get("up_proj", 0)})
-    return found
-
-
 def _words(model: Any) -> dict[str, Any]:
     """What a DeciLM config says."""
-    blocks = _blocks(model)
+    blocks = block_sizes(model)
 
-    def attention(block: dict[str, int]) -> dict[str, Any]:
-        there = block["heads"] > 0
-        return {"n_heads_in_group": block["heads"] // block["groups"] if there else None, "no_op": not there, "replace_with_linear": False}
+    def attention(block: BlockSizes) -> dict[str, Any]:
+        there = block.heads > 0
+        return {"n_heads_in_group": block.heads // block.groups if there else None, "no_op": not there, "replace_with_linear": False}
 
-    def mlp(block: dict[str, int]) -> dict[str, Any]:
-        there = block["width"] > 0
-        return {"intermediate_size": block["width"] if there else None, "no_op": not there, "replace_with_linear": False}
+    def mlp(block: BlockSizes) -> dict[str, Any]:
+        there = block.width > 0
+        return {"intermediate_size": block.width if there else None, "no_op": not there, "replace_with_linear": False}
 
     return {"model_type": "nemotron-nas", "architectures": ["DeciLMForCausalLM"],
-            "num_attention_heads": max(block["heads"] for block in blocks), "num_key_value_heads": max(block["groups"] for block in blocks),
+            "num_attention_heads": max(block.heads for block in blocks), "num_key_value_heads": max(block.groups for block in blocks),
             "head_dim": head_size(model), "block_configs": [{"attention": attention(block), "ffn": mlp(block)} for block in blocks]}

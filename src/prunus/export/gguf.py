@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +10,9 @@ import numpy
 import torch
 from numpy.typing import NDArray
 
-from ..anatomy import describe
 from ..errors import ExportError, MissingExtra
 from ..files import put_in_place
-from ..modelling import head_size
-from ..sites import LinearSite
+from ..modelling import BlockSizes, block_sizes, head_size
 from . import Savable
 
 __all__ = ["GGUF"]
@@ -25,15 +23,6 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}  # llama.cpp's own numbers
 _NORMAL, _CONTROL, _USER = 1, 3, 4  # kinds of tokens
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class _Block:
-    """What one block is in the file."""
-
-    heads: int
-    groups: int
-    width: int  # of the MLP
 
 
 @dataclass(frozen=True)
@@ -95,20 +84,13 @@ class GGUF:
             draft.unlink(missing_ok=True)
 
 
-def _blocks(model: Any) -> list[_Block]:
+def _blocks(model: Any) -> list[BlockSizes]:
     """Sizes by block, with those that llama.cpp needs to be there."""
-    head = head_size(model)
-    found = []
-    for depth, block in enumerate(describe(model).blocks):
-        shapes = {site.name.rpartition(".")[2]: site.shape for site in block.sites if isinstance(site, LinearSite)}
-        heads, groups = (shapes[name][0] // head if name in shapes else 0 for name in ("q_proj", "k_proj"))
-        width = shapes["up_proj"][0] if "up_proj" in shapes else _DUMMY
-        needed = int(depth == 0)
-        found.append(_Block(heads or needed, groups or needed, width))
-    return found
+    return [replace(sizes, heads=sizes.heads or int(depth == 0), groups=sizes.groups or int(depth == 0), width=sizes.width or _DUMMY)
+            for depth, sizes in enumerate(block_sizes(model))]
 
 
-def _write_config(writer: Any, model: Any, blocks: list[_Block], dtype: str) -> None:
+def _write_config(writer: Any, model: Any, blocks: list[BlockSizes], dtype: str) -> None:
     config, head = model.config, head_size(model)
     alike = len(set(blocks)) == 1
     heads, groups, widths = ([getattr(block, name) for block in blocks] for name in ("heads", "groups", "width"))
@@ -127,7 +109,7 @@ def _write_config(writer: Any, model: Any, blocks: list[_Block], dtype: str) -> 
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
 
-def _tensors(model: Any, blocks: list[_Block]) -> Iterator[tuple[str, Array]]:
+def _tensors(model: Any, blocks: list[BlockSizes]) -> Iterator[tuple[str, Array]]:
     """Names and values, as llama.cpp has them."""
     config, head = model.config, head_size(model)
     base = model.model

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..budget import Allocation
-from ..checkpoint import check_target, folder, model_bytes, save_model
+from ..checkpoint import check_target, folder, save_model
 from ..figures import figures
 from ..lookup import find
 from ..recipe import Recipe
 from ..result import Pruned
 from ..search.plan import SearchRecord
+from ..traits import model_bytes
 from . import Savable
 
 __all__ = ["HuggingFace", "save", "write_shares"]

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from ..anatomy import describe
-from ..checkpoint import check_target, folder, model_bytes, save_model
+from ..checkpoint import check_target, folder, save_model
 from ..errors import ExportError
 from ..loading import quiet
 from ..modelling import head_size, plain_config
 from ..sites import ChannelSite
 from ..surgery.write import module_layout
+from ..traits import model_bytes
 from . import Savable
 
 __all__ = ["Padded"]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import sparse
-from ..checkpoint import check_target, folder, model_bytes, save_model
+from ..checkpoint import check_target, folder, save_model
 from ..errors import ExportError
 from ..modelling import MODELLING
+from ..traits import model_bytes
 from . import Savable
 
 __all__ = ["Sparse"]

@@ -13,7 +13,7 @@ from ..calibration.blocks import States, enter, evaluating
 from ..calibration.placement import Placement
 from ..errors import CalibrationError, RecipeError
 from ..silence import silenced
-from ..sites import Anatomy, SublayerSite
+from ..sites import Anatomy, Block, SublayerSite
 from ..stats import InputStats
 from ..surgery.write import module_layout
 
@@ -39,35 +39,35 @@ class Patch:
     @torch.no_grad()
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], tokens: Int[Tensor, "samples length"],
                 placement: Placement, batch: int) -> None:
-        first = min((site.block for site in gone), default=len(anatomy.blocks))
+        if not gone:
+            return
+        first = min(site.block for site in gone)
         with evaluating(model), ExitStack() as stack:
             dense = enter(model, anatomy, tokens, placement, batch, stack)
-            for depth in range(first):
-                _advance(model, anatomy, depth, dense, (), placement)
+            for depth, block in enumerate(anatomy.blocks[:first]):
+                _advance(model, block, depth, dense, (), placement)
             hidden = stack.enter_context(placement.hidden(tuple(dense.hidden.shape), dense.hidden.dtype))
             pruned = States(hidden.copy_(dense.hidden), dense.batch, dense.device, dense.arguments)
-            for depth in range(first, len(anatomy.blocks)):
-                kept = [site for site in _branches(anatomy, depth) if site not in gone]
+            for depth, block in enumerate(anatomy.blocks[first:], first):
+                kept = [branch for branch in block.branches if branch not in gone]
                 with placement.hidden((len(kept), *dense.hidden.shape), dense.hidden.dtype) as targets:
-                    with placement.visiting(model.get_submodule(anatomy.blocks[depth].name)):
-                        for place, site in enumerate(kept):
-                            _stream_behind(model, anatomy, site, dense, targets[place])
-                    _advance(model, anatomy, depth, dense, (), placement)
-                    with placement.visiting(model.get_submodule(anatomy.blocks[depth].name)):
-                        for place, site in enumerate(kept):
-                            self._refit(model, anatomy, site, gone, targets[place], pruned)
-                _advance(model, anatomy, depth, pruned, gone, placement)
+                    with placement.visiting(model.get_submodule(block.name)):
+                        for place, branch in enumerate(kept):
+                            _stream_behind(model, block, branch, dense, targets[place])
+                    _advance(model, block, depth, dense, (), placement)
+                    with placement.visiting(model.get_submodule(block.name)):
+                        for place, branch in enumerate(kept):
+                            self._refit(model, block, branch, gone, targets[place], pruned)
+                _advance(model, block, depth, pruned, gone, placement)
 
-    def _refit(self, model: Any, anatomy: Anatomy, site: SublayerSite, gone: Sequence[SublayerSite], target: Tensor,
+    def _refit(self, model: Any, block: Block, branch: SublayerSite, gone: Sequence[SublayerSite], target: Tensor,
                pruned: States) -> None:
         """The matrix that leaves one branch, as everything before it is already."""
-        output: Any = model.get_submodule(site.output)
-        block: nn.Module = model.get_submodule(anatomy.blocks[site.block].name)
-        later = _later(anatomy, site)
-        silent = [*(other for other in gone if other.block == site.block and other not in later), *later]
-        with silenced(model, silent):
-            _check_added(site, output, block, pruned)
-            self._add(output, *_moments(output, block, site, target, pruned))
+        output, module = model.get_submodule(branch.output), model.get_submodule(block.name)
+        later = block.later(branch)
+        with silenced(model, [other for other in block.branches if other in gone or other in later]):
+            _check_added(branch, output, module, pruned)
+            self._add(output, *_moments(output, module, branch, target, pruned))
 
     def _add(self, output: Any, stats: InputStats, lacking: Float[Tensor, "out in"], mean: Float[Tensor, "out"]) -> None:
         factor, failed = torch.linalg.cholesky_ex(stats.damped(self.damping).double())
@@ -82,37 +82,26 @@ class Patch:
             output.bias += (mean - change @ stats.mean).to(output.bias)
 
 
-def _branches(anatomy: Anatomy, depth: int) -> list[SublayerSite]:
-    return [site for site in anatomy.blocks[depth].sites if isinstance(site, SublayerSite)]
-
-
-def _later(anatomy: Anatomy, site: SublayerSite) -> list[SublayerSite]:
-    """The branches of the same block that follow."""
-    branches = _branches(anatomy, site.block)
-    return branches[branches.index(site) + 1 :]
-
-
-def _advance(model: Any, anatomy: Anatomy, depth: int, states: States, gone: Sequence[SublayerSite], placement: Placement) -> None:
+def _advance(model: Any, block: Block, depth: int, states: States, gone: Sequence[SublayerSite], placement: Placement) -> None:
     """Through one block, without the branches that go."""
-    name = anatomy.blocks[depth].name
-    module: nn.Module = model.get_submodule(name)
-    with placement.visiting(module), silenced(model, [site for site in gone if site.block == depth]):
-        states.advance(module, depth, name)
+    module: nn.Module = model.get_submodule(block.name)
+    with placement.visiting(module), silenced(model, [branch for branch in block.branches if branch in gone]):
+        states.advance(module, depth, block.name)
 
 
-def _stream_behind(model: Any, anatomy: Anatomy, site: SublayerSite, dense: States, target: Tensor) -> None:
+def _stream_behind(model: Any, block: Block, branch: SublayerSite, dense: States, target: Tensor) -> None:
     """The dense model's stream behind a branch, from its states at the entry of the branch's block."""
-    module: nn.Module = model.get_submodule(anatomy.blocks[site.block].name)
-    with silenced(model, _later(anatomy, site)):
+    module: nn.Module = model.get_submodule(block.name)
+    with silenced(model, block.later(branch)):
         for rows in dense.batches():
-            target[rows] = dense.run(module, site.block, rows).to(target.device)
+            target[rows] = dense.run(module, branch.block, rows).to(target.device)
 
 
-def _moments(output: Any, block: nn.Module, site: SublayerSite, target: Tensor,
+def _moments(output: Any, module: nn.Module, branch: SublayerSite, target: Tensor,
              pruned: States) -> tuple[InputStats, Float[Tensor, "out in"], Float[Tensor, "out"]]:
     """Of what a matrix reads, a; and the means of g a^T and of g, with g what the stream behind it lacks."""
     layout = module_layout(output, output.weight)
-    stats = InputStats(layout.shape[1], "gram", pruned.device, name=site.output)
+    stats = InputStats(layout.shape[1], "gram", pruned.device, name=branch.output)
     lacking = torch.zeros(layout.shape, device=pruned.device)
     total = torch.zeros(layout.shape[0], device=pruned.device)
     seen: list[Tensor] = []
@@ -120,7 +109,7 @@ def _moments(output: Any, block: nn.Module, site: SublayerSite, target: Tensor,
     try:
         for rows in pruned.batches():
             seen.clear()
-            behind = pruned.run(block, site.block, rows)
+            behind = pruned.run(module, branch.block, rows)
             gap = (target[rows].to(behind.device).float() - behind.float()).flatten(0, -2)
             read = seen[0].float().flatten(0, -2)
             stats.update(read)
@@ -132,17 +121,17 @@ def _moments(output: Any, block: nn.Module, site: SublayerSite, target: Tensor,
     return stats, lacking / stats.tokens, total / stats.tokens
 
 
-def _check_added(site: SublayerSite, output: Any, block: nn.Module, pruned: States) -> None:
+def _check_added(branch: SublayerSite, output: Any, module: nn.Module, pruned: States) -> None:
     """Whether what leaves the matrix is added to the stream as it is: then so is the change of one batch's product."""
     rows = next(pruned.batches())
     given: list[Tensor] = []
     handle = output.register_forward_hook(lambda _, __, gives: given.append(gives))
-    whole = pruned.run(block, site.block, rows)
+    whole = pruned.run(module, branch.block, rows)
     handle.remove()
     handle = output.register_forward_hook(lambda _, __, gives: torch.zeros_like(gives))
-    none = pruned.run(block, site.block, rows)
+    none = pruned.run(module, branch.block, rows)
     handle.remove()
     added, product = (whole - none).float(), given[0].float()
     if (added - product.view_as(added)).norm() > 0.05 * product.norm():
-        raise RecipeError(f"recovery 'patch': {site.output}: what leaves it is normed or scaled before it is added, or the sum is, which "
+        raise RecipeError(f"recovery 'patch': {branch.output}: what leaves it is normed or scaled before it is added, or the sum is, which "
                           "this repair does not know. Leave recovery out (--recovery none).")

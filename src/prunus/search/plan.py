@@ -15,7 +15,7 @@ from ..allocation import fit
 from ..budget import Allocation, Budget
 from ..calibration.choices import Choices, as_text, encoded, examples
 from ..calibration.corpus import Text
-from ..calibration.placement import Placement
+from ..calibration.placement import Placement, together
 from ..calibration.sample import Calibration, check_length, with_bos
 from ..environment import available_bytes
 from ..errors import ExportError, RecipeError
@@ -157,7 +157,6 @@ class Job:
     tokens: Tensor  # calibration
     text: Tensor | Choices  # search
     placement: Placement
-    passed: int  # tokens that pass through a block together
     folder: Path  # where levels and trials are kept
     solved: str  # identity of all that the levels depend on but the levels themselves
 
@@ -231,7 +230,7 @@ def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore | N
     if not folder.exists():
         watch(phase, 0, len(job.matrices))
     store = LevelStore.build(folder, job.model, job.anatomy, job.matrices, job.tokens, job.solver, levels,
-                             job.solved, job.placement, _batch(job, job.tokens), solved)
+                             job.solved, job.placement, together(job.tokens.shape[1]), solved)
     errors = tuple(store.entries[matrix.name].errors for matrix in job.matrices)
     known = all(math.isfinite(error) for row in errors for error in row)  # a solver without a Gram matrix measures none
     return Space(job.sites, levels, job.budget, errors if known else (), job.granularity), store
@@ -246,7 +245,7 @@ def _service(plan: Search, job: Job, space: Space, store: LevelStore | None, hel
     content = (text.tokens, text.chosen, text.answers) if isinstance(text, Choices) else (text,)
     asked = fingerprint(job.solved, plan.objective, str(plan.top), *(str(part.tolist()) for part in content))
     home = Placement(str(next(job.model.parameters()).device))  # where the whole model is
-    fitness = Fitness(job.model, job.anatomy, space, store, text, placement=home, batch=_batch(job, content[0]), top=plan.top,
+    fitness = Fitness(job.model, job.anatomy, space, store, text, placement=home, batch=together(content[0].shape[1]), top=plan.top,
                       objective=plan.objective, memory=available_bytes() // (32 if held_out else 4), log=log,
                       folder=_home(plan, job) / "dense", identity=asked)
     try:
@@ -258,10 +257,6 @@ def _service(plan: Search, job: Job, space: Space, store: LevelStore | None, hel
 def _home(plan: Search, job: Job) -> Path:
     """Where levels are, and what the dense model predicts."""
     return Path(plan.store) if plan.store else job.folder / "levels"
-
-
-def _batch(job: Job, tokens: Tensor) -> int:
-    return max(1, job.passed // max(1, tokens.shape[1]))
 
 
 def _size(folder: Path) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy
+from numpy.typing import NDArray
 
 from ..allocation import Per, group_of, reach
 from ..budget import Allocation, Budget
@@ -13,9 +14,22 @@ from ..errors import RecipeError
 from ..granularity import Granularity, Unstructured
 from ..sites import Site, SublayerSite
 
-__all__ = ["Candidate", "Query", "Space", "Trial"]
+__all__ = ["Array", "Candidate", "Query", "Space", "Trial", "shifted"]
+
+Array = NDArray[numpy.float64]
 
 Candidate = tuple[int, ...]  # index of the level of every site, in the order of the space's sites
+
+
+def shifted(values: Array, low: Array, high: Array, weights: Array, needed: float) -> Array:
+    """`values`, all moved by the least number with which weights @ values is at least `needed`, and cut off at `low` and `high`."""
+    least, most = float((low - values).min()), float((high - values).max())
+    for _ in range(50):
+        middle = (least + most) / 2
+        enough = float(numpy.clip(values + middle, low, high) @ weights) >= needed
+        least, most = (least, middle) if enough else (middle, most)
+    moved: Array = numpy.clip(values + most, low, high)
+    return moved
 
 
 @dataclass(frozen=True)
@@ -90,13 +104,7 @@ class Space:
         shares, rows = numpy.array(self.shares(first)), numpy.array(self.gone) / sizes[:, None]
         for group, departure in zip(self.groups(per), departures, strict=True):
             shares[group] += departure * steps[group]
-        low, high = rows[:, 0], rows[:, -1]
-        least, most = float((low - shares).min()), float((high - shares).max())
-        for _ in range(50):
-            middle = (least + most) / 2
-            enough = float(numpy.clip(shares + middle, low, high) @ sizes) >= self.required
-            least, most = (least, middle) if enough else (middle, most)
-        moved = numpy.clip(shares + most, low, high)
+        moved = shifted(shares, rows[:, 0], rows[:, -1], sizes, self.required)
         return self.nearest({site.name: float(share) for site, share in zip(self.sites, moved, strict=True)})
 
     def groups(self, per: Per) -> list[list[int]]:

@@ -5,15 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
-from numpy.typing import NDArray
 
 from ...allocation import Per
 from ...errors import RecipeError
-from ..space import Candidate, Query, Space, Trial
+from ..space import Array, Candidate, Query, Space, Trial, shifted
 
 __all__ = ["Bernoulli"]
-
-Array = NDArray[numpy.float64]
 
 
 @dataclass(frozen=True)
@@ -108,11 +105,4 @@ def _spans(space: Space, per: Per) -> tuple[Array, Array]:
 def _projected(going: Array, space: Space, per: Per) -> Array:
     """The nearest probabilities, all moved by one number and cut off at 0 and 1, with which as much goes as must, on average."""
     low, width = _spans(space, per)
-    needed = space.required - float(low.sum())
-    least, most = -1.0 - float(going.max()), 1.0 - float(going.min())
-    for _ in range(50):
-        middle = (least + most) / 2
-        enough = float(numpy.clip(going + middle, 0, 1) @ width) >= needed
-        least, most = (least, middle) if enough else (middle, most)
-    found: Array = numpy.clip(going + most, 0, 1)
-    return found
+    return shifted(going, numpy.zeros_like(going), numpy.ones_like(going), width, space.required - float(low.sum()))

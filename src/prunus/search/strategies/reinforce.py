@@ -6,15 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
-from numpy.typing import NDArray
 
 from ...allocation import Per
 from ...errors import RecipeError
-from ..space import Candidate, Query, Space, Trial
+from ..space import Array, Candidate, Query, Space, Trial
 
 __all__ = ["Reinforce"]
-
-Array = NDArray[numpy.float64]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,20 @@
+"""What many parts ask of a model of transformers."""
+
+from typing import Any
+
+__all__ = ["model_bytes", "parameters_of", "predicts_next"]
+
+
+def predicts_next(model: Any) -> bool:
+    """Whether it says which token comes next; an encoder does not."""
+    return bool(getattr(model, "can_generate", lambda: False)())
+
+
+def parameters_of(model: Any) -> int:
+    """Its weights; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def model_bytes(model: Any) -> int:
+    """The size of its weights in memory or on disk; tied ones count once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
