@@ -13,6 +13,7 @@ from prunus.stats import InputStats
 
 SHAPES: tuple[Granularity, ...] = (
     Unstructured("row"), Unstructured("matrix"), NM(2, 4), NM(1, 4), NM(4, 6), NM(6, 8), Tile(2, 4), Columns(1), Columns(4),
+    Columns(1, 8), Columns(4, nearest=True),
 )
 
 

@@ -90,7 +90,7 @@ class Fitness:
         self._every = _EVERY if self._choices is None else 1
         together = 1 if self._choices is None else self._choices.ways  # rows of one example
         self.batch = max(min(batch, len(self.tokens) // _SHARES) // together, 1) * together
-        self.blocks = 0  # block passes computed so far, the cost of a search
+        self.blocks = 0.0  # passes of the whole text through a block computed so far, the cost of a search
         self.discarded = 0  # candidates whose value is no number
         self._states = Bounded(memory // 2)
         self._weights = Bounded(memory // 2)
@@ -171,7 +171,7 @@ class Fitness:
         with subnet(self.model, weights), silenced(self.model, skipped):
             for rows in self._entry.batches(len(hidden)):
                 after[rows] = self._entry.call(block, depth, hidden[rows]).to(after.device)
-        self.blocks += 1
+        self.blocks += len(hidden) / len(self.tokens)
         return after
 
     def _weight(self, name: str, level: int) -> Tensor:

@@ -117,7 +117,7 @@ class SearchRecord:
     held_out_best: float
     kept: bool  # whether the search's answer was used; it is not unless it is better on held-out text
     curve: tuple[Moment, ...]
-    block_passes: int  # computed
+    block_passes: int  # of the whole search text, computed
     block_passes_plain: int  # that would be computed without keeping states by prefix
     store_bytes: int  # of the level store
     seconds: Mapping[str, float]  # solving levels, searching
@@ -182,7 +182,7 @@ def carry_out(plan: Search, job: Job, first: Allocation, seed: int, watch: Watch
     record = SearchRecord(
         type(plan.strategy).__name__, plan.objective, plan.evaluations, outcome.spent, len(outcome.trials), fitness.discarded,
         fitness.dense, before, moment.value, monitor.first, moment.held_out, moment.held_out < monitor.first,
-        tuple(moment for moment, _ in monitor.moments), fitness.blocks, len(outcome.trials) * len(job.anatomy.blocks),
+        tuple(moment for moment, _ in monitor.moments), round(fitness.blocks), round(outcome.spent * len(job.anatomy.blocks)),
         store.bytes if store else 0, {"solving levels": solved - start, "searching": time.perf_counter() - solved})
     return _exact(space.allocation(answer), job) if record.kept else first, record
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..granularity import NM, Columns, Unstructured, keep_largest, keep_mask, removed_count
+from ..pivots import diagonal_blocks, group_losses
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
 
@@ -48,7 +49,7 @@ class SparseGPT:
         stats, granularity = problems[0].stats, problems[0].granularity
         factor = stats.inverse_cholesky(self.damping)
         if isinstance(granularity, Columns):
-            return [_eliminate(problem, factor, granularity.width) if problem.sparsity else problem.untouched() for problem in problems]
+            return [_eliminate(problem, factor, granularity) if problem.sparsity else problem.untouched() for problem in problems]
         sparse = [problem for problem in problems if problem.sparsity]
         if not sparse:
             return [problem.untouched() for problem in problems]
@@ -139,18 +140,18 @@ class _Sweep:
             yield LayerSolution(self.work[:, rows].T.contiguous() * mask, mask)
 
 
-def _eliminate(problem: LayerProblem, factor: Float[Tensor, "in in"], width: int) -> LayerSolution:
+def _eliminate(problem: LayerProblem, factor: Float[Tensor, "in in"], granularity: Columns) -> LayerSolution:
     """Remove groups of columns, a few at a time, those first whose loss after the best update is least.
 
     The loss of a group g is tr(W_g [G^-1]_gg^-1 W_g^T); the update spreads it over all columns that are left.
     """
     weight, inverse = problem.weight.to(torch.float64), (factor.T @ factor).to(torch.float64)
-    groups = weight.shape[1] // width
-    gone = removed_count(problem.sparsity, groups)
+    width, groups = granularity.width, weight.shape[1] // granularity.width
+    gone = granularity.removed(problem.sparsity, weight.shape[1])
     alive = torch.ones(groups, dtype=torch.bool, device=weight.device)
     per_round = max(1, -(-gone // 64))
     while (left := gone - int((~alive).sum())) > 0:
-        loss = _group_loss(weight, inverse, width)
+        loss = group_losses(weight, diagonal_blocks(inverse, width))
         loss[~alive] = torch.inf
         chosen = loss.argsort(stable=True)[: min(per_round, left)]
         alive[chosen] = False
@@ -161,12 +162,3 @@ def _eliminate(problem: LayerProblem, factor: Float[Tensor, "in in"], width: int
         inverse[columns, columns] = 1.0  # keeps the blocks of removed groups invertible; they are never read again
     mask = alive.repeat_interleave(width).expand(problem.weight.shape).clone()
     return LayerSolution(weight.to(problem.weight) * mask, mask)
-
-
-def _group_loss(weight: Tensor, inverse: Tensor, width: int) -> Tensor:
-    groups = weight.shape[1] // width
-    index = torch.arange(groups, device=weight.device)
-    blocks = inverse.view(groups, width, groups, width)[index, :, index, :]
-    parts = weight.view(-1, groups, width).permute(1, 2, 0)  # groups, width, out
-    return (parts * torch.linalg.solve(blocks, parts)).sum(dim=(1, 2))
-

@@ -35,8 +35,9 @@ class Progressive:
     the least goes, and then all are looked at again, until the budget is met.
 
     Where impacts are not above 0 the largest group goes first: per weight the smallest would win. `lazy` looks only at
-    groups whose impact, as last seen, is below the best new one: as long as impacts grow while branches go, what is removed
-    is the same. Without `progressive` all impacts are those on the dense model (one-shot).
+    groups whose impact, as last seen, is below `margin` times the best new one, and at those in the block that has just lost one
+    and its neighbours, whose impacts may fall by much: as long as no other falls by more than the margin while branches go, what
+    is removed is the same. Without `progressive` all impacts are those on the dense model (one-shot).
     """
 
     per: Per = "sublayer"  # what goes together: sublayer, or block (SLEB, Song et al. 2024, with denominator "none")
@@ -44,6 +45,7 @@ class Progressive:
     denominator: Literal["none", "weights"] = "weights"  # of the impact
     progressive: bool = True  # look again after every removal
     lazy: bool = True  # only at what may be the least
+    margin: float = 1.5  # of lazy looks: an impact may have fallen by such a factor since it was last seen
     protected: int = 0  # blocks at either end that are left alone
 
     ends: ClassVar[bool] = True  # when the budget is met, whatever the number of looks
@@ -52,6 +54,8 @@ class Progressive:
         if self.per == "matrix" or self.protected < 0:
             raise RecipeError(f"per = {self.per!r}, protected = {self.protected}: expected 'sublayer' or 'block', and no negative number "
                               "of blocks.")
+        if self.margin < 1:
+            raise RecipeError(f"margin = {self.margin:g}: expected at least 1.")
 
     def init(self, space: Space, first: Candidate, seed: int) -> State:
         last = max(site.block for site in space.sites)
@@ -96,7 +100,7 @@ class Progressive:
             left = [group for group, impact in enumerate(state.impacts) if impact < math.inf]
             unseen = sorted((group for group in left if group not in state.seen), key=lambda group: state.impacts[group])
             best = min((group for group in left if group in state.seen), key=lambda group: state.impacts[group], default=None)
-            if self.progressive and unseen and not (self.lazy and best is not None and state.impacts[unseen[0]] >= state.impacts[best]):
+            if self.progressive and unseen and not (self.lazy and best is not None and self._above(state, unseen[0], best)):
                 return replace(state, asked=(unseen[0],) if self.lazy else tuple(unseen))
             if best is None:
                 best = min(left, key=lambda group: state.impacts[group])
@@ -105,8 +109,17 @@ class Progressive:
             if state.space.met(state.here.candidate):
                 return replace(state, asked=())
 
+    def _above(self, state: State, unseen: int, best: int) -> bool:
+        """Whether the impact of a group, as last seen, cannot have fallen below the best new one."""
+        least = state.impacts[best]
+        return state.impacts[unseen] >= least + (self.margin - 1) * abs(least)
+
     def _taken(self, state: State, group: int) -> State:
         impacts = list(state.impacts)
+        if self.progressive:
+            near = {state.space.sites[index].block + step for index in state.groups[group] for step in (-1, 0, 1)}
+            impacts = [-math.inf if impact < math.inf and near & {state.space.sites[index].block for index in members} else impact
+                       for impact, members in zip(impacts, state.groups, strict=True)]
         impacts[group] = math.inf
         here = Trial(self._without(state, group), state.values[group])
         return replace(state, here=here, impacts=tuple(impacts), seen=frozenset())
