@@ -93,7 +93,7 @@ def test_parts_of_the_text_start_behind_what_is_known_of_the_whole(fitness_of: M
     second = (*first[:-1], 2)
     queries = [Query(first), Query(second, 0.2, 3), Query(second, 0.2, 1), Query(second, 0.2, 3), Query(second)]
     assert fitness(queries) == plain(queries)
-    assert (fitness.blocks, plain.blocks) == (pytest.approx(2 + 2 * 0.2 + 1), pytest.approx(2 * (2 + 2 * 0.2)))  # a known value costs nothing
+    assert (fitness.blocks, plain.blocks) == (pytest.approx(2 + 2 * 0.2 + 1), pytest.approx(2 * (2 + 2 * 0.2)))  # known values cost nothing
 
 
 def test_a_candidate_that_shares_its_first_blocks_with_an_earlier_one_starts_behind_them(fitness_of: Make) -> None:
