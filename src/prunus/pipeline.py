@@ -251,7 +251,7 @@ class _Run:
             folder = self.journal.folder if self.journal else Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
             job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget,
                       _resolved(stage.granularity, stage.solver), self.tokens,
-                      self.texts[index], self.placement, folder / f"search-{index}", solved)
+                      self.texts[index], self.placement, folder / f"search-{index}", solved, stage.recovery)
             return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 

@@ -48,7 +48,7 @@ class Stage:
             raise RecipeError(f"sites = {list(self.sites)}: expected one kind per stage. Use several stages.")
         _check_kind(self, self.sites[0])
         if self.sites == ("sublayer",):
-            _check_branches(self.search)
+            _check_branches(self)
         else:
             _check_solved(self)
 
@@ -69,6 +69,8 @@ def _check_kind(stage: Stage, kind: Kind) -> None:
 
 def _check_solved(stage: Stage) -> None:
     """Whether the solver, and the search, can do what is asked of matrices."""
+    if stage.search and stage.search.repaired:
+        raise RecipeError(f"search.repaired = {stage.search.repaired}: only where sublayers go is there something to repair. Leave it out.")
     if isinstance(stage.granularity, NM):
         _check_ratio(stage.granularity, stage.budget)
         if stage.search is not None:
@@ -82,12 +84,17 @@ def _check_solved(stage: Stage) -> None:
         raise RecipeError(f"solver {type(stage.solver).__name__} cannot do {shape.__name__.lower()}; it can do {able}.")
 
 
-def _check_branches(search: Search | None) -> None:
+def _check_branches(stage: Stage) -> None:
+    """Whether the search can do what is asked of branches."""
+    search = stage.search
     if search and search.levels:
         raise RecipeError("search.levels: sublayers are there or not; leave it out.")
     if search and getattr(search.strategy, "needs_errors", False):
         raise RecipeError(f"strategy '{_name(type(search.strategy))}' needs the error of every site at every level, which sublayers have "
                           "none of. Use progressive.")
+    if search and search.repaired and not hasattr(stage.recovery, "rehearse"):
+        raise RecipeError(f"search.repaired = {search.repaired}: the stage has no recovery that can repair candidates. Add recovery = "
+                          "\"patch\", or leave it out.")
 
 
 def _check_ratio(granularity: NM, budget: Budget) -> None:

@@ -1,15 +1,19 @@
 """The repair at a cut: the best change of the matrices that are kept, by least squares."""
 
 import copy
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 
 from prunus.anatomy import describe
+from prunus.budget import Budget
 from prunus.calibration.placement import Placement
 from prunus.errors import RecipeError
 from prunus.recovery.patch import Patch
+from prunus.search.fitness import Fitness
+from prunus.search.space import Query, Space
 from prunus.silence import silenced
 from prunus.sites import SublayerSite
 
@@ -53,6 +57,18 @@ def test_the_first_matrix_behind_a_cut_gets_the_least_squares_map() -> None:
     change = torch.linalg.lstsq(cut[name].double(), gap.double()).solution.T.float()
     found = patched(model, [0], damping=1e-9).get_submodule(name).weight - model.get_submodule(name).weight
     assert torch.allclose(found, change, atol=1e-3 * float(change.abs().max()))
+
+
+def test_a_scale_of_every_row_is_the_best_of_its_kind() -> None:
+    model = tiny_model()
+    dense, cut = streams(model, []), streams(model, [0])
+    name = "model.layers.0.mlp.down_proj"
+    weight = model.get_submodule(name).weight
+    changed = copy.deepcopy(model)
+    Patch(1e-9, "scale").recover(changed, describe(model), [branches(model)[0]], TOKENS, Placement(), 3)
+    gap, product = dense["behind 0"] - cut["behind 0"], cut[name] @ weight.T
+    best = weight * (1 + (gap * product).sum(0) / product.square().sum(0))[:, None]
+    assert torch.allclose(changed.get_submodule(name).weight, best, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("gone", [[0], [1], [2], [1, 2], [3, 4]])
@@ -99,6 +115,30 @@ def test_weights_that_are_zero_stay_zero_and_what_comes_before_the_cut_stays_as_
     assert bool((changed.model.layers[2].mlp.down_proj.weight[:, ::2] == 0).all())
     differing = {name for name, value in changed.state_dict().items() if not torch.equal(value, model.state_dict()[name])}
     assert differing == {f"model.layers.{name}.weight" for name in ("1.mlp.down_proj", "2.self_attn.o_proj", "2.mlp.down_proj")}
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
+def test_candidates_are_valued_as_the_repair_would_leave_them_and_nothing_of_it_stays(family: str) -> None:
+    """Several in turn, so that some begin behind what is kept of others; OPT's matrices have biases that change too."""
+    model, text = tiny_model(family, num_hidden_layers=4), TOKENS.flip(0)
+    anatomy = describe(model)
+    space = Space(anatomy.sites("sublayer"), (0.0, 1.0), Budget(0.5))
+    before = copy.deepcopy(model.state_dict())
+    with ExitStack() as stack:
+        rehearsal = Patch(0.1).rehearse(model, anatomy, TOKENS, Placement(), 3, stack)
+        fitness = Fitness(model, anatomy, space, None, text, rehearsal=rehearsal)
+        stack.callback(fitness.close)
+        for gone in ([2], [2, 5], [2, 4], [5], [2, 5, 6]):
+            candidate = tuple(int(index in gone) for index in range(8))
+            found = fitness([Query(candidate)])[0].value
+            repaired = Fitness(patched(model, gone, 0.1), anatomy, space, None, text)
+            reference = Fitness(model, anatomy, space, None, text)  # what the dense model predicts
+            repaired._targets = reference._targets
+            assert found == pytest.approx(repaired([Query(candidate)])[0].value, rel=1e-4), gone
+            for service in (repaired, reference):
+                service.close()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_nothing_that_goes_is_nothing_to_repair() -> None:

@@ -1,9 +1,9 @@
 """What leaves the branches that are kept is refitted, so that the stream is what it was with those that go."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ class Patch:
     """
 
     damping: float = 0.3  # d: added to the Gram's diagonal, as a fraction of its mean
+    form: Literal["matrix", "scale"] = "matrix"  # of the map; scale: one number for every row of W, where text is scarce
 
     def __post_init__(self) -> None:
         if self.damping <= 0:
@@ -44,6 +45,7 @@ class Patch:
         first = min(site.block for site in gone)
         with evaluating(model), ExitStack() as stack:
             dense = enter(model, anatomy, tokens, placement, batch, stack)
+            _check_added(model, anatomy.blocks[0], dense, placement)
             for depth, block in enumerate(anatomy.blocks[:first]):
                 _advance(model, block, depth, dense, (), placement)
             hidden = stack.enter_context(placement.hidden(tuple(dense.hidden.shape), dense.hidden.dtype))
@@ -60,26 +62,98 @@ class Patch:
                             self._refit(model, block, branch, gone, targets[place], pruned)
                 _advance(model, block, depth, pruned, gone, placement)
 
+    def rehearse(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
+                 batch: int, stack: ExitStack) -> "Rehearsal":
+        """The same repair for one set of branches after another, of which nothing stays."""
+        return Rehearsal(self, model, anatomy, tokens, placement, batch, stack)
+
     def _refit(self, model: Any, block: Block, branch: SublayerSite, gone: Sequence[SublayerSite], target: Tensor,
                pruned: States) -> None:
         """The matrix that leaves one branch, as everything before it is already."""
         output, module = model.get_submodule(branch.output), model.get_submodule(block.name)
         later = block.later(branch)
         with silenced(model, [other for other in block.branches if other in gone or other in later]):
-            _check_added(branch, output, module, pruned)
             self._add(output, *_moments(output, module, branch, target, pruned))
 
     def _add(self, output: Any, stats: InputStats, lacking: Float[Tensor, "out in"], mean: Float[Tensor, "out"]) -> None:
-        factor, failed = torch.linalg.cholesky_ex(stats.damped(self.damping).double())
-        if int(failed):
-            raise CalibrationError(f"{stats.name}: Gram matrix not positive definite after damping {self.damping}. Raise `damping` or "
-                                   "calibrate with more tokens.")
-        change = torch.cholesky_solve(lacking.double().T, factor).T.to(lacking)
         layout = module_layout(output, output.weight)
+        change = self._map(stats, lacking) if self.form == "matrix" else self._scaled(layout.to(lacking), stats, lacking)
         kept = layout != 0
         layout += (change * kept).to(layout)
         if output.bias is not None:
             output.bias += (mean - change @ stats.mean).to(output.bias)
+
+
+    def _map(self, stats: InputStats, lacking: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        factor, failed = torch.linalg.cholesky_ex(stats.damped(self.damping).double())
+        if int(failed):
+            raise CalibrationError(f"{stats.name}: Gram matrix not positive definite after damping {self.damping}. Raise `damping` or "
+                                   "calibrate with more tokens.")
+        return torch.cholesky_solve(lacking.double().T, factor).T.to(lacking)
+
+    def _scaled(self, weight: Tensor, stats: InputStats, lacking: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """Of every row w: w times E[g_i w a] / (1 + d) E[(w a)^2]."""
+        power = ((weight @ stats.gram) * weight).sum(1) * (1 + self.damping)
+        return weight * ((weight * lacking).sum(1) / power.clamp_min(torch.finfo(power.dtype).tiny))[:, None]
+
+
+class Rehearsal:
+    """Repairs one block at a time, for as long as it is looked at.
+
+    Holds the dense model's stream behind every branch: samples x length x width numbers for each.
+    """
+
+    @torch.no_grad()
+    def __init__(self, patch: Patch, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
+                 batch: int, stack: ExitStack) -> None:
+        self.patch, self.model, self.anatomy = patch, model, anatomy
+        with evaluating(model):
+            self._states = enter(model, anatomy, tokens, placement, batch, stack)
+            self.entry = self._states.hidden.clone()  # of the first block
+            _check_added(model, anatomy.blocks[0], self._states, placement)
+            self._behind: dict[str, Tensor] = {}
+            for depth, block in enumerate(anatomy.blocks):
+                for branch in block.branches:
+                    self._behind[branch.name] = torch.empty_like(self.entry)
+                    _stream_behind(model, block, branch, self._states, self._behind[branch.name])
+                _advance(model, block, depth, self._states, (), placement)
+
+    @contextmanager
+    def block(self, depth: int, gone: Sequence[SublayerSite],
+              hidden: Float[Tensor, "samples length width"]) -> Iterator[Float[Tensor, "samples length width"]]:
+        """One block repaired as far as branches have gone before or in it, with the stream of the repaired model at its entry; gives
+        the stream behind it. Raises CalibrationError like `recover`."""
+        block, states = self.anatomy.blocks[depth], self._states
+        pruned = States(hidden, states.batch, states.device, states.arguments)
+        with ExitStack() as stack:
+            for branch in self._refitted(depth, gone):
+                stack.enter_context(_restored(self.model.get_submodule(branch.output)))
+                self.patch._refit(self.model, block, branch, gone, self._behind[branch.name], pruned)
+            behind, module = torch.empty_like(hidden), self.model.get_submodule(block.name)
+            with silenced(self.model, [branch for branch in block.branches if branch in gone]):
+                for rows in pruned.batches():
+                    behind[rows] = pruned.run(module, depth, rows).to(behind.device)
+            yield behind
+
+
+    def passes(self, depth: int, gone: Sequence[SublayerSite]) -> int:
+        """Of the calibration text through the block, for what `block` gives."""
+        return 1 + len(self._refitted(depth, gone))
+
+    def _refitted(self, depth: int, gone: Sequence[SublayerSite]) -> list[SublayerSite]:
+        cut = any(site.block <= depth for site in gone)
+        return [branch for branch in self.anatomy.blocks[depth].branches if cut and branch not in gone]
+
+
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """The parameters of a module are what they were afterwards."""
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, value in zip(module.parameters(), before, strict=True):
+            parameter.data.copy_(value)
 
 
 def _advance(model: Any, block: Block, depth: int, states: States, gone: Sequence[SublayerSite], placement: Placement) -> None:
@@ -121,18 +195,22 @@ def _moments(output: Any, module: nn.Module, branch: SublayerSite, target: Tenso
     return stats, lacking / stats.tokens, total / stats.tokens
 
 
-def _check_added(branch: SublayerSite, output: Any, module: nn.Module, pruned: States) -> None:
-    """Whether what leaves the matrix is added to the stream as it is: then so is the change of one batch's product."""
-    rows = next(pruned.batches())
-    given: list[Tensor] = []
-    handle = output.register_forward_hook(lambda _, __, gives: given.append(gives))
-    whole = pruned.run(module, branch.block, rows)
-    handle.remove()
-    handle = output.register_forward_hook(lambda _, __, gives: torch.zeros_like(gives))
-    none = pruned.run(module, branch.block, rows)
-    handle.remove()
-    added, product = (whole - none).float(), given[0].float()
-    rounding = 2 * torch.finfo(whole.dtype).eps * whole.float().norm()  # beside a large stream, much of what is added
-    if (added - product.view_as(added)).norm() > 0.05 * product.norm() + rounding:
-        raise RecipeError(f"recovery 'patch': {branch.output}: what leaves it is normed or scaled before it is added, or the sum is, which "
-                          "this repair does not know. Leave recovery out (--recovery none).")
+def _check_added(model: Any, block: Block, dense: States, placement: Placement) -> None:
+    """Whether what leaves a branch is added to the stream as it is: then so is the change of one batch's product."""
+    module: nn.Module = model.get_submodule(block.name)
+    rows = next(dense.batches())
+    with placement.visiting(module):
+        for branch in block.branches:
+            output = model.get_submodule(branch.output)
+            with silenced(model, block.later(branch)):
+                given: list[Tensor] = []
+                handle = output.register_forward_hook(lambda _, __, gives, given=given: given.append(gives))
+                whole = dense.run(module, branch.block, rows)
+                handle.remove()
+                handle = output.register_forward_hook(lambda _, __, gives: torch.zeros_like(gives))
+                none = dense.run(module, branch.block, rows)
+                handle.remove()
+            added, product = (whole - none).float(), given[0].float()
+            if (added - product.view_as(added)).norm() > 0.05 * product.norm():
+                raise RecipeError(f"recovery 'patch': {branch.output}: what leaves it is normed or scaled before it is added, or the sum "
+                                  "is, which this repair does not know. Leave recovery out (--recovery none).")

@@ -5,7 +5,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +73,8 @@ class Fitness:
     A partial candidate, of which an agent in its episode wants to know where it stands, is compared at every fourth position
     only: behind the kept states, the head would cost most of the look.
 
+    With a `rehearsal` (of a recovery), a candidate is valued as it would be repaired.
+
     Of the dense model's distribution the `top` most probable tokens are kept and all others together count as one; the
     divergence is then a lower bound of the whole one, equal to it when `top` is the size of the vocabulary. They are kept in
     `folder`, and read back by whoever asks with the same `identity`, the hash of what they depend on.
@@ -81,10 +83,10 @@ class Fitness:
     def __init__(self, model: Any, anatomy: Anatomy, space: Space, store: LevelStore | None,
                  text: Int[Tensor, "samples length"] | Choices, *, objective: Objective = "divergence",
                  placement: Placement = Placement(), batch: int = 2, top: int = 256, memory: int = 2**30,
-                 log: Path | None = None, folder: Path | None = None, identity: str = "") -> None:
+                 log: Path | None = None, folder: Path | None = None, identity: str = "", rehearsal: Any = None) -> None:
         if [site.block for site in space.sites] != sorted(site.block for site in space.sites):
             raise RecipeError("fitness: the sites of the space are not in depth order.")
-        self.model, self.anatomy, self.space, self.store = model, anatomy, space, store
+        self.model, self.anatomy, self.space, self.store, self._rehearsal = model, anatomy, space, store, rehearsal
         self._choices = text if isinstance(text, Choices) else None
         self.tokens = text.tokens if isinstance(text, Choices) else text
         self._every = _EVERY if self._choices is None else 1
@@ -163,16 +165,40 @@ class Fitness:
     def _through(self, candidate: Candidate, depth: int, hidden: Tensor) -> Tensor:
         """One block, with the candidate's weights in it."""
         block: nn.Module = self.model.get_submodule(self.anatomy.blocks[depth].name)
-        here = [(index, site, candidate[index]) for index, site in enumerate(self.space.sites) if site.block == depth]
-        skipped = [site for index, site, level in here if isinstance(site, SublayerSite) and self.space.gone[index][level] > 0]
-        weights = {name: self._weight(name, level) for _, site, level in here if not isinstance(site, SublayerSite)
-                   for name in [_matrix(site)]}
+        skipped = [site for site in self._skipped(candidate) if site.block == depth]
+        weights = {name: self._weight(name, level) for site, level in zip(self.space.sites, candidate, strict=True)
+                   if site.block == depth and not isinstance(site, SublayerSite) for name in [_matrix(site)]}
         after = torch.empty_like(hidden)
-        with subnet(self.model, weights), silenced(self.model, skipped):
+        with subnet(self.model, weights), self._repaired(candidate, depth), silenced(self.model, skipped):
             for rows in self._entry.batches(len(hidden)):
                 after[rows] = self._entry.call(block, depth, hidden[rows]).to(after.device)
         self.blocks += len(hidden) / len(self.tokens)
+        if self._rehearsal is not None:
+            repaired = self._rehearsal.passes(depth, self._skipped(candidate))
+            self.blocks += repaired * self._rehearsal.entry.numel() / self._entry.hidden.numel()
         return after
+
+    @contextmanager
+    def _repaired(self, candidate: Candidate, depth: int) -> Iterator[None]:
+        """One block as the candidate's repair leaves it."""
+        if self._rehearsal is None:
+            yield
+            return
+        with self._rehearsal.block(depth, self._skipped(candidate), self._calibrating(candidate, depth)) as behind:
+            self._states.put(("repair", self._prefix(candidate, depth + 1)), behind)
+            yield
+
+    def _calibrating(self, candidate: Candidate, depth: int) -> Tensor:
+        """The stream of the repaired model at the entry of a block, of the text that repairs are fitted on."""
+        known = self._states.get(("repair", self._prefix(candidate, depth))) if depth else self._rehearsal.entry
+        if known is None:
+            with self._rehearsal.block(depth - 1, self._skipped(candidate), self._calibrating(candidate, depth - 1)) as known:
+                self._states.put(("repair", self._prefix(candidate, depth)), known)
+        return known
+
+    def _skipped(self, candidate: Candidate) -> list[SublayerSite]:
+        return [site for index, (site, level) in enumerate(zip(self.space.sites, candidate, strict=True))
+                if isinstance(site, SublayerSite) and self.space.gone[index][level] > 0]
 
     def _weight(self, name: str, level: int) -> Tensor:
         dense: Any = self.model.get_submodule(name).weight

@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..environment import available_bytes
 from ..errors import ExportError, RecipeError
 from ..files import fingerprint
 from ..granularity import Granularity
+from ..recovery import Recovery
 from ..sites import Anatomy, LinearSite, Site
 from ..solvers import Solver
 from . import search
@@ -47,11 +48,12 @@ class Search:
     top: int = 256  # most probable tokens of the dense model that are compared one by one
     store: str = ""  # folder for the level store, which other searches may use again; none: one of this run's own
     seed: int | None = None  # of the strategy; None: the recipe's
+    repaired: int = 0  # calibration sequences that candidates are repaired on before they are looked at; 0: they are not repaired
     patience: float = 0.0  # looks without a better value on held-out text after which the search ends; 0: it does not
 
     def __post_init__(self) -> None:
-        if self.patience < 0:
-            raise RecipeError(f"patience = {self.patience:g}: expected a number of evaluations, or 0.")
+        if self.patience < 0 or self.repaired < 0:
+            raise RecipeError(f"patience = {self.patience:g}, repaired = {self.repaired}: expected no negative number.")
         if self.objective == "accuracy" and self.text.corpus == "self":
             raise RecipeError('objective = "accuracy": needs examples, which the model does not write itself. Name a JSONL file in '
                               "text.corpus (--search-text).")
@@ -159,6 +161,7 @@ class Job:
     placement: Placement
     folder: Path  # where levels and trials are kept
     solved: str  # identity of all that the levels depend on but the levels themselves
+    recovery: Recovery | None = None  # what repairs the branches that stay
 
 
 Watch = Callable[[str, int | float, int | float], None]  # a phase, what is done, the total
@@ -173,7 +176,8 @@ def carry_out(plan: Search, job: Job, first: Allocation, seed: int, watch: Watch
     space, store = _levels(plan, job, watch)
     solved = time.perf_counter()
     begin = space.nearest(first)
-    with _service(plan, job, space, store, held_out=True) as other, _service(plan, job, space, store, held_out=False) as fitness:
+    with (_rehearsal(plan, job) as rehearsal, _service(plan, job, space, store, rehearsal, held_out=True) as other,
+          _service(plan, job, space, store, rehearsal, held_out=False) as fitness):
         monitor = _Monitor(plan, other, begin, watch)
         outcome = search(space, plan.strategy, fitness, begin, plan.looks, seed if plan.seed is None else plan.seed,
                          monitor.told)
@@ -237,17 +241,31 @@ def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore | N
 
 
 @contextmanager
-def _service(plan: Search, job: Job, space: Space, store: LevelStore | None, held_out: bool) -> Iterator[Fitness]:
+def _rehearsal(plan: Search, job: Job) -> Iterator[Any]:
+    """The repair that candidates are looked at with, if they are."""
+    with ExitStack() as stack:
+        recovery: Any = job.recovery
+        tokens = job.tokens[: plan.repaired]
+        yield recovery.rehearse(job.model, job.anatomy, tokens, _home_of(job), together(tokens.shape[1]), stack) if plan.repaired else None
+
+
+def _home_of(job: Job) -> Placement:
+    """Where the whole model is."""
+    return Placement(str(next(job.model.parameters()).device))
+
+
+@contextmanager
+def _service(plan: Search, job: Job, space: Space, store: LevelStore | None, rehearsal: Any, held_out: bool) -> Iterator[Fitness]:
     """The fitness service on one part of the search text; every fourth sequence is held out."""
     rows = [index for index in range(len(job.text)) if (index % _HELD_OUT == _HELD_OUT - 1) == held_out]
     log = job.folder / ("held-out.jsonl" if held_out else "trials.jsonl")
     text = job.text.taking(rows) if isinstance(job.text, Choices) else job.text[rows]
     content = (text.tokens, text.chosen, text.answers) if isinstance(text, Choices) else (text,)
-    asked = fingerprint(job.solved, plan.objective, str(plan.top), *(str(part.tolist()) for part in content))
-    home = Placement(str(next(job.model.parameters()).device))  # where the whole model is
-    fitness = Fitness(job.model, job.anatomy, space, store, text, placement=home, batch=together(content[0].shape[1]), top=plan.top,
-                      objective=plan.objective, memory=available_bytes() // (32 if held_out else 4), log=log,
-                      folder=_home(plan, job) / "dense", identity=asked)
+    asked = fingerprint(job.solved, plan.objective, str(plan.top), *(str(part.tolist()) for part in content),
+                        *((str(job.recovery), str(plan.repaired)) if plan.repaired else ()))
+    fitness = Fitness(job.model, job.anatomy, space, store, text, objective=plan.objective, placement=_home_of(job),
+                      batch=together(content[0].shape[1]), top=plan.top, memory=available_bytes() // (32 if held_out else 4), log=log,
+                      folder=_home(plan, job) / "dense", identity=asked, rehearsal=rehearsal)
     try:
         yield fitness
     finally:
