@@ -110,6 +110,7 @@ def test_a_sparsity_outside_zero_to_one_is_refused_and_percent_is_understood(spa
     ({"solver": "sparsegtp"}, "Did you mean 'sparsegpt'"),
     ({"evaluations": 5.0}, "--evaluations says nothing without --search"),
     ({"search_text": "c4"}, "--search-text says nothing without --search"),
+    ({"repaired": 4}, "--repaired says nothing without --search"),
     ({"search": "random", "objective": "acuracy"}, "Did you mean 'accuracy'"),
     ({"search": "random", "search_text": "c4,sample=3"}, "sample: unknown key. Did you mean 'samples'"),
     ({"search": "evolutoin"}, "Did you mean 'evolution'"),

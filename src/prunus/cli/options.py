@@ -38,6 +38,9 @@ SearchText = Annotated[str | None, typer.Option(
 Objective = Annotated[str | None, typer.Option(
     help="What candidates are valued by: divergence from the dense model, perplexity of the search text, or accuracy on the "
          "multiple-choice examples of a JSONL file that --search-text names. [default: divergence]")]
+Repaired = Annotated[int | None, typer.Option(
+    help="Where sublayers go: calibration sequences that every candidate of a search is repaired on before it is looked at, as "
+         "--recovery says. [default: 0, candidates are looked at as cut]")]
 Multiple = Annotated[int | None, typer.Option(
     help="Where channels go, a multiple of this stays in every MLP (32 for Q8_0, 64 or 128 for GPUs). [default: 1]")]
 Recovery = Annotated[str | None, typer.Option(
@@ -60,8 +63,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors."
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
 
-_FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "objective", "recovery",
-          "multiple", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "seed")
+_FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "objective", "repaired",
+          "recovery", "multiple", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "seed")
 _SUITED = {  # to kinds of sites, where flags do not say otherwise
     "channel": {"solver": "refit"},
     "sublayer": {"allocation": "influence", "search": "progressive", "recovery": "patch"},
@@ -110,7 +113,7 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
         stage["search"] = _search(given)
     if given.get("recovery", "none") != "none":
         stage["recovery"] = named(given["recovery"], "--recovery")
-    if "search" not in stage and (said := [key for key in ("evaluations", "search_text", "objective") if key in given]):
+    if "search" not in stage and (said := [key for key in ("evaluations", "search_text", "objective", "repaired") if key in given]):
         raise RecipeError(f"--{said[0].replace('_', '-')} says nothing without --search.")
     settings = {"calibration": "corpus", "samples": "samples", "length": "length"}
     text = {key: given[flag] for flag, key in settings.items() if flag in given}
@@ -129,7 +132,7 @@ def _search(given: dict[str, Any]) -> dict[str, Any]:
     text = {"name": asked_text} if Path(asked_text).is_file() else named(asked_text, "--search-text")
     length = {"length": given["length"]} if "length" in given else {}
     text = {"corpus": text.pop("name"), "samples": 16, **length, **text}
-    asked: dict[str, Any] = {key: value for key, value in given.items() if key in ("evaluations", "objective")}
+    asked: dict[str, Any] = {key: value for key, value in given.items() if key in ("evaluations", "objective", "repaired")}
     return {"strategy": named(given["search"], "--search"), "text": text, **asked}
 
 

@@ -25,6 +25,7 @@ def prune(
     evaluations: o.Evaluations = None,
     search_text: o.SearchText = None,
     objective: o.Objective = None,
+    repaired: o.Repaired = None,
     recovery: o.Recovery = None,
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,

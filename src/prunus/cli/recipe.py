@@ -18,6 +18,7 @@ def recipe(
     evaluations: o.Evaluations = None,
     search_text: o.SearchText = None,
     objective: o.Objective = None,
+    repaired: o.Repaired = None,
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,
