@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from .budget import Allocation
 from .calibration.branches import branch_stats
 from .calibration.choices import Choices
 from .calibration.corpus import overlap
-from .calibration.loss import loss_stats
+from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
 from .calibration.stream import View, stream
 from .environment import environment, release_memory, reuse_memory
@@ -34,7 +34,7 @@ from .result import Pruned, Report, Shares, SiteRecord
 from .search.plan import Job, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import Solver, solve_all
-from .stats import Needs, most
+from .stats import LossNeeds, Needs, most
 from .surgery.cut import check_left, cut_unread, skip
 from .surgery.write import clear_rows, read_weight, write
 from .traits import parameters_of, predicts_next
@@ -125,13 +125,13 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     chosen = [_select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
     for site in anatomy.sites("linear"):
         check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
-    needs = most(*(need for stage in recipe.stage for need in _needs(stage)))
+    needs = most(*(need for stage in recipe.stage for need in stage.needs))
     searching = any(stage.search for stage in recipe.stage)
-    deriving = any(stage.allocation.loss_needs for stage in recipe.stage)
+    deriving = [part for stage in recipe.stage for part in stage.loss_needs]
     if (searching or deriving) and not predicts_next(model):
-        what, how = ("search", "candidates are compared") if searching else ("allocation", "sensitivity to the loss is measured")
+        what, how = ("search", "candidates are compared") if searching else (deriving[0], "sensitivity to the loss is measured")
         raise RecipeError(f"{what}: {how} by the next token that a model predicts, which this one does not do.")
-    calibrated = needs != "nothing" or deriving
+    calibrated = needs != "nothing" or bool(deriving)
     if tokenizer is None and (calibrated or searching or recipe.metrics or recipe.prompts):
         raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
                           "metrics=(), prompts=() and a solver that needs no data.")
@@ -177,11 +177,6 @@ def _select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
     return sites
 
 
-def _needs(stage: Stage) -> tuple[Needs, ...]:
-    """What a stage wants to know of the model's inputs; of branches, nothing is solved."""
-    return ("power",) if stage.sites == ("sublayer",) else (stage.solver.needs, stage.allocation.needs)
-
-
 def _check_texts(recipe: Recipe, calibrated: bool) -> None:
     """Calibration, search and report text never overlap, by content."""
     pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
@@ -221,26 +216,34 @@ class _Run:
     identity: str
     texts: Mapping[int, Tensor | Choices]  # search text, by stage
     seed: int
+    losses: dict[tuple[int, LossNeeds], Mapping[str, Any]] = field(default_factory=dict)  # by stage and what it wants to know
 
     def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, SearchRecord | None]:
         """What the stage's allocator says, or what its search makes of that."""
-        first = self._decide(stage, sites)
+        first = self._decide(index, stage, sites)
         return self._improve(index, stage, stage.search, sites, first) if stage.search else (first, None)
 
-    def _decide(self, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
+    def _decide(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
         """How much each site gives, after one look at the loss and one at the inputs of all sites if the allocator needs them."""
-        plan, allocation, loss = _plan(self.anatomy, sites, stage), stage.allocation, stage.allocation.loss_needs
+        plan, allocation = _plan(self.anatomy, sites, stage), stage.allocation
         measured: dict[str, Any] = {}
         with self.clock("allocating"):
+            known = self._known(index, stage, sites, "allocation")
             if stage.sites == ("sublayer",):
                 seen = branch_stats(self.model, self.anatomy, self.tokens, self.placement, self._batch)
-                measured = {site.name: allocation.measure(site, torch.empty(0), seen[site.name], None) for site in sites}
-            known = loss_stats(self.model, self.anatomy, list(plan), self.tokens, loss, self.seed) if loss else {}
-            for views in self._stream(plan, allocation.needs) if loss or allocation.needs != "nothing" else ():
+                measured = {site.name: allocation.measure(site, torch.empty(0), seen[site.name], known.get(site.name)) for site in sites}
+            for views in self._stream(plan, allocation.needs) if known or allocation.needs != "nothing" else ():
                 for view in views:
                     site = plan[view.site].site
                     measured[site.name] = allocation.measure(site, self._weight(view), view.stats, known.get(view.site.name))
             return allocation.allocate(sites, measured, stage.budget, _resolved(stage.granularity, stage.solver))
+
+    def _known(self, index: int, stage: Stage, sites: tuple[Site, ...], part: str) -> Mapping[str, Any]:
+        """What a part of the stage wants to know of the loss, by matrix or branch, of the model as the stage finds it."""
+        needs = stage.loss_needs.get(part)
+        if needs and (index, needs) not in self.losses:
+            self.losses[index, needs] = known_loss(self.model, self.anatomy, sites, self.tokens, needs, self.seed)
+        return self.losses[index, needs] if needs else {}
 
     def _improve(self, index: int, stage: Stage, search: Search, sites: tuple[Site, ...],
                  first: Allocation) -> tuple[Allocation, SearchRecord]:
@@ -251,7 +254,8 @@ class _Run:
             folder = self.journal.folder if self.journal else Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
             job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget,
                       _resolved(stage.granularity, stage.solver), self.tokens,
-                      self.texts[index], self.placement, folder / f"search-{index}", solved, stage.recovery)
+                      self.texts[index], self.placement, folder / f"search-{index}", solved, self._known(index, stage, sites, "solver"),
+                      stage.recovery)
             return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
@@ -277,8 +281,9 @@ class _Run:
         records: list[SiteRecord] = []
         solved = 0
         with self.clock("pruning"):
+            known = self._known(index, stage, sites, "solver")
             for views in self._stream(plan, stage.solver.needs, done):
-                for view, record in self._group(index, stage, views, plan, allocation, done):
+                for view, record in self._group(index, stage, views, plan, allocation, known, done):
                     records.append(record)
                     solved += view.site.size
                     self.tell(Progress("pruning", solved, total, record))
@@ -299,14 +304,14 @@ class _Run:
         return [SiteRecord(site.name, allocation[site.name], float(site in gone), None, 0.0) for site in sites]
 
     def _group(self, index: int, stage: Stage, views: list[View], plan: "Mapping[LinearSite, _Task]",
-               allocation: Allocation, done: frozenset[int]) -> Iterator[tuple[View, SiteRecord]]:
+               allocation: Allocation, known: Mapping[str, Any], done: frozenset[int]) -> Iterator[tuple[View, SiteRecord]]:
         """Solve and write the sites that came together, or recall them from an interrupted run."""
         block = views[0].site.block
         if self.journal and block in done:
             yield from zip(views, self._recalled(self.journal, index, block, allocation), strict=True)
             return
         problems = [LayerProblem(self._weight(view), view.stats, plan[view.site].granularity, allocation[plan[view.site].site.name],
-                                 view.site.name) for view in views]
+                                 view.site.name, known.get(view.site.name)) for view in views]
         answers, left = solve_all(stage.solver, problems), list(zip(views, problems, strict=True))
         while left:
             start = time.perf_counter()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .errors import CalibrationError
 from .granularity import Granularity
-from .stats import InputStats, finite
+from .stats import ChannelLoss, InputStats, LossStats, finite
 
 __all__ = ["LayerProblem", "LayerSolution", "check_finite"]
 
@@ -22,6 +22,7 @@ class LayerProblem:
     granularity: Granularity  # its scope is resolved: row or matrix, never native
     sparsity: float  # fraction removed, in [0, 1)
     name: str = "weight"  # the site, for messages
+    loss: LossStats | ChannelLoss | None = None  # how the loss depends on it, where the solver asks for that
 
     def error(self, weight: Float[Tensor, "out in"]) -> float | None:
         """||(W - W') X||^2 / ||W X||^2 of a candidate W' (ALPS, section 4); None when there is no Gram.
@@ -32,6 +33,10 @@ class LayerProblem:
             return None
         lost, whole = self.stats.energy(self.weight - weight), self.stats.energy(self.weight)
         return max(lost, 0.0) / whole if whole > 0 else 0.0
+
+    def shift(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out"]:
+        """E[(W - W') x] of a candidate W': what a bias has to add for the mean output to stay."""
+        return (self.weight - weight) @ self.stats.mean
 
     def untouched(self) -> "LayerSolution":
         """The answer when nothing is to go: a copy, all of it kept."""
@@ -58,4 +63,4 @@ class LayerSolution:
 
     weight: Float[Tensor, "out in"]
     mask: Bool[Tensor, "out in"]  # True = kept
-    bias: Float[Tensor, "out"] | None = None  # added to the layer's bias, if the solver compensates
+    bias: Float[Tensor, "out"] | None = None  # added to the layer's bias, if the solver compensates and the layer has one

@@ -12,7 +12,7 @@ from .allocation import Allocator
 from .allocation.uniform import Uniform
 from .budget import Budget
 from .calibration.sample import Calibration
-from .criteria import Criterion
+from .criteria import Criterion, loss_needs
 from .errors import RecipeError, UnknownName, nearest
 from .evaluation import Metric
 from .evaluation.perplexity import Perplexity
@@ -25,6 +25,7 @@ from .search.strategies import Strategy
 from .sites import Kind
 from .solvers import Solver
 from .solvers.alps import ALPS
+from .stats import LossNeeds, Needs
 
 __all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain", "plugin"]
 
@@ -52,6 +53,17 @@ class Stage:
         else:
             _check_solved(self)
 
+    @property
+    def needs(self) -> tuple[Needs, ...]:
+        """What its parts want to know of the model's inputs; of branches, nothing is solved."""
+        return ("power",) if self.sites == ("sublayer",) else (self.solver.needs, self.allocation.needs)
+
+    @property
+    def loss_needs(self) -> dict[str, LossNeeds]:
+        """What its parts want to know of the loss, by part."""
+        parts: dict[str, Any] = {"allocation": self.allocation} | ({} if self.sites == ("sublayer",) else {"solver": self.solver})
+        return {part: needs for part, plugin in parts.items() if (needs := loss_needs(plugin))}
+
 
 def _check_kind(stage: Stage, kind: Kind) -> None:
     """Whether what the stage says is said of its kind of site."""
@@ -78,6 +90,10 @@ def _check_solved(stage: Stage) -> None:
     if stage.search and stage.solver.needs != "gram" and getattr(stage.search.strategy, "needs_errors", False):
         raise RecipeError(f"strategy '{_name(type(stage.search.strategy))}' needs the error of every site at every level, which solver "
                           f"{type(stage.solver).__name__} does not measure. Choose one that needs a Gram matrix, such as sparsegpt.")
+    for part, needs in stage.loss_needs.items():
+        if needs.channels and stage.sites == ("linear",):
+            raise RecipeError(f"{part} '{_name(type(getattr(stage, part)))}' looks at the loss channel by channel, which single matrices "
+                              "have none of. Use channel sites, or another criterion.")
     shape: type = Columns if stage.sites == ("channel",) else type(stage.granularity)
     if shape not in stage.solver.supports:
         able = ", ".join(kind.__name__.lower() for kind in stage.solver.supports)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import CalibrationError
 
-__all__ = ["BranchStats", "InputStats", "LossNeeds", "LossStats", "Needs", "finite", "most"]
+__all__ = ["BranchStats", "ChannelLoss", "InputStats", "LossNeeds", "LossStats", "Needs", "finite", "most"]
 
 Needs = Literal["nothing", "power", "gram"]  # ascending cost; a plug-in declares the least it can live on
 Level = Literal["mean", "median"]  # of the Gram's diagonal
@@ -38,8 +38,9 @@ def finite(values: Tensor) -> bool:
 class LossNeeds:
     """What a plug-in wants to know of the loss, beside the inputs: how much backward passes may cost."""
 
-    curvature: bool = False  # the trace too, for which the loss is differentiated twice
+    curvature: bool = False  # the trace too, for which the loss is differentiated twice; of channels, squared gradients
     sequences: int = 16  # of the calibration text
+    channels: bool = False  # sums over the weights of channels (ChannelLoss), and not what is known of matrices (LossStats)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,21 @@ class LossStats:
     output: float  # E ||d loss / d y||^2 ||y||^2 over tokens, at the matrix's output y
     stream: float  # the same at what the matrix's block gives to the next
     trace: float | None = None  # of the Hessian of the mean loss in the matrix's weights; None when not asked for
+
+
+@dataclass(frozen=True)
+class ChannelLoss:
+    """How the loss (cross-entropy of the next token, mean over tokens) depends on the channels of one site.
+
+    Sums over all weights w of a channel, rows of its producers and columns of its consumer, with g the gradient of the loss
+    over all sequences and F the mean over sequences of the squares of their own gradients. Of a branch, each output of each of
+    its matrices counts as a channel.
+    """
+
+    vector: Float[Tensor, "channels"]  # sum w g, with its sign: what the loss gains when the channel's weights grow by their own size
+    element: Float[Tensor, "channels"]  # sum |w g|
+    second: Float[Tensor, "channels"] | None = None  # sum w^2 F; None when not asked for
+    mixed: Float[Tensor, "channels"] | None = None  # sum |w g - w^2 F / 2|; None when not asked for
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-__all__ = ["model_bytes", "parameters_of", "predicts_next"]
+from torch import Tensor
+
+__all__ = ["model_bytes", "module_layout", "parameters_of", "predicts_next"]
 
 
 def predicts_next(model: Any) -> bool:
@@ -18,3 +20,8 @@ def parameters_of(model: Any) -> int:
 def model_bytes(model: Any) -> int:
     """The size of its weights in memory or on disk; tied ones count once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def module_layout(module: Any, value: Tensor) -> Tensor:
+    """(out, in) as the module stores its weight, and back."""
+    return value.T if type(module).__name__ == "Conv1D" else value

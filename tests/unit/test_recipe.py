@@ -8,6 +8,7 @@ import pytest
 
 from prunus.budget import Budget
 from prunus.calibration.sample import Calibration
+from prunus.criteria import loss_needs
 from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.ria import RIA
 from prunus.errors import PrunusError, RecipeError
@@ -52,7 +53,8 @@ def test_every_plug_in_survives_the_file_with_all_its_settings(key: str, folder:
 
 @pytest.mark.parametrize("name", names("criteria"))
 def test_every_criterion_survives_inside_a_solver(name: str, tmp_path: Path) -> None:
-    recipe = with_solver(solver=Mask(changed(find("criteria", name)())))
+    criterion = changed(find("criteria", name)())
+    recipe = with_solver(sites=("channel",) if loss_needs(criterion) else ("linear",), solver=Mask(criterion))
     assert there_and_back(recipe, tmp_path) == recipe
 
 
@@ -105,6 +107,14 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(toml
     ({"stage": [{"sites": ["linear", "channel"]}]}, "expected one kind per stage"),
     ({"stage": [{"sites": ["sublayer"]}]}, "allocation 'uniform' shares out linear and channel sites, not sublayer sites. Use influence."),
     ({"stage": [{"sites": ["sublayer"], "allocation": "influence", "granularity": "2:4"}]}, "sublayer sites give whole sublayers"),
+    ({"stage": [{"allocation": "ranking"}]}, "allocation 'ranking' shares out channel sites, not linear sites"),
+    ({"stage": [{"solver": "taylor"}]}, "solver 'mask' looks at the loss channel by channel, which single matrices have none of"),
+    ({"stage": [{"solver": "refit", "allocation": {"name": "reconstruction", "solver": {"name": "refit", "criterion": "taylor"}}}]},
+     "allocation 'reconstruction' looks at the loss channel by channel, which single matrices have none of. Use channel sites"),
+    ({"stage": [{"sites": ["channel"], "allocation": {"name": "fisher", "solver": "taylor"}}]}, r"allocation: solver: expected a probe"),
+    ({"stage": [{"sites": ["channel"], "allocation": {"name": "absorption", "base": {"name": "ranking", "criterion": "taylor"}}}]},
+     "base: expected an allocator that does not look at the loss channel by channel"),
+    ({"stage": [{"allocation": {"name": "absorption", "base": "ranking"}}]}, "allocation 'absorption' shares out channel sites"),
     ({"stage": [{"multiple": 8}]}, "multiple = 8: expected at least 1, and more only where channels go"),
     ({"stage": [{"sites": ["sublayer"], "allocation": "influence", "search": {"strategy": "progressive", "repaired": 4}}]},
      "search.repaired = 4: the stage has no recovery that can repair candidates"),

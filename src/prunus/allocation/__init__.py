@@ -12,7 +12,7 @@ from ..granularity import Columns, Granularity, Unstructured, snap
 from ..problem import LayerProblem
 from ..sites import ChannelSite, LinearSite, Site, SublayerSite
 from ..solvers import Solver
-from ..stats import InputStats, LossNeeds, LossStats, Needs
+from ..stats import InputStats, LossNeeds, Needs
 
 __all__ = ["Allocator", "Per", "columns_of", "fit", "group_of", "lean", "pooled", "probed", "reach"]
 
@@ -25,8 +25,8 @@ class Allocator(Protocol):
 
     A frozen dataclass whose fields are its hyper-parameters. `measure` is called once per site, while statistics
     stream by (not at all when it needs nothing), and returns something small; `loss` is None unless it asks for the
-    loss. One that shares out whole branches says so: `kinds = ("sublayer",)`. `allocate` turns all measurements into
-    an allocation that meets the budget after rounding to whole weights, does not depend on the order of the sites, and
+    loss. One that shares out whole branches, or channels alone, says so: `kinds = ("sublayer",)`. `allocate` turns all
+    measurements into an allocation that meets the budget after rounding to whole weights, does not depend on the order of the sites, and
     is uniform on identical sites.
     """
 
@@ -40,9 +40,9 @@ class Allocator(Protocol):
         """What it wants to know of the loss; None when nothing."""
         ...
 
-    def measure(self, site: Site, weight: Tensor, stats: Any, loss: LossStats | None) -> Any:
+    def measure(self, site: Site, weight: Tensor, stats: Any, loss: Any) -> Any:
         """What is remembered of one site; `stats` are InputStats of a matrix, or BranchStats of a sublayer, of which `weight`
-        is empty."""
+        is empty; `loss` is LossStats of the matrix, or ChannelLoss of the site where `loss_needs` says channels."""
         ...
 
     def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,
@@ -116,10 +116,10 @@ def pooled(preference: Callable[[Site, float], float], per: Per, sites: Sequence
     return shared
 
 
-def probed(solver: Solver, sparsity: float, site: Site, weight: Tensor, stats: InputStats) -> float:
+def probed(solver: Solver, sparsity: float, site: Site, weight: Tensor, stats: InputStats, loss: Any = None) -> float:
     """The logarithm of the relative output error that a solver leaves at one sparsity; of channels, whole ones go."""
     shape = columns_of(site) if isinstance(site, ChannelSite) else Unstructured("matrix")
-    problem = LayerProblem(weight, stats, shape, sparsity, site.name)
+    problem = LayerProblem(weight, stats, shape, sparsity, site.name, loss)
     return math.log(max(problem.error(solver.solve(problem).weight) or 0.0, 1e-12))
 
 

@@ -11,7 +11,7 @@ from ..budget import Allocation, Budget
 from ..errors import RecipeError
 from ..granularity import Granularity
 from ..lookup import find
-from ..sites import Site
+from ..sites import Kind, Site
 from ..stats import InputStats, LossNeeds, LossStats, Needs
 from . import Allocator, fit
 
@@ -32,6 +32,13 @@ class Absorption:
         if not 0 <= self.strength < 0.5 or self.sequences < 1:
             raise RecipeError(f"strength = {self.strength:g}, sequences = {self.sequences}: expected a strength in [0, 0.5) and at "
                               "least one sequence.")
+        if self.base.loss_needs and self.base.loss_needs.channels:
+            raise RecipeError("base: expected an allocator that does not look at the loss channel by channel. Use another criterion.")
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What the base shares out, of what has matrices."""
+        return tuple(kind for kind in getattr(self.base, "kinds", ("linear", "channel")) if kind != "sublayer")
 
     @property
     def needs(self) -> Needs:

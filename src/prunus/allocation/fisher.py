@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..budget import Allocation, Budget
+from ..criteria import loss_needs
 from ..errors import RecipeError
 from ..granularity import Granularity
 from ..sites import Site
@@ -41,6 +42,8 @@ class Fisher:
         if len(self.probes) != 2 or not 0 < self.probes[0] < self.probes[1] < 1 or not 0 <= self.spread < 0.5 or self.sequences < 1:
             raise RecipeError(f"probes = {list(self.probes)}, spread = {self.spread:g}, sequences = {self.sequences}: expected two "
                               "ascending probes in (0, 1), a spread in [0, 0.5) and at least one sequence.")
+        if loss_needs(self.solver):
+            raise RecipeError("solver: expected a probe that does not look at the loss itself; Fisher does. Use another criterion.")
 
     @property
     def loss_needs(self) -> LossNeeds:

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ..budget import Allocation, Budget
 from ..errors import RecipeError
 from ..granularity import Granularity
 from ..sites import Kind, Site
-from ..stats import BranchStats, LossNeeds, LossStats, Needs
+from ..stats import BranchStats, ChannelLoss, LossNeeds, Needs
 from . import Per, group_of
 
 __all__ = ["Influence"]
@@ -20,22 +21,36 @@ __all__ = ["Influence"]
 class Influence:
     """The influence of a branch is 1 - cos(stream before it, stream behind it) (LLM-Drop, He et al. 2024); of a block the same
     of its input and its output (ShortGPT, Men et al. 2024). The least goes, and the next, until the budget is met.
+
+    With the metric taylor it is sum |w g| over the weights w of all matrices of the branch, or of the block's, with g the gradient
+    of the loss over all sequences (Shortened LLaMA, Kim et al. 2024; its "+", that the first four blocks and the last two stay, is
+    said by `skip`). Departs from the authors' code: norms do not count.
     """
 
     per: Per = "sublayer"  # what goes together: sublayer, or block
-    metric: Literal["cosine", "relative"] = "cosine"  # relative: the branch's norm over the stream's
+    metric: Literal["cosine", "relative", "taylor"] = "cosine"  # relative: the branch's norm over the stream's; taylor: of the loss
     denominator: Literal["none", "weights"] = "none"  # of the influence
+    sequences: int = 16  # of the calibration text, for the gradient that taylor needs
 
     kinds: ClassVar[tuple[Kind, ...]] = ("sublayer",)  # it shares out whole branches
     needs: ClassVar[Needs] = "nothing"
-    loss_needs: ClassVar[LossNeeds | None] = None
 
     def __post_init__(self) -> None:
+        if self.sequences < 1:
+            raise RecipeError(f"sequences = {self.sequences}: expected at least one.")
         if self.per == "matrix" or (self.per == "block" and self.metric == "relative"):
-            raise RecipeError(f"per = {self.per!r}, metric = {self.metric!r}: expected 'sublayer', or 'block' with the metric 'cosine'.")
+            raise RecipeError(f"per = {self.per!r}, metric = {self.metric!r}: expected 'sublayer', or 'block' with the metric "
+                              "'cosine' or 'taylor'.")
 
-    def measure(self, site: Site, weight: Tensor, stats: BranchStats, loss: LossStats | None) -> float:
-        """The influence of the branch, or of its block."""
+    @property
+    def loss_needs(self) -> LossNeeds | None:
+        """Gradients, where taylor asks for them."""
+        return LossNeeds(sequences=self.sequences, channels=True) if self.metric == "taylor" else None
+
+    def measure(self, site: Site, weight: Tensor, stats: BranchStats, loss: ChannelLoss | None) -> float:
+        """The influence of the branch, or of its block; with taylor, the branch's part of it."""
+        if loss is not None:
+            return float(loss.element.sum(dtype=torch.float64))
         if self.metric == "relative":
             return stats.relative
         return 1 - (stats.block if self.per == "block" else stats.cosine)

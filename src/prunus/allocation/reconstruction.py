@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..budget import Allocation, Budget
+from ..criteria import loss_needs
 from ..errors import RecipeError
 from ..granularity import Granularity
 from ..sites import Site
 from ..solvers import Solver
 from ..solvers.sparsegpt import SparseGPT
-from ..stats import InputStats, LossStats, Needs
+from ..stats import InputStats, LossNeeds, Needs
 from . import Per, lean, probed
 
 __all__ = ["Reconstruction"]
@@ -31,15 +32,19 @@ class Reconstruction:
     per: Per = "matrix"  # what gets one share: matrix, sublayer or block
 
     needs: ClassVar[Needs] = "gram"
-    loss_needs: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not 0 < self.probe < 1 or not 0 <= self.spread < 0.5:
             raise RecipeError(f"probe = {self.probe:g}, spread = {self.spread:g}: expected a probe in (0, 1) and a spread in "
                               "[0, 0.5).")
 
-    def measure(self, site: Site, weight: Tensor, stats: InputStats, loss: LossStats | None) -> float:
-        return probed(self.solver, self.probe, site, weight, stats)
+    @property
+    def loss_needs(self) -> LossNeeds | None:
+        """What the probe wants to know."""
+        return loss_needs(self.solver)
+
+    def measure(self, site: Site, weight: Tensor, stats: InputStats, loss: Any) -> float:
+        return probed(self.solver, self.probe, site, weight, stats, loss)
 
     def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,
                  granularity: Granularity) -> Allocation:

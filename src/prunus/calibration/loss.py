@@ -1,22 +1,23 @@
-"""How the loss depends on every matrix: backward passes through the whole model, from which a few numbers per matrix stay."""
+"""How the loss depends on every matrix or channel: backward passes through the whole model, from which a few numbers stay."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import CalibrationError
-from ..sites import Anatomy, LinearSite
-from ..stats import LossNeeds, LossStats
+from ..sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
+from ..stats import ChannelLoss, LossNeeds, LossStats, finite
+from ..traits import module_layout
 from .blocks import evaluating
 
-__all__ = ["loss_stats"]
+__all__ = ["channel_loss", "known_loss", "loss_stats"]
 
 
 def loss_stats(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Int[Tensor, "samples length"],
@@ -33,10 +34,49 @@ def loss_stats(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens
             traces = _traces(model, [site.name for site in sites], tokens, seed)
             found = {name: replace(value, trace=traces[name]) for name, value in found.items()}
     for name, value in found.items():
-        if not all(number is None or math.isfinite(number) for number in (value.output, value.stream, value.trace)):
-            raise CalibrationError(f"{name}: the gradient of the loss is not finite. The model overflows in this dtype or its "
-                                   "weights are damaged; try --dtype float32.")
+        _check(name, all(number is None or math.isfinite(number) for number in (value.output, value.stream, value.trace)))
     return found
+
+
+def channel_loss(model: Any, anatomy: Anatomy, sites: Sequence[ChannelSite | SublayerSite], tokens: Int[Tensor, "samples length"],
+                 needs: LossNeeds) -> dict[str, ChannelLoss]:
+    """By site. One backward pass per sequence, in which every gradient is added up, in float32, as soon as it is there.
+
+    The model computes where it is, and its weights are only read. In memory are the activations of a whole pass, the gradient of
+    one matrix at a time, one float32 copy of the sites' matrices (the sum of their gradients), and with curvature a second one.
+    Raises CalibrationError when a gradient is not finite.
+    """
+    tokens = tokens[: needs.sequences].to(next(model.parameters()).device)
+    parts = {site.name: _parts(anatomy, site) for site in sites}
+    modules: dict[str, Any] = {name: model.get_submodule(name) for several in parts.values() for name, _ in several}
+    with evaluating(model), _frozen(model), ExitStack() as stack:
+        sums = {name: stack.enter_context(_adding(module.weight, needs.curvature)) for name, module in modules.items()}
+        for row in tokens:
+            with torch.enable_grad():
+                (_loss(model, row[None]) / (len(row) - 1)).backward()
+    found = {site.name: _summed([(modules[name], sums[name], gather) for name, gather in parts[site.name]], len(tokens),
+                                torch.cat if isinstance(site, SublayerSite) else _added) for site in sites}
+    for name, value in found.items():
+        _check(name, all(sums is None or finite(sums) for sums in (value.vector, value.element, value.second, value.mixed)))
+    return found
+
+
+def known_loss(model: Any, anatomy: Anatomy, sites: Sequence[Site], tokens: Int[Tensor, "samples length"], needs: LossNeeds,
+               seed: int = 0) -> dict[str, LossStats] | dict[str, ChannelLoss]:
+    """Either of the two, as `needs` says: by the matrix that is solved for a site (of channels, their consumer), or by branch."""
+    if needs.channels:
+        whole = [site for site in sites if not isinstance(site, LinearSite)]
+        found = channel_loss(model, anatomy, whole, tokens, needs)
+        return {site.consumer if isinstance(site, ChannelSite) else site.name: found[site.name] for site in whole}
+    solved = {site.consumer if isinstance(site, ChannelSite) else site.name for site in sites}
+    matrices = [site for site in anatomy.sites("linear") if isinstance(site, LinearSite) and site.name in solved]
+    return loss_stats(model, anatomy, matrices, tokens, needs, seed)
+
+
+def _check(name: str, fine: bool) -> None:
+    if not fine:
+        raise CalibrationError(f"{name}: the gradient of the loss is not finite. The model overflows in this dtype or its "
+                               "weights are damaged; try --dtype float32.")
 
 
 @contextmanager
@@ -109,3 +149,69 @@ def _traces(model: Any, names: Sequence[str], tokens: Tensor, seed: int) -> dict
         for index, (product, sign) in enumerate(zip(products, signs, strict=True)):
             totals[index] += float((product * sign).sum(dtype=torch.float64)) / len(tokens)
     return dict(zip(names, totals, strict=True))
+
+
+_Gather = Callable[[Float[Tensor, "out in"]], Float[Tensor, "channels"]]  # the sum over a channel's weights in one matrix
+
+
+def _parts(anatomy: Anatomy, site: ChannelSite | SublayerSite) -> list[tuple[str, _Gather]]:
+    """The matrices that a site's channels have weights in, by path."""
+    if isinstance(site, SublayerSite):
+        return [(matrix.name, lambda values: values.sum(1)) for matrix in anatomy.sites("linear") if matrix.branch == site.name]
+    count, width = site.count, site.width
+
+    def rows(offset: int, each: int) -> _Gather:
+        return lambda values: values[offset : offset + count * each].sum(1).view(count, each).sum(1)
+
+    return [*((producer.name, rows(producer.offset, producer.rows)) for producer in site.producers),
+            (site.consumer, lambda values: values.sum(0).view(count, width).sum(1))]
+
+
+def _added(sums: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(sums)).sum(0)
+
+
+class _Gradients:
+    """The sum of one matrix's gradients over sequences and, if wanted, that of their squares."""
+
+    def __init__(self, weight: Tensor, squares: bool) -> None:
+        self.sum = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
+        self.squares = torch.zeros_like(self.sum) if squares else None
+
+    def take(self, weight: Tensor) -> None:
+        """Called whenever the gradient of `weight` is there."""
+        assert weight.grad is not None
+        gradient, weight.grad = weight.grad.float(), None
+        self.sum += gradient
+        if self.squares is not None:
+            self.squares += gradient.square()
+
+
+@contextmanager
+def _adding(weight: Any, squares: bool) -> Iterator[_Gradients]:
+    """Gradients are asked of `weight` for the duration; what it had as its gradient is put back."""
+    sums, before = _Gradients(weight, squares), weight.grad
+    weight.grad = None
+    weight.requires_grad_(True)
+    handle = weight.register_post_accumulate_grad_hook(sums.take)
+    try:
+        yield sums
+    finally:
+        handle.remove()
+        weight.grad = before
+
+
+@torch.no_grad()
+def _summed(parts: Sequence[tuple[Any, _Gradients, _Gather]], count: int, join: Callable[[list[Tensor]], Tensor]) -> ChannelLoss:
+    """One site's sums, from the gradients of `count` sequences; `join` makes one of those of its matrices."""
+    totals: list[list[Tensor]] = [[], [], [], []]
+    for module, sums, gather in parts:
+        weight = module.weight.float()
+        first = weight * sums.sum / count
+        values = [first, first.abs()]
+        if sums.squares is not None:
+            second = weight.square() * sums.squares / count
+            values += [second, (first - second / 2).abs()]
+        for total, value in zip(totals, values, strict=False):
+            total.append(gather(module_layout(module, value)).cpu())
+    return ChannelLoss(*(join(total) for total in totals if total))

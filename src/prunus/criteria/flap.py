@@ -13,9 +13,13 @@ __all__ = ["FLAP"]
 
 @dataclass(frozen=True)
 class FLAP:
-    """w^2 Var(x), which the paper sums over a channel. Its bias, the mean of what goes, is not added: there is none to add it
-    to in most models.
+    """w^2 Var(x), which the paper sums over a channel.
+
+    The paper gives every matrix a bias, the mean of what goes (section 3.3). Here `mask` adds it to the bias that a matrix has;
+    most matrices have none, and get none, as their families do not know one.
     """
+
+    bias: bool = True  # whether the solver `mask` adds the mean of what goes to the matrix's bias, where there is one
 
     needs: ClassVar[Needs] = "power"
     scope: ClassVar[str] = "matrix"

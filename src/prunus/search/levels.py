@@ -56,10 +56,10 @@ class LevelStore:
     def build(cls, folder: Path, model: nn.Module, anatomy: Anatomy, sites: Mapping[LinearSite, Granularity], tokens: Tensor,
               solver: Solver, levels: Sequence[float], identity: str,
               placement: Placement = Placement(), batch: int = 4,
-              watch: Callable[[str], None] | None = None) -> "LevelStore":
+              watch: Callable[[str], None] | None = None, loss: Mapping[str, Any] | None = None) -> "LevelStore":
         """Solve what is missing in `folder`; statistics of all sites come from one pass through the dense model.
 
-        `sites` are the matrices to solve, each with the shape of its zeros.
+        `sites` are the matrices to solve, each with the shape of its zeros; `loss` is what the solver wants to know of it, by matrix.
         `identity` says what the answers depend on (model, text, solver); a folder that was made for another is refused.
         Raises RecipeError; CalibrationError when statistics cannot be used.
         """
@@ -68,7 +68,7 @@ class LevelStore:
         found = _finished(folder, len(levels))
         missing = [site for site in sites if site.name not in found]
         groups = stream(model, anatomy, missing, tokens, solver.needs, placement, batch)
-        for solved in _beside(lambda views: _solve(folder, views, solver, sites, levels, placement), groups):
+        for solved in _beside(lambda views: _solve(folder, views, solver, sites, levels, placement, loss or {}), groups):
             for name, entry in solved:
                 found[name] = entry
                 if watch:
@@ -112,10 +112,10 @@ def _beside(work: Callable[[list[View]], R], groups: Iterator[list[View]]) -> It
 
 @torch.no_grad()
 def _solve(folder: Path, views: Sequence[View], solver: Solver, sites: Mapping[LinearSite, Granularity], levels: Sequence[float],
-           placement: Placement) -> list[tuple[str, Entry]]:
+           placement: Placement, loss: Mapping[str, Any]) -> list[tuple[str, Entry]]:
     """The sites that came together, at every level but the dense one, each on disk."""
     entries = []
-    problems = [LayerProblem(weight, view.stats, sites[view.site], level, view.site.name)
+    problems = [LayerProblem(weight, view.stats, sites[view.site], level, view.site.name, loss.get(view.site.name))
                 for view in views for weight in [read_weight(view.module).to(placement.device)] for level in levels if level > 0]
     answers = (solution for solutions in solve_all(solver, problems) for solution in solutions)
     waiting = iter(problems)

@@ -161,7 +161,8 @@ class Job:
     placement: Placement
     folder: Path  # where levels and trials are kept
     solved: str  # identity of all that the levels depend on but the levels themselves
-    recovery: Recovery | None = None  # what repairs the branches that stay
+    loss: Mapping[str, Any]  # what the solver wants to know of it, by matrix
+    recovery: Recovery | None  # what repairs the branches that stay
 
 
 Watch = Callable[[str, int | float, int | float], None]  # a phase, what is done, the total
@@ -234,7 +235,7 @@ def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore | N
     if not folder.exists():
         watch(phase, 0, len(job.matrices))
     store = LevelStore.build(folder, job.model, job.anatomy, job.matrices, job.tokens, job.solver, levels,
-                             job.solved, job.placement, together(job.tokens.shape[1]), solved)
+                             job.solved, job.placement, together(job.tokens.shape[1]), solved, job.loss)
     errors = tuple(store.entries[matrix.name].errors for matrix in job.matrices)
     known = all(math.isfinite(error) for row in errors for error in row)  # a solver without a Gram matrix measures none
     return Space(job.sites, levels, job.budget, errors if known else (), job.granularity), store

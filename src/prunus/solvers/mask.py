@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..criteria import Criterion
+from ..criteria import Criterion, loss_needs, saliency
 from ..criteria.wanda import Wanda
 from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
 from ..problem import LayerProblem, LayerSolution
-from ..stats import Needs
+from ..stats import LossNeeds, Needs
 
 __all__ = ["Mask"]
 
@@ -28,8 +28,13 @@ class Mask:
     def scope(self) -> str:
         return self.criterion.scope
 
+    @property
+    def loss_needs(self) -> LossNeeds | None:
+        return loss_needs(self.criterion)
+
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()
-        saliency = self.criterion.saliency(problem.weight, problem.stats)
-        mask = keep_mask(saliency, problem.sparsity, problem.granularity)
-        return LayerSolution(problem.weight * mask, mask)
+        values = saliency(self.criterion, problem.weight, problem.stats, problem.loss)
+        mask = keep_mask(values, problem.sparsity, problem.granularity)
+        weight = problem.weight * mask
+        return LayerSolution(weight, mask, problem.shift(weight) if getattr(self.criterion, "bias", False) else None)

@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import torch
 
-from ..criteria import Criterion
+from ..criteria import Criterion, loss_needs, saliency
 from ..criteria.wanda import Wanda
 from ..errors import CalibrationError, RecipeError
 from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
 from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
-from ..stats import Needs
+from ..stats import LossNeeds, Needs
 
 __all__ = ["Refit"]
 
@@ -35,12 +35,16 @@ class Refit:
     def scope(self) -> str:
         return self.criterion.scope
 
+    @property
+    def loss_needs(self) -> LossNeeds | None:
+        return loss_needs(self.criterion)
+
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()
         if problem.sparsity == 0:
             return problem.untouched()
-        saliency = self.criterion.saliency(problem.weight, problem.stats)
-        mask = keep_mask(saliency, problem.sparsity, problem.granularity)
+        values = saliency(self.criterion, problem.weight, problem.stats, problem.loss)
+        mask = keep_mask(values, problem.sparsity, problem.granularity)
         precision = torch.float32 if problem.weight.device.type == "mps" else torch.float64
         gram = problem.stats.damped(self.damping).to(precision)
         try:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..problem import LayerSolution
 from ..sites import Producer
+from ..traits import module_layout
 
 __all__ = ["clear_rows", "module_layout", "read_weight", "write"]
 
@@ -17,16 +18,11 @@ def read_weight(module: Any) -> Tensor:
     return module_layout(module, module.weight.detach()).to(torch.float32, copy=True).contiguous()
 
 
-def module_layout(module: Any, value: Tensor) -> Tensor:
-    """(out, in) as the module stores its weight, and back."""
-    return value.T if type(module).__name__ == "Conv1D" else value
-
-
 @torch.no_grad()
 def write(module: Any, solution: LayerSolution) -> None:
-    """Put the solution's weight (and bias change) into the module, in its dtype and layout."""
+    """Put the solution's weight (and bias change, where it has a bias) into the module, in its dtype and layout."""
     module.weight.copy_(module_layout(module, solution.weight))
-    if solution.bias is not None:
+    if solution.bias is not None and module.bias is not None:
         module.bias.add_(solution.bias.to(module.bias))
 
 

@@ -1,0 +1,74 @@
+"""What the loss would lose with a channel, from its gradient (Molchanov et al. 2019; LLM-Pruner, Ma et al. 2023)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import CalibrationError, RecipeError
+from ..stats import ChannelLoss, InputStats, LossNeeds, Needs
+
+__all__ = ["Taylor"]
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """LLM-Pruner's estimates (Ma et al. 2023, section 3.2), over all weights w of a channel: rows of its producers, columns of its
+    consumer. With g the gradient of the loss and F its accumulated square, by `form`:
+
+    - vector: |sum w g|, the first-order change of the loss without the channel as a whole;
+    - element: sum |w g|, of its weights one by one;
+    - second: sum w^2 F;
+    - mixed: sum |w g - w^2 F / 2|, both orders;
+    - fused: c softmax(c, f)_c + f softmax(c, f)_f, channel by channel, of vector (c) and element (f), each divided by its mean over the
+      site. That a coarse and a fine estimate are fused by attention, with weights of their own for every channel, is HyWIA's idea
+      (Zhang et al. 2024, arXiv 2403.10799), of which no code is public. The formula is ours: who sees more in a channel has more
+      to say.
+
+    Departs from LLM-Pruner's released code, in which queries, keys and values do not count: all producers do. Biases do not.
+    All weights of the consumer in one channel have the same saliency, and they add up to the channel's.
+    """
+
+    form: Literal["vector", "element", "second", "mixed", "fused"] = "element"  # of the estimate
+    sequences: int = 16  # of the calibration text, for the gradient
+
+    needs: ClassVar[Needs] = "nothing"
+    scope: ClassVar[str] = "matrix"
+
+    def __post_init__(self) -> None:
+        if self.sequences < 1:
+            raise RecipeError(f"sequences = {self.sequences}: expected at least one.")
+
+    @property
+    def loss_needs(self) -> LossNeeds:
+        """Gradients, by channel."""
+        return LossNeeds(self.form in ("second", "mixed"), self.sequences, channels=True)
+
+    def saliency(self, weight: Float[Tensor, "out in"], stats: InputStats, loss: ChannelLoss | None = None) -> Float[Tensor, "out in"]:
+        if loss is None:
+            raise CalibrationError(f"{stats.name}: the loss was not differentiated by channel; the solver must pass on what "
+                                   "'taylor' wants to know of it (loss_needs).")
+        score = self._score(loss).to(weight)
+        width = weight.shape[1] // len(score)
+        return (score / (weight.shape[0] * width)).repeat_interleave(width).expand_as(weight)
+
+    def _score(self, loss: ChannelLoss) -> Float[Tensor, "channels"]:
+        match self.form:
+            case "vector":
+                return loss.vector.abs()
+            case "element":
+                return loss.element
+            case "fused":
+                both = torch.stack([_relative(loss.vector.abs()), _relative(loss.element)])
+                return (both * both.softmax(0)).sum(0)
+            case _:
+                found = loss.second if self.form == "second" else loss.mixed
+                assert found is not None
+                return found
+
+
+def _relative(score: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
+    """In units of its mean; all 0 stays so."""
+    return score / score.mean().clamp_min(torch.finfo(score.dtype).tiny)
