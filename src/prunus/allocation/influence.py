@@ -11,7 +11,7 @@ from ..errors import RecipeError
 from ..granularity import Granularity
 from ..sites import Kind, Site
 from ..stats import BranchStats, LossNeeds, LossStats, Needs
-from . import Per, group_of
+from . import Denominator, Per, cost_of, group_of
 
 __all__ = ["Influence"]
 
@@ -24,7 +24,7 @@ class Influence:
 
     per: Per = "sublayer"  # what goes together: sublayer, or block
     metric: Literal["cosine", "relative"] = "cosine"  # relative: the branch's norm over the stream's
-    denominator: Literal["none", "weights"] = "none"  # of the influence
+    denominator: Denominator = "none"  # of the influence: none, weights, latency or cache; who saves nothing goes last
 
     kinds: ClassVar[tuple[Kind, ...]] = ("sublayer",)  # it shares out whole branches
     needs: ClassVar[Needs] = "nothing"
@@ -46,9 +46,9 @@ class Influence:
         for site in sorted(sites, key=lambda site: (site.block, site.name)):  # ties do not depend on the order
             groups.setdefault(group_of(site, self.per), []).append(site)
 
-        def order(group: list[Site]) -> float:
-            influence: float = sum(measured[site.name] for site in group)
-            return influence / sum(site.size for site in group) if self.denominator == "weights" else influence
+        def order(group: list[Site]) -> tuple[bool, float]:
+            influence, cost = sum(measured[site.name] for site in group), cost_of(group, self.denominator)
+            return cost == 0, influence / (cost or 1)
 
         shares = {site.name: 0.0 for site in sites}
         for group in sorted(groups.values(), key=order):
