@@ -11,21 +11,30 @@ from typing import Any
 from _harness import GO_ON, ROOT, WRITE, Timer, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import Budget, Calibration, Recipe, Stage, allocate, describe
 from prunus.allocation import Allocator
+from prunus.allocation.contiguous import Contiguous
 from prunus.allocation.influence import Influence
 from prunus.calibration.placement import Placement
 from prunus.evaluation import Context
 from prunus.evaluation.perplexity import Perplexity
 from prunus.recovery.patch import Patch
 from prunus.search.plan import Search
+from prunus.search.strategies import Strategy
 from prunus.search.strategies.progressive import Progressive
+from prunus.search.strategies.regression import Regression
 from prunus.silence import silenced
 from prunus.sites import SublayerSite
 
 SPARSITY = 0.2
-WAYS: dict[str, tuple[Allocator, Progressive | None, str]] = {  # row: (first answer, search, what it looks at)
+WAYS: dict[str, tuple[Allocator, Strategy | None, str]] = {  # row: (first answer, search, what it looks at)
     "ShortGPT: blocks by cosine": (Influence(per="block"), None, ""),
+    "Gromov: one run of blocks by angle": (Contiguous(), None, ""),
     "LLM-Drop: branches by cosine": (Influence(), None, ""),
     "SLEB: blocks one by one, perplexity": (Influence(per="block"), Progressive(per="block", denominator="none"), "perplexity"),
+    "Shortened LLaMA: blocks once, perplexity": (
+        Influence(per="block"), Progressive(per="block", denominator="none", progressive=False, protected=2), "perplexity"),
+    "Bonsai: branches by regression": (Influence(per="block"), Regression(), "divergence"),
+    "Bonsai: blocks by regression": (Influence(per="block"), Regression(per="block"), "divergence"),
+    "Bonsai: branches by regression, per weight": (Influence(per="block"), Regression(denominator="weights"), "divergence"),
     "progressive, branches, divergence": (Influence(), Progressive(denominator="none"), "divergence"),
     "progressive, impact per weight": (Influence(), Progressive(), "divergence"),
     "the same, all looked at again": (Influence(), Progressive(lazy=False), "divergence"),

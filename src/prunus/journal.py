@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import RecipeError
-from .files import put_in_place
+from .files import put_in_place, readable
 from .result import SiteRecord
 
 __all__ = ["Journal"]
@@ -18,7 +18,7 @@ __all__ = ["Journal"]
 
 @dataclass(frozen=True)
 class Journal:
-    """A folder with one file per finished block; the first finished block creates it."""
+    """A folder with one file per finished block, and what was measured on this machine; whatever is kept first creates it."""
 
     folder: Path
 
@@ -39,8 +39,7 @@ class Journal:
         """Store a finished block; a crash leaves the whole file or none."""
         from safetensors.torch import save_file
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "identity").write_text(identity)
+        self._mark(identity)
         target = self._file(stage, block)
         draft = target.with_suffix(".tmp")
         data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -56,9 +55,26 @@ class Journal:
             records = [SiteRecord(**record) for record in json.loads(file.metadata()["records"])]
         return tensors, records
 
+    def measured(self, identity: str, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What `measure` gives, which may differ from time to time: measured once, and the same ever after."""
+        file = self.folder / f"{name}.json"
+        known = readable(file)
+        if isinstance(known, dict):
+            return known
+        found = measure()
+        self._mark(identity)
+        draft = file.with_suffix(".tmp")
+        draft.write_text(json.dumps(found), encoding="utf-8")
+        put_in_place(draft, file)
+        return found
+
     def discard(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _mark(self, identity: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "identity").write_text(identity)
 
     def _file(self, stage: int, block: int) -> Path:
         return self.folder / f"stage-{stage}-block-{block}.safetensors"

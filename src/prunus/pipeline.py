@@ -34,6 +34,7 @@ from .result import Pruned, Report, Shares, SiteRecord
 from .search.plan import Job, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import Solver, solve_all
+from .speed import branch_seconds
 from .stats import LossNeeds, Needs, most
 from .surgery.cut import check_left, cut_unread, skip
 from .surgery.write import clear_rows, read_weight, write
@@ -171,6 +172,8 @@ def _select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
     for site in sites:
         if isinstance(site, LinearSite):
             check_shape(site.shape, stage.granularity, site.name)
+    if "cache" in stage.denominators and not any(isinstance(site, SublayerSite) and site.cached for site in sites):
+        raise RecipeError(f"{where}: denominator = 'cache', but no site keeps keys and values. Use weights, latency or none.")
     if stage.multiple > 1:  # of groups of heads, of which there are few, any number may stay
         sites = tuple(replace(site, multiple=stage.multiple) if isinstance(site, ChannelSite) and site.width == 1 else site
                       for site in sites)
@@ -220,8 +223,21 @@ class _Run:
 
     def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, SearchRecord | None]:
         """What the stage's allocator says, or what its search makes of that."""
+        sites = self._timed(index, stage, sites)
         first = self._decide(index, stage, sites)
         return self._improve(index, stage, stage.search, sites, first) if stage.search else (first, None)
+
+    def _timed(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+        """The same sites with the seconds that they take, if the stage counts them: once measured, a run that goes on has the same."""
+        if "latency" not in stage.denominators:
+            return sites
+
+        def measure() -> dict[str, float]:
+            return branch_seconds(self.model, self.anatomy, self.tokens, self.placement)
+
+        with self.clock("timing"):
+            found = self.journal.measured(self.identity, f"seconds-{index}", measure) if self.journal else measure()
+        return tuple(replace(site, seconds=found[site.name]) if isinstance(site, SublayerSite) else site for site in sites)
 
     def _decide(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
         """How much each site gives, after one look at the loss and one at the inputs of all sites if the allocator needs them."""

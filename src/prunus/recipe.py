@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from .allocation import Allocator
+from .allocation import Allocator, Denominator
 from .allocation.uniform import Uniform
 from .budget import Budget
 from .calibration.sample import Calibration
@@ -64,6 +64,12 @@ class Stage:
         parts: dict[str, Any] = {"allocation": self.allocation} | ({} if self.sites == ("sublayer",) else {"solver": self.solver})
         return {part: needs for part, plugin in parts.items() if (needs := loss_needs(plugin))}
 
+    @property
+    def denominators(self) -> frozenset[Denominator]:
+        """What the allocator and the search count the importance of branches for each unit of."""
+        parts = (self.allocation, self.search.strategy if self.search else None)
+        return frozenset(getattr(part, "denominator", "none") for part in parts)
+
 
 def _check_kind(stage: Stage, kind: Kind) -> None:
     """Whether what the stage says is said of its kind of site."""
@@ -87,6 +93,8 @@ def _check_solved(stage: Stage) -> None:
         _check_ratio(stage.granularity, stage.budget)
         if stage.search is not None:
             raise RecipeError(f"granularity {stage.granularity} fixes the sparsity of every site: there is nothing to search.")
+    if found := stage.denominators & {"latency", "cache"}:
+        raise RecipeError(f"denominator = '{min(found)}': known of whole attentions and MLPs alone. Use weights or none.")
     if stage.search and stage.solver.needs != "gram" and getattr(stage.search.strategy, "needs_errors", False):
         raise RecipeError(f"strategy '{_name(type(stage.search.strategy))}' needs the error of every site at every level, which solver "
                           f"{type(stage.solver).__name__} does not measure. Choose one that needs a Gram matrix, such as sparsegpt.")

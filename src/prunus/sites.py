@@ -86,6 +86,8 @@ class SublayerSite:
     silent: tuple[Silent, ...] = ()  # what is put in its place
     norms: tuple[str, ...] = ()  # paths of the norms that nothing needs without it
     cache: str = ""  # path of the module that keeps keys and values, if it does
+    cached: int = 0  # numbers that it keeps of every token, as keys and values
+    seconds: float = 0.0  # that it takes on this machine; 0: nobody has measured it
 
     @property
     def branch(self) -> str:
@@ -170,9 +172,15 @@ def _left(sites: Sequence[Site], shape: Mapping[str, Any]) -> Iterator[Site]:
             case ChannelSite():
                 count = linear[site.consumer].shape[1] // site.width
                 moved = tuple(replace(producer, offset=producer.offset * count // site.count) for producer in site.producers)
-                yield replace(site, count=count, producers=moved, size=size)
+                channels = replace(site, count=count, producers=moved, size=size)
+                yield channels
             case SublayerSite():
-                yield replace(site, size=size)
+                yield replace(site, size=size, cached=_cached(channels) if site.cache else 0)
+
+
+def _cached(channels: ChannelSite) -> int:
+    """Keys and values of a token, in all groups: what is produced, less the queries, which are as many as the consumer reads."""
+    return channels.count * (sum(producer.rows for producer in channels.producers) - channels.width)
 
 
 # What family files are written with. All paths are relative to the block and get its name in front.
@@ -209,7 +217,7 @@ def branch(path: str, matrices: Sequence[Matrix], *, count: int, consumer: str, 
         channels = ChannelSite(full(f"{path}.channels"), depth, count, full(consumer), width, rows, size,
                                tuple(replace(item, module=full(item.module)) for item in counted), tuple(settings))
         skipped = SublayerSite(full(path), depth, size, full(consumer), tuple(replace(part, module=full(part.module)) for part in silent),
-                               tuple(map(full, norms)), full(cache) if cache else "")
+                               tuple(map(full, norms)), full(cache) if cache else "", _cached(channels) if cache else 0)
         return (*linear, channels, skipped)
 
     return make

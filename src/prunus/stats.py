@@ -79,6 +79,8 @@ class BranchStats:
     before: float  # root mean square norm of the stream before
     added: float  # and of what the branch adds
     block: float  # cosine between what the branch's whole block is given and what it gives
+    entry: Float[Tensor, "sequences width"]  # what the block is given of the last token of every sequence, scaled to length 1
+    exit: Float[Tensor, "sequences width"]  # and what it gives; of neighbouring blocks one tensor, so that there is one more than blocks
 
 
 class InputStats:

@@ -15,10 +15,11 @@ from prunus.stats import LossStats
 
 from ..problems import generator, inputs, sparsity_of, stats_of
 
-# `file` states shares and meets no budget of its own, `influence` shares out branches, `ranking` channels; their laws are in
-# tests/unit/test_allocators.py and test_ranking.py.
-every_allocator = pytest.mark.parametrize("allocator", [pytest.param(find("allocation", name)(), id=name)
-                                                        for name in names("allocation") if name not in ("file", "influence", "ranking")])
+# `file` states shares and meets no budget of its own (its laws are in tests/unit/test_allocators.py); others share out branches or
+# channels alone.
+every_allocator = pytest.mark.parametrize("allocator", [
+    pytest.param(find("allocation", name)(), id=name) for name in names("allocation")
+    if name != "file" and "linear" in getattr(find("allocation", name)(), "kinds", ("linear",))])
 every_shape = pytest.mark.parametrize("granularity", [Unstructured("row"), Unstructured("matrix"), NM(2, 4), Tile(2, 4),
                                                       Columns(4)], ids=str)
 SIZES = ((8, 24), (36, 12), (12, 60), (4, 24), (20, 36))

@@ -14,9 +14,10 @@ from ..sites import ChannelSite, LinearSite, Site, SublayerSite
 from ..solvers import Solver
 from ..stats import InputStats, LossNeeds, Needs
 
-__all__ = ["Allocator", "Per", "columns_of", "fit", "group_of", "lean", "pooled", "probed", "reach"]
+__all__ = ["Allocator", "Denominator", "Per", "columns_of", "cost_of", "fit", "group_of", "lean", "pooled", "probed", "reach"]
 
 Per = Literal["matrix", "sublayer", "block"]  # what gets one share: a site, a residual branch, a block
+Denominator = Literal["none", "weights", "latency", "cache"]  # what an importance is counted for each unit of
 
 
 @runtime_checkable
@@ -101,6 +102,22 @@ def group_of(site: Site, per: Per) -> str:
             return site.branch or site.name
         case "block":
             return str(site.block)
+
+
+def cost_of(sites: Sequence[Site], denominator: Denominator) -> float:
+    """What sites that go together save: weights, seconds (latency), or numbers in the cache per token; 1 for "none".
+
+    Seconds and the cache are those of branches; other sites have none.
+    """
+    match denominator:
+        case "none":
+            return 1.0
+        case "weights":
+            return float(sum(site.size for site in sites))
+        case "latency":
+            return math.fsum(site.seconds for site in sites if isinstance(site, SublayerSite))
+        case "cache":
+            return float(sum(site.cached for site in sites if isinstance(site, SublayerSite)))
 
 
 def pooled(preference: Callable[[Site, float], float], per: Per, sites: Sequence[Site]) -> Callable[[Site, float], float]:

@@ -12,7 +12,7 @@ from ..errors import RecipeError
 from ..granularity import Granularity
 from ..sites import Kind, Site
 from ..stats import BranchStats, ChannelLoss, LossNeeds, Needs
-from . import Per, group_of
+from . import Denominator, Per, cost_of, group_of
 
 __all__ = ["Influence"]
 
@@ -29,7 +29,7 @@ class Influence:
 
     per: Per = "sublayer"  # what goes together: sublayer, or block
     metric: Literal["cosine", "relative", "taylor"] = "cosine"  # relative: the branch's norm over the stream's; taylor: of the loss
-    denominator: Literal["none", "weights"] = "none"  # of the influence
+    denominator: Denominator = "none"  # of the influence: none, weights, latency or cache; who saves nothing goes last
     sequences: int = 16  # of the calibration text, for the gradient that taylor needs
 
     kinds: ClassVar[tuple[Kind, ...]] = ("sublayer",)  # it shares out whole branches
@@ -61,9 +61,9 @@ class Influence:
         for site in sorted(sites, key=lambda site: (site.block, site.name)):  # ties do not depend on the order
             groups.setdefault(group_of(site, self.per), []).append(site)
 
-        def order(group: list[Site]) -> float:
-            influence: float = sum(measured[site.name] for site in group)
-            return influence / sum(site.size for site in group) if self.denominator == "weights" else influence
+        def order(group: list[Site]) -> tuple[bool, float]:
+            influence, cost = sum(measured[site.name] for site in group), cost_of(group, self.denominator)
+            return cost == 0, influence / (cost or 1)
 
         shares = {site.name: 0.0 for site in sites}
         for group in sorted(groups.values(), key=order):

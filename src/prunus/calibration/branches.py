@@ -26,6 +26,7 @@ def branch_stats(model: nn.Module, anatomy: Anatomy, tokens: Int[Tensor, "sample
     found: dict[str, BranchStats] = {}
     with evaluating(model), ExitStack() as stack:
         states = enter(model, anatomy, tokens, placement, batch, stack)
+        leaving = _last(states.hidden)
         for depth, block in enumerate(anatomy.blocks):
             module = model.get_submodule(block.name)
             sums = torch.zeros(len(block.branches), 5, dtype=torch.float64)
@@ -39,9 +40,15 @@ def branch_stats(model: nn.Module, anatomy: Anatomy, tokens: Int[Tensor, "sample
                         before = behind
                     states.enter_next(rows, before if block.branches else states.run(module, depth, rows), block.name)
             sums[:, 4] = sums[-1:, 4]  # behind the last branch the block is whole
+            entering, leaving = leaving, _last(states.hidden)
             for site, (cosine, relative, power, added, whole) in zip(block.branches, (sums / tokens.numel()).tolist(), strict=True):
-                found[site.name] = BranchStats(cosine, relative, power**0.5, added**0.5, whole)
+                found[site.name] = BranchStats(cosine, relative, power**0.5, added**0.5, whole, entering, leaving)
     return found
+
+
+def _last(hidden: Float[Tensor, "samples length width"]) -> Float[Tensor, "samples width"]:
+    """The direction of every sequence's last token."""
+    return nn.functional.normalize(hidden[:, -1].float(), dim=-1).cpu()
 
 
 def _moments(given: Float[Tensor, "*tokens width"], before: Float[Tensor, "*tokens width"],

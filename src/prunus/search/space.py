@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -113,6 +114,26 @@ class Space:
         for index, site in enumerate(self.sites):
             found.setdefault(group_of(site, per), []).append(index)
         return list(found.values())
+
+    def spans(self, per: Per) -> tuple[Array, Array]:
+        """By group: what goes from it at the first level, and how much more at the last."""
+        low, high = (numpy.array([sum(self.gone[index][level] for index in group) for group in self.groups(per)]) for level in (0, -1))
+        return low, high - low
+
+    def leaning(self, candidate: Candidate, per: Per) -> Array:
+        """By group: how far a candidate is on the way from the first level to the last, in [0, 1]."""
+        low, width = self.spans(per)
+        gone = numpy.array([sum(self.gone[index][candidate[index]] for index in group) for group in self.groups(per)])
+        found: Array = numpy.clip((gone - low) / numpy.maximum(width, 1e-9), 0, 1)
+        return found
+
+    def without(self, goes: Iterable[Any], per: Per) -> Candidate:
+        """The groups that go have the last level, and the others the first."""
+        chosen = [0] * len(self.sites)
+        for group, gone in zip(self.groups(per), goes, strict=True):
+            for index in group:
+                chosen[index] = len(self.levels) - 1 if gone else 0
+        return tuple(chosen)
 
     def allocation(self, candidate: Candidate) -> dict[str, float]:
         """Site name to sparsity, as it is asked of the solver."""

@@ -52,9 +52,7 @@ class Bernoulli:
             raise RecipeError(f"rate = {self.rate:g}, certainty = {self.certainty:g}: expected a rate above 0 and a certainty in [0, 1).")
 
     def init(self, space: Space, first: Candidate, seed: int) -> State:
-        low, width = _spans(space, self.per)
-        gone = numpy.array([sum(space.gone[index][first[index]] for index in group) for group in space.groups(self.per)])
-        leaning = numpy.clip((gone - low) / numpy.maximum(width, 1e-9), 0, 1)
+        width, leaning = space.spans(self.per)[1], space.leaning(first, self.per)
         mean = float(width @ leaning) / max(float(width.sum()), 1e-9)
         start = (1 - self.certainty) * mean + self.certainty * leaning
         return State(space, first, numpy.random.default_rng(seed), _projected(start, space, self.per))
@@ -62,7 +60,7 @@ class Bernoulli:
     def ask(self, state: State) -> list[Query]:
         if state.draws is None:
             return [Query(self._answer(state) if state.updates else state.first)]
-        return [Query(self._candidate(state.space, draw), self.share, state.updates, partial=True) for draw in state.draws]
+        return [Query(state.space.without(draw, self.per), self.share, state.updates, partial=True) for draw in state.draws]
 
     def tell(self, state: State, trials: Sequence[Trial]) -> State:
         if state.draws is None:
@@ -79,13 +77,6 @@ class Bernoulli:
         going = _projected(state.going - self.rate * gradient, state.space, self.per)
         return replace(state, going=going, recent=recent, draws=None, updates=state.updates + 1)
 
-    def _candidate(self, space: Space, draw: Array) -> Candidate:
-        chosen = [0] * len(space.sites)
-        for group, goes in zip(space.groups(self.per), draw, strict=True):
-            for index in group:
-                chosen[index] = len(space.levels) - 1 if goes else 0
-        return tuple(chosen)
-
     def _answer(self, state: State) -> Candidate:
         shares = {}
         for group, going in zip(state.space.groups(self.per), state.going, strict=True):
@@ -95,14 +86,7 @@ class Bernoulli:
         return state.space.nearest(shares)
 
 
-def _spans(space: Space, per: Per) -> tuple[Array, Array]:
-    """By group: what goes from it at the first level, and how much more at the last."""
-    groups = space.groups(per)
-    low, high = (numpy.array([sum(space.gone[index][level] for index in group) for group in groups]) for level in (0, -1))
-    return low, high - low
-
-
 def _projected(going: Array, space: Space, per: Per) -> Array:
     """The nearest probabilities, all moved by one number and cut off at 0 and 1, with which as much goes as must, on average."""
-    low, width = _spans(space, per)
+    low, width = space.spans(per)
     return shifted(going, numpy.zeros_like(going), numpy.ones_like(going), width, space.required - float(low.sum()))

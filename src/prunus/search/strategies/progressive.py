@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from ...allocation import Per
+from ...allocation import Denominator, Per, cost_of
 from ...errors import RecipeError
 from ..space import Candidate, Query, Space, Trial
 
 __all__ = ["Progressive"]
+
+_WORST = 600.0  # nats: the impact of what is worse, or of what is no number
+_LAST = 1e300  # above every impact per unit of cost
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,19 @@ class Progressive:
     logarithm of perplexity, or a divergence), the impact of a group is exp(v without it - v) - 1 per unit of `denominator`;
     the least goes, and then all are looked at again, until the budget is met.
 
-    Where impacts are not above 0 the largest group goes first: per weight the smallest would win. `lazy` looks only at
-    groups whose impact, as last seen, is below `margin` times the best new one, and at those in the block that has just lost one
-    and its neighbours, whose impacts may fall by much: as long as no other falls by more than the margin while branches go, what
-    is removed is the same. Without `progressive` all impacts are those on the dense model (one-shot).
+    Where impacts are not above 0 the largest group goes first: per weight the smallest would win. Groups that save nothing of the
+    denominator, as MLPs do of the cache, go when all others have gone and the budget, which counts weights, is still not met.
+
+    `lazy` looks only at groups whose impact, as last seen, is below `margin` times the best new one, and at those in the block that
+    has just lost one and its neighbours, whose impacts may fall by much: as long as no other falls by more than the margin while
+    branches go, what is removed is the same. Without `progressive` all impacts are those on the dense model (one-shot); with
+    per = "block", denominator = "none" and perplexity as the objective these are the scores of Shortened LLaMA (Kim et al. 2024).
+    Its authors' code keeps the first four and the last two blocks, whatever the score; `protected` keeps as many at either end.
     """
 
     per: Per = "sublayer"  # what goes together: sublayer, or block (SLEB, Song et al. 2024, with denominator "none")
     only: Literal["all", "attention", "mlp"] = "all"  # which branches may go
-    denominator: Literal["none", "weights"] = "weights"  # of the impact
+    denominator: Denominator = "weights"  # of the impact: none, weights, latency or cache
     progressive: bool = True  # look again after every removal
     lazy: bool = True  # only at what may be the least
     margin: float = 1.5  # of lazy looks: an impact may have fallen by such a factor since it was last seen
@@ -133,8 +140,10 @@ class Progressive:
 
     def _impact(self, state: State, group: int, value: float) -> float:
         assert state.here is not None
-        impact = math.expm1(min(value - state.here.value, 700.0)) if math.isfinite(value) else math.expm1(700.0)
-        size = sum(state.space.gone[index][-1] for index in state.groups[group])
+        impact = math.expm1(min(value - state.here.value, _WORST)) if math.isfinite(value) else math.expm1(_WORST)
         if self.denominator == "none":
             return impact
-        return impact / size if impact > 0 else -size
+        cost = cost_of([state.space.sites[index] for index in state.groups[group]], self.denominator)
+        if cost == 0:  # after all that save something, by the impact alone
+            return _LAST * (2 + impact / (1 + abs(impact)))
+        return impact / cost if impact > 0 else -cost
