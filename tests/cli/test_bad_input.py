@@ -95,6 +95,10 @@ def test_a_solver_that_cannot_do_the_granularity(refused: Any, quick: list[Any])
     refused([*quick, "--granularity", "tile:4x4", "--solver", "sparsegpt"], "SparseGPT cannot do tile")
 
 
+def test_a_criterion_of_channels_where_no_channels_go(refused: Any, quick: list[Any]) -> None:
+    refused([*quick, "--solver", "refit,criterion=taylor"], "looks at the loss channel by channel", "Use channel sites")
+
+
 @pytest.mark.parametrize("flags", [
     ["--solver", "sparsegtp"], ["--granularity", "dense"], ["--sites", "neuron"], ["--sites", "sublayer", "--allocation", "owl"],
     ["--allocation", "best"],

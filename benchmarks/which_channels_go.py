@@ -1,0 +1,124 @@
+"""Which channels should go? Perplexity of SmolLM2 without some of its channels, by who chooses them, how much every block gives and
+whether what stays is refitted; the gap to the dense model beside that of FLAP as its paper does it, and that of magnitude.
+
+Of attention, whole key/value groups go with their queries: SmolLM2 has three in a block. FLAP's paper gives every matrix a bias for
+what goes; SmolLM2's have none, so the row that does as the paper does adds them first.
+
+Finished rows are kept in build/, so that an interrupted benchmark goes on where it stopped.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from _harness import GO_ON, ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from prunus import Budget, Calibration, Recipe, Stage, describe, prune
+from prunus.allocation import Allocator
+from prunus.allocation.ranking import Ranking
+from prunus.allocation.uniform import Uniform
+from prunus.criteria.flap import FLAP
+from prunus.criteria.magnitude import Magnitude
+from prunus.criteria.obs import OBS
+from prunus.criteria.taylor import Taylor
+from prunus.criteria.wanda import Wanda
+from prunus.evaluation import Context
+from prunus.evaluation.perplexity import Perplexity
+from prunus.sites import ChannelSite
+from prunus.solvers import Solver
+from prunus.solvers.mask import Mask
+from prunus.solvers.refit import Refit
+from prunus.solvers.sparsegpt import SparseGPT
+
+SPARSITIES = (0.2, 0.3)
+PAPER = "FLAP as its paper does it: ranking, biases"
+WAYS: dict[str, tuple[Solver, Allocator]] = {  # row: (solver, how much every site gives)
+    "magnitude": (Mask(Magnitude()), Uniform()),
+    "Wanda": (Mask(Wanda()), Uniform()),
+    "FLAP": (Mask(FLAP()), Uniform()),
+    "FLAP, ranking": (Mask(FLAP()), Ranking()),
+    PAPER: (Mask(FLAP()), Ranking()),
+    "FLAP, refitted": (Refit(FLAP()), Uniform()),
+    "FLAP, refitted, ranking": (Refit(FLAP()), Ranking()),
+    "OBS, refitted": (Refit(OBS()), Uniform()),
+    "OBS, refitted, ranking": (Refit(OBS()), Ranking(OBS())),
+    "Taylor, refitted": (Refit(Taylor()), Uniform()),
+    "Taylor, refitted, ranking": (Refit(Taylor()), Ranking(Taylor())),
+    "grouped OBS (sparsegpt)": (SparseGPT(), Uniform()),
+}
+KEPT = ROOT / "build" / "which_channels_go"
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON, write=WRITE,
+                        only={"nargs": "*", "default": [], "help": "names of rows"})
+    metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
+        Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = (Path(folder) if options.tiny else KEPT) / "rows.jsonl"
+        rows = kept_rows(file, "which_channels_go" if options.go_on else "")
+        for name, sparsity in [("dense", 0.0), *((name, sparsity) for sparsity in SPARSITIES for name in WAYS)]:
+            known = any((row["name"], row["sparsity"]) == (name, sparsity) for row in rows)
+            if not known and not options.write and (not options.only or name in options.only):
+                rows.append(keep_row(file, _row(options, metrics, name, sparsity)))
+                print(rows[-1], flush=True)
+    if options.only:
+        return
+    shown = _shown(rows)
+    print(shown)
+    if not options.tiny:
+        write("which_channels_go", "; ".join(rows[0]["protocols"]), rows, {"which_channels_go": shown},
+              calibration="c4 train, 64 sequences of 512 tokens, seed 0", dtype=options.dtype)
+
+
+def _row(options: Any, metrics: list[Perplexity], name: str, sparsity: float) -> dict[str, Any]:
+    model, tokenizer = model_and_tokenizer(options.tiny, options.dtype)
+    row: dict[str, Any] = {"name": name, "sparsity": sparsity, "commit": environment()["commit"]}
+    if name in WAYS:
+        solver, allocation = WAYS[name]
+        if name == PAPER:
+            _give_biases(model)
+        text = Calibration("builtin", samples=4, length=64) if options.tiny else Calibration("c4", samples=64, length=512)
+        stage = Stage(("channel",), Budget(1 - sparsity), solver=solver, allocation=allocation)
+        report = prune(model, Recipe((stage,), text, metrics=(), prompts=()), tokenizer=tokenizer).report
+        row |= {"gone": report.sparsity, "seconds": {key: round(value, 1) for key, value in report.seconds.items()},
+                **{kind: _mean([record.reached for record in report.sites if word in record.site])
+                   for kind, word in (("attention", "attn"), ("mlp", "mlp"))}}
+    measured = [metric.measure(model, Context(tokenizer)) for metric in metrics]
+    return row | {"perplexity": [value.value for value in measured], "protocols": [value.protocol for value in measured]}
+
+
+def _give_biases(model: Any) -> None:
+    """Every matrix that reads channels gets a bias of zeros."""
+    for site in describe(model).sites("channel"):
+        assert isinstance(site, ChannelSite)
+        consumer = model.get_submodule(site.consumer)
+        consumer.bias = torch.nn.Parameter(consumer.weight.new_zeros(consumer.weight.shape[0]), requires_grad=False)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _shown(rows: list[dict[str, Any]]) -> str:
+    """Perplexities, and the gap to the dense model as a share of FLAP's and of magnitude's at the same sparsity."""
+    dense = next(row["perplexity"] for row in rows if row["name"] == "dense")
+    texts = ["WikiText-2", "C4"][: len(dense)]
+    lines = []
+    for sparsity in SPARSITIES:
+        found = {row["name"]: row for row in rows if row["sparsity"] == sparsity}
+        bases = [found[name]["perplexity"] for name in (PAPER, "magnitude")]
+        for name in sorted(found, key=lambda name: found[name]["perplexity"]):
+            row = found[name]
+            lines.append([f"{sparsity:.0%}", name, f"{row['attention']:.0%}", f"{row['mlp']:.0%}",
+                          *(f"{value:.4g}" for value in row["perplexity"]),
+                          *(f"{(value - whole) / (other - whole):.3g}" for base in bases
+                            for value, whole, other in zip(row["perplexity"], dense, base, strict=True))])
+    return table(["removed", "who chooses", "of heads", "of MLP channels", *texts,
+                  *(f"gap / {base}'s, {text}" for base in ("FLAP", "magnitude") for text in texts)],
+                 [*lines, ["", "dense", "", "", *(f"{value:.4g}" for value in dense), *[""] * 2 * len(texts)]])
+
+
+if __name__ == "__main__":
+    main()
