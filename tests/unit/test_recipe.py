@@ -102,7 +102,7 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(toml
     ({"stage": []}, r"^recipe: stage: expected at least one"),
     ({"stage": [{"sites": ["linaer"]}]}, r"recipe\.stage\[0\]\.sites\[0\] = 'linaer': expected one of .*mean 'linear'"),
     ({"stage": [{"sites": ["linear", "channel"]}]}, "expected one kind per stage"),
-    ({"stage": [{"sites": ["sublayer"]}]}, "allocation 'uniform' shares out linear and channel sites, not sublayer sites. Use influence."),
+    ({"stage": [{"sites": ["sublayer"]}]}, "shares out linear and channel sites, not sublayer sites. Use influence or contiguous."),
     ({"stage": [{"sites": ["sublayer"], "allocation": "influence", "granularity": "2:4"}]}, "sublayer sites give whole sublayers"),
     ({"stage": [{"multiple": 8}]}, "multiple = 8: expected at least 1, and more only where channels go"),
     ({"stage": [{"recovery": "patch"}]}, "recovery repairs the loss of sublayers; linear sites are repaired by their solver"),
