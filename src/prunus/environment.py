@@ -1,18 +1,36 @@
-"""Where a number was measured."""
+"""Where a number was measured, and how long it took."""
 
 import ctypes
 import os
 import platform
 import resource
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-__all__ = ["available_bytes", "environment", "peak_bytes", "release_memory", "reuse_memory"]
+__all__ = ["Clock", "available_bytes", "environment", "peak_bytes", "release_memory", "reuse_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's settings, from malloc.h
+
+
+class Clock:
+    """Seconds by stage of the work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def environment(model: Any, device: str, source: str = "") -> dict[str, str]:

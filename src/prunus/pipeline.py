@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,7 +21,7 @@ from .calibration.corpus import overlap
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
 from .calibration.stream import View, stream
-from .environment import environment, release_memory, reuse_memory
+from .environment import Clock, environment, release_memory, reuse_memory
 from .errors import CorpusError, RecipeError
 from .evaluation import Context, Measurement
 from .files import fingerprint
@@ -66,7 +66,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     refused before the model is touched: RecipeError, CorpusError, LoadError. CalibrationError may come later.
     """
     tell: Watch = watch or (lambda progress: None)
-    clock = _Clock()
+    clock = Clock()
     run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
     reuse_memory()
     dense, parameters = run.anatomy, parameters_of(model)
@@ -101,7 +101,7 @@ def allocate(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placeme
     if len(recipe.stage) != 1:
         raise RecipeError(f"recipe.stage: {len(recipe.stage)} stages; what a later one gives depends on the model that an earlier one "
                           "leaves. Allocate for one stage at a time.")
-    clock = _Clock()
+    clock = Clock()
     run, (sites,) = _prepare(model, recipe, tokenizer, placement, watch or (lambda progress: None), clock, resume)
     reuse_memory()
     allocation, found = run.shares(0, recipe.stage[0], sites)
@@ -119,7 +119,7 @@ def evaluate(model: nn.Module, recipe: Recipe, tokenizer: Any, watch: Watch | No
     return tuple(measured)
 
 
-def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, tell: Watch, clock: "_Clock",
+def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, tell: Watch, clock: Clock,
              resume: Path | None) -> "tuple[_Run, list[tuple[Site, ...]]]":
     """Check everything that can be checked before the model is touched, and draw the texts."""
     anatomy = describe(model)
@@ -145,21 +145,6 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     if journal:
         journal.begin(identity)
     return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed), chosen
-
-
-class _Clock:
-    """Seconds by stage of the work."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def _select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
@@ -214,7 +199,7 @@ class _Run:
     tokens: Tensor
     placement: Placement
     tell: Watch
-    clock: _Clock
+    clock: Clock
     journal: Journal | None
     identity: str
     texts: Mapping[int, Tensor | Choices]  # search text, by stage
@@ -235,7 +220,7 @@ class _Run:
         def measure() -> dict[str, float]:
             return branch_seconds(self.model, self.anatomy, self.tokens, self.placement)
 
-        with self.clock("timing"):
+        with self.clock("allocating"):
             found = self.journal.measured(self.identity, f"seconds-{index}", measure) if self.journal else measure()
         return tuple(replace(site, seconds=found[site.name]) if isinstance(site, SublayerSite) else site for site in sites)
 

@@ -78,7 +78,7 @@ def _check_kind(stage: Stage, kind: Kind) -> None:
     kinds = getattr(stage.allocation, "kinds", ("linear", "channel"))
     if kind not in kinds:
         raise RecipeError(f"allocation '{_name(type(stage.allocation))}' shares out {' and '.join(kinds)} sites, not {kind} "
-                          f"sites.{' Use influence.' if kind == 'sublayer' else ''}")
+                          f"sites.{' Use influence or contiguous.' if kind == 'sublayer' else ''}")
     if stage.multiple < 1 or (stage.multiple > 1 and kind != "channel"):
         raise RecipeError(f"multiple = {stage.multiple}: expected at least 1, and more only where channels go.")
     if stage.recovery and kind != "sublayer":

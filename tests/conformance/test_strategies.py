@@ -24,9 +24,10 @@ from prunus.search.strategies.ppo import PPO
 from prunus.search.strategies.reinforce import Reinforce
 from prunus.sites import LinearSite
 
-# One that comes to an end of its own, whatever the number of questions, has its laws in tests/pipeline/test_whole.py.
+# One that comes to an end of its own, whatever the number of questions, has its laws in tests/pipeline; `regression` comes late enough.
 STRATEGIES = [name for name in names("search.strategies") if not getattr(find("search.strategies", name), "ends", False)]
-every_strategy = pytest.mark.parametrize("strategy", [pytest.param(find("search.strategies", name)(), id=name) for name in STRATEGIES])
+every_strategy = pytest.mark.parametrize("strategy", [pytest.param(find("search.strategies", name)(), id=name)
+                                                      for name in (*STRATEGIES, "regression")])
 AGENTS = ("ddpg", "ppo", "sac")  # they learn, and need more questions for that than others need to find
 LEVELS = (0.0, 0.25, 0.5, 0.75, 0.9)
 SITES = tuple(LinearSite(f"layers.{index}", index, (4 + 4 * (index % 3), 25), f"layers.{index}.input") for index in range(9))

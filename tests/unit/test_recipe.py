@@ -105,7 +105,7 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(toml
     ({"stage": []}, r"^recipe: stage: expected at least one"),
     ({"stage": [{"sites": ["linaer"]}]}, r"recipe\.stage\[0\]\.sites\[0\] = 'linaer': expected one of .*mean 'linear'"),
     ({"stage": [{"sites": ["linear", "channel"]}]}, "expected one kind per stage"),
-    ({"stage": [{"sites": ["sublayer"]}]}, "allocation 'uniform' shares out linear and channel sites, not sublayer sites. Use influence."),
+    ({"stage": [{"sites": ["sublayer"]}]}, "shares out linear and channel sites, not sublayer sites. Use influence or contiguous."),
     ({"stage": [{"sites": ["sublayer"], "allocation": "influence", "granularity": "2:4"}]}, "sublayer sites give whole sublayers"),
     ({"stage": [{"allocation": "ranking"}]}, "allocation 'ranking' shares out channel sites, not linear sites"),
     ({"stage": [{"solver": "taylor"}]}, "solver 'mask' looks at the loss channel by channel, which single matrices have none of"),

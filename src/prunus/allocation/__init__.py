@@ -14,7 +14,7 @@ from ..sites import ChannelSite, LinearSite, Site, SublayerSite
 from ..solvers import Solver
 from ..stats import InputStats, LossNeeds, Needs
 
-__all__ = ["Allocator", "Denominator", "Per", "columns_of", "cost_of", "fit", "group_of", "lean", "pooled", "probed", "reach"]
+__all__ = ["Allocator", "Denominator", "Per", "columns_of", "cost_of", "fit", "group_of", "lean", "per_unit", "pooled", "probed", "reach"]
 
 Per = Literal["matrix", "sublayer", "block"]  # what gets one share: a site, a residual branch, a block
 Denominator = Literal["none", "weights", "latency", "cache"]  # what an importance is counted for each unit of
@@ -118,6 +118,11 @@ def cost_of(sites: Sequence[Site], denominator: Denominator) -> float:
             return math.fsum(site.seconds for site in sites if isinstance(site, SublayerSite))
         case "cache":
             return float(sum(site.cached for site in sites if isinstance(site, SublayerSite)))
+
+
+def per_unit(importance: float, cost: float) -> float:
+    """Importance per unit of cost; where it is not above 0 the largest comes first: per unit the smallest would."""
+    return importance / cost if importance > 0 else -cost
 
 
 def pooled(preference: Callable[[Site, float], float], per: Per, sites: Sequence[Site]) -> Callable[[Site, float], float]:

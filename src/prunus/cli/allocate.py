@@ -11,8 +11,8 @@ from .running import journal_of, kept, opened
 __all__ = ["allocate", "search"]
 
 _Search = Annotated[str | None, typer.Option(
-    help="The strategy: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; of sublayers progressive or bernoulli; "
-         "settings after commas. [default: reinforce; of sublayers progressive]")]
+    help="The strategy: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; of sublayers "
+         "progressive, regression or bernoulli; settings after commas. [default: reinforce; of sublayers progressive]")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print the allocation, and what the search did, as JSON.")]
 
 

@@ -27,10 +27,10 @@ Solver = Annotated[str | None, typer.Option(
          "sparsegpt,damping=0.1. [default: alps; of channels refit]")]
 Allocation = Annotated[str | None, typer.Option(
     help="How much each site gives: uniform, owl, dlp, erk, reconstruction, sensitivity, fisher, absorption, or file; of sublayers "
-         "influence; settings after commas. [default: uniform; of sublayers influence]")]
+         "influence or contiguous; settings after commas. [default: uniform; of sublayers influence]")]
 Search = Annotated[str | None, typer.Option(
-    help="Improve that by a search: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; of sublayers progressive or "
-         "bernoulli; settings after commas. [default: none; of sublayers progressive]")]
+    help="Improve that by a search: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; of sublayers "
+         "progressive, regression or bernoulli; settings after commas. [default: none; of sublayers progressive]")]
 Evaluations = Annotated[float | None, typer.Option(help="Looks at the search text that a search may take. [default: 100]")]
 SearchText = Annotated[str | None, typer.Option(
     "--search-text", help="Search text: a corpus or a file, or self, which the model writes; settings after commas: "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from ...allocation import Denominator, Per, cost_of
+from ...allocation import Denominator, Per, cost_of, per_unit
 from ...errors import RecipeError
 from ..space import Candidate, Query, Space, Trial
 
@@ -146,4 +146,4 @@ class Progressive:
         cost = cost_of([state.space.sites[index] for index in state.groups[group]], self.denominator)
         if cost == 0:  # after all that save something, by the impact alone
             return _LAST * (2 + impact / (1 + abs(impact)))
-        return impact / cost if impact > 0 else -cost
+        return per_unit(impact, cost)

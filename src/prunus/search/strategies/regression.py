@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy
 
-from ...allocation import Denominator, Per, cost_of
+from ...allocation import Denominator, Per, cost_of, per_unit
 from ...errors import RecipeError
 from ..space import Array, Candidate, Query, Space, Trial
 
@@ -104,7 +104,8 @@ class Regression:
         seen = state.draws.any(0)
 
         def order(group: int) -> tuple[bool, bool, float]:
-            return not seen[group], costs[group] == 0, float(added[group]) / (costs[group] or 1)
+            value, cost = float(added[group]), costs[group]
+            return not seen[group], cost == 0, value if cost == 0 or self.denominator == "none" else per_unit(value, cost)
 
         low, width = state.space.spans(self.per)
         needed = min(state.space.required - float(low.sum() + width @ state.gone), self._step(state))
