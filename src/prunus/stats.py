@@ -64,6 +64,15 @@ class BranchStats:
     added: float  # and of what the branch adds
     block: float  # cosine between what the branch's whole block is given and what it gives
 
+    def joined(self, other: "BranchStats", share: float) -> "BranchStats":
+        """Over the tokens of both, of which this one's are a share."""
+        def mean(mine: float, theirs: float) -> float:
+            return share * mine + (1 - share) * theirs
+
+        return BranchStats(mean(self.cosine, other.cosine), mean(self.relative, other.relative),
+                           mean(self.before**2, other.before**2) ** 0.5, mean(self.added**2, other.added**2) ** 0.5,
+                           mean(self.block, other.block))
+
 
 class InputStats:
     """Moments of the inputs x that one or more matrices read, averaged over tokens, in float32.
