@@ -1,29 +1,32 @@
 """What the branches of a model do, and what it costs to be without them: to see before anything is decided."""
 
-import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from .agreement import Agreement, agreements, counts, first_to_go, rank_correlation
 from .anatomy import describe
 from .budget import Budget
 from .calibration.branches import branch_stats
 from .calibration.placement import Placement, together
 from .calibration.sample import Calibration
 from .environment import available_bytes
-from .errors import MissingExtra, RecipeError
-from .figures import drawn, table_of
+from .errors import RecipeError
 from .search.fitness import Fitness
-from .search.space import Query, Space
-from .sites import SublayerSite
+from .search.space import Candidate, Query, Space, Trial
+from .search.strategies.progressive import Progressive
+from .sites import Anatomy, SublayerSite
+from .stats import BranchStats
 from .traits import predicts_next
 
-__all__ = ["Analysis", "BranchRecord", "analyse", "files_of", "rank_correlation"]
+__all__ = ["METRICS", "Analysis", "BranchRecord", "analyse"]
 
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the block weights, for the curves
-_METRICS = ("influence", "relative", "impact", "impact_per_weight")
+METRICS = ("influence", "relative", "impact", "impact_per_weight")
 
 
 @dataclass(frozen=True)
@@ -49,49 +52,122 @@ class Analysis:
 
     branches: tuple[BranchRecord, ...]
     curves: Mapping[str, tuple[tuple[float, float], ...]]  # who goes first: (share of the block weights gone, divergence)
+    agreements: tuple[Agreement, ...]  # of rankings on fewer sequences, and on other texts
+    share: float  # of the block weights that goes, where agreements say what goes
+    passes: float  # of one sequence through one block, computed for the divergences
 
     @property
     def correlations(self) -> dict[tuple[str, str], float]:
         """Spearman's rank correlation between every two metrics, over all branches."""
-        values = {name: [getattr(record, name) for record in self.branches] for name in _METRICS}
+        values = {name: [getattr(record, name) for record in self.branches] for name in METRICS}
         return {(one, other): rank_correlation(values[one], values[other])
-                for place, one in enumerate(_METRICS) for other in _METRICS[place + 1 :]}
+                for place, one in enumerate(METRICS) for other in METRICS[place + 1 :]}
 
 
-def analyse(model: Any, tokenizer: Any, calibration: Calibration = Calibration(), text: Calibration = Calibration("self", samples=8), *,
+def analyse(model: Any, tokenizer: Any, calibration: Calibration | Sequence[Calibration] = Calibration(),
+            text: Calibration | Sequence[Calibration] = Calibration("self", samples=8), *, share: float = 0.2,
             placement: Placement = Placement(), seed: int = 0, watch: Callable[[int, int], None] | None = None) -> Analysis:
-    """Statistics of the stream on `calibration`, and divergences on `text`. Raises CorpusError, and RecipeError for a model that
-    does not predict the next token."""
+    """Statistics of the stream on `calibration`, and divergences on `text`; of several texts, the others say how far the rankings
+    found on the first hold elsewhere. Raises CorpusError, and RecipeError for a model that does not predict the next token, and for
+    texts that cannot be told apart or looked at together."""
     if not predicts_next(model):
         raise RecipeError("analyse: impacts are divergences of the next token's prediction, which this model does not make.")
+    if not 0 < share < 1:
+        raise RecipeError(f"analyse: share = {share:g}: expected the fraction of the block weights that goes, in (0, 1).")
     anatomy = describe(model)
     sites = tuple(site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite))
-    tokens = calibration.tokens(tokenizer, model, seed)
-    stats = branch_stats(model, anatomy, tokens, placement, together(tokens.shape[1]))
-    looked = text.tokens(tokenizer, model, seed + 1)
-    space = Space(sites, (0.0, 1.0), Budget(0.5))
-    fitness = Fitness(model, anatomy, space, None, looked, placement=placement, batch=together(looked.shape[1]),
-                      memory=available_bytes() // 4)
+    seen = _drawn(calibration, model, tokenizer, seed, "calibration")
+    looked = _drawn(text, model, tokenizer, seed + 1, "text")
+    stats = {name: _stats(model, anatomy, tokens, placement) for name, tokens in seen.items()}
+    looks = _Looks(model, anatomy, sites, looked, placement)
     try:
-        impacts: dict[str, float] = {}
+        impacts: dict[str, dict[str, list[float]]] = {name: {} for name in looked}
         for place in reversed(range(len(sites))):  # from the top, so that what is below is computed once
-            impacts[sites[place].name] = _without(fitness, sites, [sites[place]])
+            for name in looked:
+                impacts[name][sites[place].name] = looks.without([sites[place]], name)
             if watch:
-                watch(len(impacts), len(sites))
-        records = tuple(_record(site, stats[site.name], impacts[site.name]) for site in sites)
-        return Analysis(records, {name: _curve(fitness, sites, records, order) for name, order in _ORDERS.items()})
+                watch(len(sites) - place, len(sites))
+        whole, lost = next(iter(stats.values())), next(iter(impacts.values()))
+        records = tuple(_record(site, whole[max(whole)][site.name], statistics.fmean(lost[site.name])) for site in sites)
+        curves = {name: _curve(looks, sites, records, order) for name, order in _ORDERS.items()}
+        curves["both, progressive"] = _progressive(looks, sites)
+        return Analysis(records, curves, _agreements(sites, stats, impacts, share), share, looks.passes)
     finally:
-        fitness.close()
+        looks.close()
 
 
-def _without(fitness: Fitness, sites: Sequence[SublayerSite], gone: Sequence[SublayerSite]) -> float:
-    return fitness([Query(tuple(int(site in gone) for site in sites), partial=True)])[0].value
+def _drawn(texts: Calibration | Sequence[Calibration], model: Any, tokenizer: Any, seed: int, where: str) -> dict[str, Tensor]:
+    """The sequences of every text, by the corpus and the split where it is not the usual one."""
+    found: dict[str, Tensor] = {}
+    for item in (texts,) if isinstance(texts, Calibration) else texts:
+        name = item.corpus if item.split == "train" else f"{item.corpus} {item.split}"
+        if name in found:
+            raise RecipeError(f"analyse: {where} '{name}' is named twice. Name different corpora or splits.")
+        found[name] = item.tokens(tokenizer, model, seed, where)
+    if len({tokens.shape[1] for tokens in found.values()}) > 1:
+        raise RecipeError(f"analyse: {where}: its texts have sequences of {', '.join(str(tokens.shape[1]) for tokens in found.values())} "
+                          "tokens. Give all the same length.")
+    return found
 
 
-def _record(site: SublayerSite, stats: Any, impact: float) -> BranchRecord:
+def _stats(model: Any, anatomy: Anatomy, tokens: Tensor, placement: Placement) -> dict[int, dict[str, BranchStats]]:
+    """Of the first 1, 2, 4, … sequences and of all; each is run once."""
+    found: dict[int, dict[str, BranchStats]] = {}
+    begin = 0
+    for end in counts(len(tokens)):
+        part = branch_stats(model, anatomy, tokens[begin:end], placement, together(tokens.shape[1]))
+        before = found.get(begin, part)
+        found[end] = {name: before[name].joined(part[name], begin / end) for name in part}
+        begin = end
+    return found
+
+
+class _Looks:
+    """Divergences without some branches, sequence by sequence, so that a part of a text is known with the whole."""
+
+    def __init__(self, model: Any, anatomy: Anatomy, sites: tuple[SublayerSite, ...], texts: Mapping[str, Tensor],
+                 placement: Placement) -> None:
+        self.sites = sites
+        self._rows: dict[str, range] = {}
+        for name, tokens in texts.items():
+            begin = sum(map(len, self._rows.values()))
+            self._rows[name] = range(begin, begin + len(tokens))
+        self._total = sum(map(len, self._rows.values()))
+        self._fitness = Fitness(model, anatomy, Space(sites, (0.0, 1.0), Budget(0.5)), None, torch.cat([*texts.values()]),
+                                placement=placement, batch=1, memory=available_bytes() // 4)
+        self.close = self._fitness.close
+
+    @property
+    def passes(self) -> float:
+        """Of one sequence through one block, so far."""
+        return self._fitness.blocks * self._total
+
+    def at(self, candidate: Candidate, text: str = "") -> list[float]:
+        """By sequence of a text, or of the first."""
+        rows = self._rows[text] if text else next(iter(self._rows.values()))
+        return [trial.value for trial in self._fitness([Query(candidate, 1 / self._total, row, partial=True) for row in rows])]
+
+    def without(self, gone: Sequence[SublayerSite], text: str = "") -> list[float]:
+        return self.at(tuple(int(site in gone) for site in self.sites), text)
+
+
+def _record(site: SublayerSite, stats: BranchStats, impact: float) -> BranchRecord:
     kind = "attention" if site.cache or "att" in site.name.rpartition(".")[2] else "mlp"
     return BranchRecord(site.name, site.block, kind, site.size, stats.before, stats.added, stats.relative, 1 - stats.cosine,
                         1 - stats.block, impact, 1e6 * impact / site.size)
+
+
+def _agreements(sites: Sequence[SublayerSite], stats: Mapping[str, Mapping[int, Mapping[str, BranchStats]]],
+                impacts: Mapping[str, Mapping[str, Sequence[float]]], share: float) -> tuple[Agreement, ...]:
+    sizes = [site.size for site in sites]
+    turns = {text: {count: [1 - by_site[site.name].cosine for site in sites] for count, by_site in by_count.items()}
+             for text, by_count in stats.items()}
+    lost = {text: {count: [statistics.fmean(by_site[site.name][:count]) for site in sites] for count in counts(len(by_site[sites[0].name]))}
+            for text, by_site in impacts.items()}
+    per_weight = {text: {count: [value / size for value, size in zip(values, sizes, strict=True)] for count, values in by_count.items()}
+                  for text, by_count in lost.items()}
+    return tuple(row for metric, found in (("influence", turns), ("impact", lost), ("impact_per_weight", per_weight))
+                 for row in agreements(metric, found, sizes, share))
 
 
 _ORDERS: dict[str, tuple[tuple[str, ...], str]] = {  # curve: (kinds that may go, metric that orders them)
@@ -101,78 +177,31 @@ _ORDERS: dict[str, tuple[tuple[str, ...], str]] = {  # curve: (kinds that may go
 }
 
 
-def _curve(fitness: Fitness, sites: Sequence[SublayerSite], records: Sequence[BranchRecord],
+def _curve(looks: _Looks, sites: Sequence[SublayerSite], records: Sequence[BranchRecord],
            order: tuple[tuple[str, ...], str]) -> tuple[tuple[float, float], ...]:
     """What is lost at some shares, as far as this kind reaches and some branch is left; all chosen once, on the dense model."""
     kinds, metric = order
-    queue = sorted((record for record in records if record.kind in kinds), key=lambda record: getattr(record, metric))
-    total, found, gone = sum(site.size for site in sites), [(0.0, 0.0)], 0
+    able = [place for place, record in enumerate(records) if record.kind in kinds]
+    values, sizes, total = [getattr(records[place], metric) for place in able], [sites[place].size for place in able], _size(sites)
+    found = [(0.0, 0.0)]
     for share in _SHARES:
-        while gone < len(queue) and sum(record.weights for record in queue[:gone]) < share * total:
-            gone += 1
-        names = {record.site for record in queue[:gone]}
-        reached = sum(record.weights for record in queue[:gone]) / total
-        if reached > found[-1][0] and len(names) < len(queue):
-            found.append((reached, _without(fitness, sites, [site for site in sites if site.name in names])))
+        gone = [sites[able[place]] for place in first_to_go(values, sizes, share * total / sum(sizes))]
+        reached = _size(gone) / total
+        if reached > found[-1][0] and len(gone) < len(able):
+            found.append((reached, statistics.fmean(looks.without(gone))))
     return tuple(found)
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's, from -1 to 1; equal values share the mean of their ranks."""
-    first, second = (_ranks(torch.tensor(values, dtype=torch.float64)) for values in (one, other))
-    first, second = first - first.mean(), second - second.mean()
-    size = float(first.norm() * second.norm())
-    return float(first @ second) / size if size else math.nan
+def _progressive(looks: _Looks, sites: tuple[SublayerSite, ...]) -> tuple[tuple[float, float], ...]:
+    """What is lost after every removal, when all that may be the least per weight are looked at again (the search `progressive`)."""
+    strategy, space = Progressive(), Space(sites, (0.0, 1.0), Budget(1 - _SHARES[-1]))
+    state, found = strategy.init(space, space.nearest({site.name: 0.0 for site in sites}), 0), [(0.0, 0.0)]
+    while queries := strategy.ask(state):
+        state = strategy.tell(state, [Trial(query.candidate, statistics.fmean(looks.at(query.candidate))) for query in queries])
+        if state.here and (share := space.removed(state.here.candidate) / _size(sites)) > found[-1][0]:
+            found.append((share, state.here.value))
+    return tuple(found)
 
 
-def _ranks(values: torch.Tensor) -> torch.Tensor:
-    return (values[:, None] > values).sum(1) + ((values[:, None] == values).sum(1) - 1) / 2
-
-
-def files_of(found: Analysis) -> dict[str, bytes]:
-    """File name to content: tables as CSV and Markdown, and pictures where `prunus[plots]` is installed."""
-    names = [field.name for field in fields(BranchRecord)]
-    files = {"branches.csv": table_of(names, ([getattr(record, name) for name in names] for record in found.branches)),
-             "curves.csv": table_of(["who goes", "share of block weights", "divergence"],
-                                    ((name, *point) for name, points in found.curves.items() for point in points))}
-    pictures = {"streams.png": _streams, "impacts.png": _impacts, "curves.png": _curves}
-    try:
-        files |= {name: drawn(lambda axes, draw=draw: draw(axes, found)) for name, draw in pictures.items()}
-    except MissingExtra:
-        pictures = {}
-    return files | {"README.md": _page(found, tuple(pictures)).encode()}
-
-
-def _kinds(found: Analysis) -> list[tuple[str, list[BranchRecord]]]:
-    return [(kind, [record for record in found.branches if record.kind == kind]) for kind in ("attention", "mlp")]
-
-
-def _streams(axes: Any, found: Analysis) -> None:
-    for kind, records in _kinds(found):
-        blocks = [record.block for record in records]
-        axes.plot(blocks, [record.added for record in records], marker="o", markersize=3, label=f"added by {kind}")
-        axes.plot(blocks, [record.before for record in records], linestyle="--", linewidth=1, label=f"stream before {kind}")
-    axes.set(xlabel="block", ylabel="root mean square norm", yscale="log", title="The stream, and what branches add")
-
-
-def _impacts(axes: Any, found: Analysis) -> None:
-    for kind, records in _kinds(found):
-        axes.plot([record.block for record in records], [record.impact for record in records], marker="o", markersize=3, label=kind)
-    axes.set(xlabel="block", ylabel="divergence, nats per token", yscale="log", title="Without one branch")
-
-
-def _curves(axes: Any, found: Analysis) -> None:
-    for name, points in found.curves.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    axes.set(xlabel="share of the block weights gone", ylabel="divergence, nats per token", title="Without several, all chosen at once")
-
-
-def _page(found: Analysis, pictures: Sequence[str]) -> str:
-    words = {name: name.replace("_", " ") for name in _METRICS}
-    lines = ["# Branches", "", "| branch | weights | stream before | added | influence | block influence | impact | per million weights |",
-             "|---|---|---|---|---|---|---|---|"]
-    lines += [f"| {record.site} | {record.weights:,} | {record.before:.3g} | {record.added:.3g} | {record.influence:.4f} | "
-              f"{record.block_influence:.4f} | {record.impact:.4f} | {record.impact_per_weight:.4f} |" for record in found.branches]
-    lines += ["", "Rank correlation of metrics over all branches (Spearman):", "", "| | | |", "|---|---|---|"]
-    lines += [f"| {words[one]} | {words[other]} | {value:.2f} |" for (one, other), value in found.correlations.items()]
-    return "\n".join(lines + [line for name in pictures for line in ("", f"![{name.partition('.')[0]}]({name})")]) + "\n"
+def _size(sites: Sequence[SublayerSite]) -> int:
+    return sum(site.size for site in sites)

@@ -38,7 +38,7 @@ from .speed import branch_seconds
 from .stats import LossNeeds, Needs, most
 from .surgery.cut import check_left, cut_unread, skip
 from .surgery.write import clear_rows, read_weight, write
-from .traits import parameters_of, predicts_next
+from .traits import model_bytes, parameters_of, predicts_next
 
 __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 
@@ -69,7 +69,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     clock = Clock()
     run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
     reuse_memory()
-    dense, parameters = run.anatomy, parameters_of(model)
+    dense, parameters, size = run.anatomy, parameters_of(model), model_bytes(model)
     with clock("dense"):
         before = evaluate(model, recipe, tokenizer, tell, "dense model")
         answers = generate(model, tokenizer, recipe.prompts)
@@ -86,8 +86,8 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
         after = evaluate(model, recipe, tokenizer, tell, "pruned model")
         answers_after = generate(model, tokenizer, recipe.prompts)
     report = Report(recipe, tuple(allocations), tuple(records), _gone(model, run.anatomy, dense),
-                    (parameters, parameters_of(model)), before, after, recipe.prompts,
-                    answers, answers_after, clock.seconds, environment(model, placement.device, source),
+                    (parameters, parameters_of(model)), (size, model_bytes(model)), before, after, recipe.prompts, answers,
+                    answers_after, clock.seconds, environment(model, placement.device, source),
                     (*_notes(recipe, run.tokens), *(remark for found in searches for remark in found.remarks)), tuple(searches))
     return Pruned(model, tokenizer, report)
 
@@ -112,10 +112,11 @@ def evaluate(model: nn.Module, recipe: Recipe, tokenizer: Any, watch: Watch | No
              phase: str = "model") -> tuple[Measurement, ...]:
     """All metrics of the recipe, in order."""
     measured: list[Measurement] = []
-    for metric in recipe.metrics:
-        measured.append(metric.measure(model, Context(tokenizer)))
+    for place, metric in enumerate(recipe.metrics, 1):
+        found = metric.measure(model, Context(tokenizer))
+        measured += found if isinstance(found, tuple) else (found,)
         if watch:
-            watch(Progress(phase, len(measured), len(recipe.metrics)))
+            watch(Progress(phase, place, len(recipe.metrics)))
     return tuple(measured)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from .budget import Allocation
 from .evaluation import Measurement
+from .granularity import NM, Columns, Granularity, Tile
 from .recipe import Recipe
 from .search.plan import SearchRecord
 
@@ -34,6 +35,7 @@ class Report:
     sites: tuple[SiteRecord, ...]
     sparsity: float  # of all matrices of the blocks: weights that are 0 or gone, counted in the pruned model
     parameters: tuple[int, int]  # of the whole dense model, and of the pruned one
+    bytes: tuple[int, int]  # of their weights
     before: tuple[Measurement, ...]  # of the dense model
     after: tuple[Measurement, ...]
     prompts: tuple[str, ...]
@@ -43,6 +45,37 @@ class Report:
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()  # what a reader should know
     searches: tuple[SearchRecord, ...] = ()  # of the stages that search
+
+    @property
+    def gains(self) -> tuple[str, ...]:
+        """What the model has won in size and speed, and what it has not, a line each."""
+        (dense, left), (before, after) = self.parameters, self.bytes
+        lines = []
+        if left < dense:
+            lines.append(f"{left:,} of {dense:,} parameters are left (embeddings included), in {after / 2**20:.1f} of {before / 2**20:.1f} "
+                         f"MiB of weights: {1 - after / before:.1%} less to store and to hold, and nothing is computed for what is gone.")
+        shapes = {_zeros(stage.granularity): None for stage in self.recipe.stage if stage.sites == ("linear",)}
+        if shapes:
+            lines.append("Zeros are stored and multiplied like any number: PyTorch and llama.cpp run the model no faster for them as it "
+                         f"is, and it is no smaller. {' '.join(shapes)} What runs faster everywhere is what is not there: channels and "
+                         "branches (--sites channel, --sites sublayer).")
+        return tuple(lines)
+
+
+def _zeros(shape: Granularity) -> str:
+    """Where zeros of this shape are known to run faster."""
+    match shape:
+        case NM(2, 4):
+            return ("Zeros in 2:4 are for NVIDIA GPUs from Ampere on, after torch.sparse.to_sparse_semi_structured, and pay there in large "
+                    "batches.")
+        case NM():
+            return f"No released runtime is known to run {shape} faster."
+        case Tile():
+            return "No released runtime for language models is known to run tiles of zeros faster."
+        case Columns():
+            return "Columns of zeros are still there; as channels they would not be."
+    return ("Unstructured zeros are for kernels made for them: by their authors' figures MACKO on NVIDIA GPUs and SparAMX on CPUs with AMX "
+            "are faster.")
 
 
 @dataclass(frozen=True)

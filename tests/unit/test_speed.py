@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from prunus.environment import peak_bytes
 from prunus.errors import LoadError, RecipeError
 from prunus.export.gguf import GGUF
 from prunus.loading import Loaded
-from prunus.speed import in_llama_cpp, in_pytorch, ratio
+from prunus.speed import in_llama_cpp, in_pytorch, memory_in_llama_cpp, memory_in_pytorch, ratio
 
 from ..pipeline.test_gguf import SHAPE, tokenizer
 from ..tiny import CAUSAL, tiny_model
@@ -28,6 +29,7 @@ def test_every_family_reads_and_writes_in_turn(family: str) -> None:
     assert order == ([0] * 4 + [1] * 4) * 3
     assert len(first.prefill) == len(second.decode) == 2
     assert min(*first.prefill, *first.decode) > 0
+    assert [16 / rate for rate in first.prefill] == pytest.approx(first.first)
     assert first.bytes == 4 * sum(parameter.numel() for parameter in models[0].parameters())
 
 
@@ -39,7 +41,16 @@ def test_llama_cpp_runs_files_in_turn(tmp_path: Path) -> None:
     first, second = in_llama_cpp(files, prompt=16, answer=4, repetitions=2)
     assert len(first.prefill) == len(second.decode) == 2
     assert min(*first.prefill, *second.decode) > 0
+    assert [16 / rate for rate in first.prefill] == pytest.approx(first.first, rel=0.01)
     assert [first.bytes, second.bytes] == [file.stat().st_size for file in files]
+    assert memory_in_llama_cpp(files[0], prompt=16, answer=4) > files[0].stat().st_size
+
+
+def test_memory_is_that_of_a_process_of_its_own(checkpoint: Any) -> None:
+    """However much the process that asks has used itself, as getrusage would have it."""
+    large = bytearray(2**30)
+    large[:: 2**12] = bytes(2**18)
+    assert 50 * 2**20 < memory_in_pytorch(str(checkpoint()), prompt=16, answer=2) < peak_bytes()
 
 
 def test_what_cannot_be_run_is_an_error_that_says_so(tmp_path: Path) -> None:
@@ -50,3 +61,5 @@ def test_what_cannot_be_run_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(LoadError, match=r"llama\.cpp cannot run"):
         in_llama_cpp([tmp_path / "bad.gguf"])
+    with pytest.raises(LoadError, match=r"PyTorch cannot run nowhere/at-all: .*no such"):
+        memory_in_pytorch("nowhere/at-all")

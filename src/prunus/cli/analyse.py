@@ -13,10 +13,14 @@ __all__ = ["analyse"]
 def analyse(
     model: o.Model,
     out: Annotated[Path, typer.Option(help="The folder for tables and pictures; it must not exist or be empty.")],
-    calibration: o.CalibrationText = "builtin",
+    calibration: Annotated[list[str], typer.Option(
+        help="Text for the statistics of the stream, as for `prune`; named again, another text for comparison.")] = ["builtin"],  # noqa: B006
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 16,
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 256,
-    text: Annotated[str, typer.Option(help="What impacts are measured on; self is text that the model writes.")] = "self,samples=8",
+    text: Annotated[list[str], typer.Option(
+        help="What impacts are measured on; self is text that the model writes; settings after commas: c4,samples=16; named again, another "
+             "text for comparison.")] = ["self,samples=8"],  # noqa: B006
+    share: Annotated[float, typer.Option(help="Of the block weights that goes, where choices of branches are compared.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Chooses the sequences.")] = 0,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
@@ -36,15 +40,16 @@ def analyse(
 
     placement = Placement(device)
     check_target(out, overwrite, 0)
-    asked = {"corpus": (words := o.named(text, "--text")).pop("name"), "samples": 8, "length": length, **words}
-    looked = build(Calibration, asked, "--text")
+    looked = [build(Calibration, {"corpus": (words := o.named(item, "--text")).pop("name"), "samples": 8, "length": length, **words},
+                    "--text") for item in text]
     with Screen(quiet) as screen:
         loaded = opened(model, placement, dtype, trust_remote_code, screen)
         from ..analysis import analyse as run
-        from ..analysis import files_of
+        from ..findings import files_of
 
-        found = run(loaded.model, loaded.tokenizer, Calibration(str(calibration), samples=samples, length=length), looked,
-                    placement=placement, seed=seed, watch=lambda done, total: screen.watch(Progress("looking at branches", done, total)))
+        found = run(loaded.model, loaded.tokenizer, [Calibration(item, samples=samples, length=length) for item in calibration], looked,
+                    share=share, placement=placement, seed=seed,
+                    watch=lambda done, total: screen.watch(Progress("looking at branches", done, total)))
         with whole_folder(out.absolute(), ("*.csv", "*.png")) as draft:
             for name, content in files_of(found).items():
                 (draft / name).write_bytes(content)

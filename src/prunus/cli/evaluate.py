@@ -43,16 +43,15 @@ def _print(rows: list[tuple[str, Any]], as_json: bool) -> None:
     from dataclasses import asdict
 
     from ..report.json import standard
-    from ..uncertainty import paired_ratio_interval, perplexity_interval
 
     if as_json:
         typer.echo(json.dumps(standard([{"model": source, **asdict(item)} for source, item in rows]), indent=2))
         return
     for source, item in rows:
-        low, high = perplexity_interval(item.parts)
+        low, high = item.interval
         typer.echo(f"{source}: {item.value:.4f} [{low:.4f}, {high:.4f}]")
     if len(rows) == 2:
         (_, pruned), (_, dense) = rows
-        low, high = paired_ratio_interval(dense.parts, pruned.parts)
-        typer.echo(f"ratio: {pruned.value / dense.value:.4f} [{low:.4f}, {high:.4f}] (paired)")
+        ratio, (low, high) = pruned.over(dense)
+        typer.echo(f"ratio: {ratio:.4f} [{low:.4f}, {high:.4f}] (paired)")
     typer.echo(f"In brackets: 95 % bootstrap interval over windows.\nProtocol: {rows[0][1].protocol}.")

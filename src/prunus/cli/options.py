@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity",
-    "Length", "Model", "Multiple", "Objective", "Out", "Overwrite", "Quiet", "RecipeFile", "Recovery", "Resume", "Samples", "Search",
-    "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "given", "named", "recipe_of",
+    "Length", "Metrics", "Model", "Multiple", "Objective", "Out", "Overwrite", "Quiet", "RecipeFile", "Recovery", "Resume", "Samples",
+    "Search", "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "given", "named", "recipe_of",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -53,6 +53,9 @@ Length = Annotated[int | None, typer.Option(help="Tokens per calibration (and se
 EvaluationText = Annotated[str | None, typer.Option(
     "--evaluate", help="Text for the perplexity before and after; none for no measurement. [default: builtin]")]
 EvaluationLength = Annotated[int | None, typer.Option("--evaluate-length", help="Tokens per window of that text. [default: 512]")]
+Metrics = Annotated[list[str] | None, typer.Option(
+    help="What is measured before and after beside that perplexity: speed, or another perplexity; settings after commas: "
+         "speed,prompt=512; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(help="Chooses the calibration sequences. [default: 0]")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")]
@@ -64,7 +67,7 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 
 
 _FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "objective", "repaired",
-          "recovery", "multiple", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "seed")
+          "recovery", "multiple", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "metrics", "seed")
 _SUITED = {  # to kinds of sites, where flags do not say otherwise
     "channel": {"solver": "refit"},
     "sublayer": {"allocation": "influence", "search": "progressive", "recovery": "patch"},
@@ -120,7 +123,8 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
     data: dict[str, Any] = {"stage": [stage], "calibration": text, "seed": given.get("seed", 0)}
     evaluation = given.get("evaluate", "builtin")
     window = {"length": given["evaluate_length"]} if "evaluate_length" in given else {}
-    data["metrics"] = [] if evaluation == "none" else [{"name": "perplexity", "corpus": evaluation, **window}]
+    first = [] if evaluation == "none" else [{"name": "perplexity", "corpus": evaluation, **window}]
+    data["metrics"] = [*first, *(named(metric, "--metrics") for metric in given.get("metrics", []))]
     if evaluation == "none":
         data["prompts"] = []
     return data

@@ -58,17 +58,14 @@ class Screen:
         """What was reached, and where it is."""
         if self._quiet:
             return
-        from ..uncertainty import paired_ratio_interval
-
-        table = Table("", "dense", "pruned", "pruned / dense [95 %]", box=None, pad_edge=False)
+        table = Table("", "dense", "pruned", "pruned / dense", "better", box=None, pad_edge=False)
         for before, after in zip(report.before, report.after, strict=True):
-            low, high = paired_ratio_interval(before.parts, after.parts)
-            table.add_row(before.label, f"{before.value:.2f}", f"{after.value:.2f}",
-                          f"{after.value / before.value:.3f} [{low:.3f}, {high:.3f}]")
-        dense, left = report.parameters
-        smaller = f" {left:,} of {dense:,} parameters are left." if left < dense else ""
-        self._console.print(f"Sparsity {report.sparsity:.2%} of all block matrices, counted.{smaller} Pruning took "
+            ratio, (low, high) = after.over(before)
+            table.add_row(before.label, f"{before.value:.2f}", f"{after.value:.2f}", f"{ratio:.3f} [{low:.3f}, {high:.3f}]", before.better)
+        self._console.print(f"Sparsity {report.sparsity:.2%} of all block matrices, counted. Pruning took "
                             f"{report.seconds['pruning']:.0f} s, of which solving {report.seconds.get('solving', 0.0):.0f} s.")
+        for line in report.gains:
+            self._console.print(line)
         if report.before:
             self._console.print(table)
         for prompt, before, after in zip(report.prompts, report.answers_before, report.answers_after, strict=False):

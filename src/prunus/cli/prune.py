@@ -33,6 +33,7 @@ def prune(
     length: o.Length = None,
     evaluate: o.EvaluationText = None,
     evaluate_length: o.EvaluationLength = None,
+    metrics: o.Metrics = None,
     seed: o.Seed = None,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",

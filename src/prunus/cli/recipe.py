@@ -11,6 +11,7 @@ def recipe(
     file: o.RecipeFile = None,
     sites: o.Sites = None,
     sparsity: o.Sparsity = None,
+    multiple: o.Multiple = None,
     granularity: o.Granularity = None,
     solver: o.Solver = None,
     allocation: o.Allocation = None,
@@ -19,12 +20,14 @@ def recipe(
     search_text: o.SearchText = None,
     objective: o.Objective = None,
     repaired: o.Repaired = None,
+    recovery: o.Recovery = None,
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,
     length: o.Length = None,
     evaluate: o.EvaluationText = None,
     evaluate_length: o.EvaluationLength = None,
+    metrics: o.Metrics = None,
     seed: o.Seed = None,
 ) -> None:
     """Print the recipe that a set of flags means, in full, as TOML."""

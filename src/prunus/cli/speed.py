@@ -8,7 +8,7 @@ import typer
 from . import options as o
 
 if TYPE_CHECKING:
-    from ..speed import Speed
+    from ..speed import Timing
 
 __all__ = ["speed"]
 
@@ -35,24 +35,27 @@ def speed(
     if files and len(files) < len(models):
         raise RecipeError("speed: .gguf files are run by llama.cpp, other models by PyTorch. Compare one kind at a time.")
     if files:
-        from ..speed import in_llama_cpp
+        from ..speed import in_llama_cpp, memory_in_llama_cpp
 
         found, runtime = in_llama_cpp(files, prompt, answer, repetitions, threads), "llama.cpp"
+        memory = [memory_in_llama_cpp(file, prompt, answer, threads) for file in files]
     else:
         import torch
 
         from ..calibration.placement import Placement
         from ..loading import load
-        from ..speed import in_pytorch
+        from ..speed import in_pytorch, memory_in_pytorch
 
         Placement(device)
         torch.set_num_threads(threads)
         loaded = [load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code).model for model in models]
         found, runtime = in_pytorch(loaded, prompt, answer, repetitions), f"PyTorch, {loaded[0].dtype}"
-    _print(models, found, f"{runtime}, {threads} threads, {prompt} tokens read, {answer} written, one sequence", json)
+        memory = [memory_in_pytorch(model, prompt, answer, threads, dtype, device, trust_remote_code) for model in models]
+    protocol = f"{runtime}, {threads} thread{'s' * (threads > 1)}, {prompt} tokens read, {answer} written, one sequence"
+    _print(models, found, memory, protocol, json)
 
 
-def _print(models: list[str], rows: "list[Speed]", protocol: str, as_json: bool) -> None:
+def _print(models: list[str], rows: "list[Timing]", memory: list[int], protocol: str, as_json: bool) -> None:
     import json
     import statistics
     from dataclasses import asdict
@@ -60,12 +63,18 @@ def _print(models: list[str], rows: "list[Speed]", protocol: str, as_json: bool)
     from ..speed import ratio
 
     if as_json:
-        typer.echo(json.dumps([{"model": model, **asdict(item), "protocol": protocol} for model, item in zip(models, rows, strict=True)],
-                              indent=2))
+        typer.echo(json.dumps([{"model": model, **asdict(item), "memory": peak, "protocol": protocol}
+                               for model, item, peak in zip(models, rows, memory, strict=True)], indent=2))
         return
-    for model, item in zip(models, rows, strict=True):
-        typer.echo(f"{model}: {item.bytes / 2**20:.1f} MiB ({item.bytes / rows[0].bytes:.2f})")
-        for word, mine, base in (("read", item.prefill, rows[0].prefill), ("write", item.decode, rows[0].decode)):
-            middle, low, high = ratio(base, mine)
-            typer.echo(f"  {word:5} {statistics.median(mine):9.1f} tokens/s   {middle:.2f} [{low:.2f}, {high:.2f}]")
-    typer.echo(f"Medians over rounds; in brackets the least and the most of the rounds' ratios to the first model.\nProtocol: {protocol}.")
+    base = rows[0]
+    for model, item, peak in zip(models, rows, memory, strict=True):
+        typer.echo(f"{model}: weights {item.bytes / 2**20:.1f} MiB ({item.bytes / base.bytes:.2f}), "
+                   f"memory {peak / 2**20:.0f} MiB ({peak / memory[0]:.2f})")
+        for word, unit, scale, mine, theirs in (("read", "tokens/s", 1, item.prefill, base.prefill),
+                                                ("first token", "ms", 1000, item.first, base.first),
+                                                ("write", "tokens/s", 1, item.decode, base.decode)):
+            middle, low, high = ratio(theirs, mine)
+            typer.echo(f"  {word:11} {scale * statistics.median(mine):9.1f} {unit:8}   {middle:.2f} [{low:.2f}, {high:.2f}]")
+    typer.echo("Medians over rounds; in brackets the least and the most of the rounds' ratios to the first model. More tokens/s are "
+               "better, and fewer ms.\nMemory: the peak of a process of its own, runtime included.\n"
+               f"Protocol: {protocol}.")
