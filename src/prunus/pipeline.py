@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .allocation import columns_of
 from .anatomy import describe
 from .budget import Allocation
-from .calibration.branches import branch_stats
+from .calibration.branches import branch_seconds, branch_stats
 from .calibration.choices import Choices
 from .calibration.corpus import overlap
 from .calibration.loss import known_loss
@@ -34,7 +34,6 @@ from .result import Pruned, Report, Shares, SiteRecord
 from .search.plan import Job, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import Solver, solve_all
-from .speed import branch_seconds
 from .stats import LossNeeds, Needs, most
 from .surgery.cut import check_left, cut_unread, skip
 from .surgery.write import clear_rows, read_weight, write

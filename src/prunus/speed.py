@@ -1,5 +1,4 @@
-"""How fast models are, measured in turn, and how much memory they take: in PyTorch, and in llama.cpp for GGUF files; and what each
-branch takes."""
+"""How fast models are, measured in turn, and how much memory they take: in PyTorch, and in llama.cpp for GGUF files."""
 
 import importlib.util
 import inspect
@@ -10,25 +9,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
 
-from .calibration.blocks import enter, evaluating
-from .calibration.placement import Placement
 from .errors import LoadError, MissingExtra, RecipeError
-from .silence import silenced
-from .sites import Anatomy
 from .traits import model_bytes, predicts_next
 
-__all__ = ["Timing", "branch_seconds", "in_llama_cpp", "in_pytorch", "memory_in_llama_cpp", "memory_in_pytorch", "ratio"]
-
-_LEAST = 1e-6  # seconds: less than that is lost in the noise
+__all__ = ["Timing", "in_llama_cpp", "in_pytorch", "memory_in_llama_cpp", "memory_in_pytorch", "now", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -74,42 +64,14 @@ def _timing(rounds: Sequence[_Round], size: int) -> Timing:
 def _once(model: Any, prompt: int, answer: int) -> _Round:
     device = next(model.parameters()).device
     tokens = torch.randint(0, model.config.get_text_config().vocab_size, (1, prompt), generator=torch.Generator().manual_seed(0)).to(device)
-    start = _now(device)
+    start = now(device)
     state = model(input_ids=tokens, use_cache=True, logits_to_keep=1) if _keeps(model) else model(input_ids=tokens, use_cache=True)
     token = state.logits[:, -1:].argmax(-1)
-    middle = _now(device)
+    middle = now(device)
     for _ in range(answer):
         state = model(input_ids=token, past_key_values=state.past_key_values, use_cache=True)
         token = state.logits[:, -1:].argmax(-1)
-    return prompt / (middle - start), middle - start, answer / (_now(device) - middle)
-
-
-@torch.no_grad()
-def branch_seconds(model: nn.Module, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement = Placement(),
-                   repetitions: int = 5) -> dict[str, float]:
-    """By sublayer site: the seconds of its block less those of the block without it, for the first sequence of `tokens`; the
-    median over repetitions, after one that warms up. At least a microsecond."""
-    found: dict[str, float] = {}
-    with evaluating(model), ExitStack() as stack:
-        states = enter(model, anatomy, tokens[:1], placement, 1, stack)
-
-        def taken(module: nn.Module, depth: int) -> float:
-            start = _now(states.device)
-            states.run(module, depth, slice(0, 1))
-            return _now(states.device) - start
-
-        for depth, block in enumerate(anatomy.blocks):
-            module = model.get_submodule(block.name)
-            with placement.visiting(module):
-                saved: dict[str, list[float]] = {site.name: [] for site in block.branches}
-                for _ in range(repetitions + 1):
-                    whole = taken(module, depth)
-                    for site in block.branches:
-                        with silenced(model, [site]):
-                            saved[site.name].append(whole - taken(module, depth))
-                states.advance(module, depth, block.name)
-            found |= {name: max(statistics.median(values[1:]), _LEAST) for name, values in saved.items()}
-    return found
+    return prompt / (middle - start), middle - start, answer / (now(device) - middle)
 
 
 def _keeps(model: Any) -> bool:
@@ -117,7 +79,8 @@ def _keeps(model: Any) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -89,7 +89,7 @@ class BranchStats:
 
         return BranchStats(mean(self.cosine, other.cosine), mean(self.relative, other.relative),
                            mean(self.before**2, other.before**2) ** 0.5, mean(self.added**2, other.added**2) ** 0.5,
-                           mean(self.block, other.block))
+                           mean(self.block, other.block), torch.cat([self.entry, other.entry]), torch.cat([self.exit, other.exit]))
 
 
 class InputStats:

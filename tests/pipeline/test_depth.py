@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from prunus.allocation.contiguous import Contiguous
 from prunus.allocation.influence import Influence
 from prunus.anatomy import describe
 from prunus.budget import Allocation, Budget
-from prunus.calibration.branches import branch_stats
+from prunus.calibration import branches
+from prunus.calibration.branches import branch_seconds, branch_stats
 from prunus.calibration.sample import Calibration
 from prunus.errors import RecipeError
 from prunus.granularity import Unstructured
@@ -31,7 +31,6 @@ from prunus.search.strategies.progressive import Progressive
 from prunus.search.strategies.random import Random
 from prunus.search.strategies.regression import Regression
 from prunus.sites import SublayerSite
-from prunus.speed import branch_seconds
 from prunus.surgery.cut import cut, skip
 from prunus.surgery.write import module_layout
 
@@ -274,14 +273,14 @@ def test_what_a_branch_keeps_of_a_token_is_counted_in_the_anatomy_before_and_aft
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_slow_branch_takes_as_long_as_it_sleeps(family: str) -> None:
-    model = tiny_model(family)
+def test_a_branch_takes_what_its_block_takes_more_with_it(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only one branch moves on."""
+    model, clock = tiny_model(family), [0.0]
     sites = branches_of(model)
-    model.get_submodule(sites[2].silent[0].module).register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    monkeypatch.setattr(branches, "now", lambda _: clock[0])
+    model.get_submodule(sites[2].silent[0].module).register_forward_pre_hook(lambda *_: clock.append(clock.pop() + 0.25))
     seconds = branch_seconds(model, describe(model), TOKENS, repetitions=3)
-    assert list(seconds) == [site.name for site in sites]
-    assert seconds[sites[2].name] > 0.009
-    assert all(0 < seconds[site.name] < 0.009 for site in sites if site != sites[2])
+    assert seconds == {site.name: 0.25 if site == sites[2] else 1e-6 for site in sites}
 
 
 def recipe_of(text_file: Path, stage: Stage) -> Recipe:
