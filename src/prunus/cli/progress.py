@@ -58,7 +58,8 @@ class Screen:
         """What was reached, and where it is."""
         if self._quiet:
             return
-        table = Table("", "dense", "pruned", "pruned / dense", "better", box=None, pad_edge=False)
+        brackets = "95 %; of speed, all rounds" if any(item.kind == "rounds" for item in report.after) else "95 %"
+        table = Table("", "dense", "pruned", Text(f"pruned / dense [{brackets}]"), "better", box=None, pad_edge=False)
         for before, after in zip(report.before, report.after, strict=True):
             ratio, (low, high) = after.over(before)
             table.add_row(before.label, f"{before.value:.2f}", f"{after.value:.2f}", f"{ratio:.3f} [{low:.3f}, {high:.3f}]", before.better)
