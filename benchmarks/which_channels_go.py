@@ -30,6 +30,7 @@ from prunus.solvers import Solver
 from prunus.solvers.mask import Mask
 from prunus.solvers.refit import Refit
 from prunus.solvers.sparsegpt import SparseGPT
+from prunus.solvers.subset import Subset
 
 SPARSITIES = (0.2, 0.3)
 PAPER = "FLAP as its paper does it: ranking, biases"
@@ -46,6 +47,8 @@ WAYS: dict[str, tuple[Solver, Allocator]] = {  # row: (solver, how much every si
     "Taylor, refitted": (Refit(Taylor()), Uniform()),
     "Taylor, refitted, ranking": (Refit(Taylor()), Ranking(Taylor())),
     "grouped OBS (sparsegpt)": (SparseGPT(), Uniform()),
+    "grouped OBS (sparsegpt), ranking": (SparseGPT(), Ranking(OBS())),
+    "column subset (subset)": (Subset(), Uniform()),
 }
 KEPT = ROOT / "build" / "which_channels_go"
 
