@@ -59,7 +59,7 @@ class Screen:
         if self._quiet:
             return
         brackets = "95 %; of speed, all rounds" if any(item.kind == "rounds" for item in report.after) else "95 %"
-        table = Table("", "dense", "pruned", Text(f"pruned / dense [{brackets}]"), "better", box=None, pad_edge=False)
+        table = Table("", "dense", "pruned", f"pruned / dense [{brackets}]", "better", box=None, pad_edge=False)
         for before, after in zip(report.before, report.after, strict=True):
             ratio, (low, high) = after.over(before)
             table.add_row(before.label, f"{before.value:.2f}", f"{after.value:.2f}", f"{ratio:.3f} [{low:.3f}, {high:.3f}]", before.better)
