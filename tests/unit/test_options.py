@@ -25,7 +25,6 @@ from prunus.search.strategies.progressive import Progressive
 from prunus.search.strategies.random import Random
 from prunus.solvers.alps import ALPS
 from prunus.solvers.mask import Mask
-from prunus.solvers.refit import Refit
 from prunus.solvers.sparsegpt import SparseGPT
 
 
@@ -48,7 +47,7 @@ def test_flags_that_were_not_given_are_none_and_mean_nothing() -> None:
     ({"sites": "sublayer", "sparsity": 0.25}, Stage(("sublayer",), Budget(0.75), allocation=Influence(), search=Search(Progressive()),
                                                       recovery=Patch())),
     ({"sites": "sublayer", "search": "none", "recovery": "none"}, Stage(("sublayer",), Budget(0.5), allocation=Influence())),
-    ({"sites": "channel", "sparsity": 0.25}, Stage(("channel",), Budget(0.75), solver=Refit())),
+    ({"sites": "channel", "sparsity": 0.25}, Stage(("channel",), Budget(0.75), solver=SparseGPT())),
     ({"granularity": "2:4"}, Stage(granularity=NM(2, 4), solver=ALPS())),
     ({"granularity": "1:4"}, Stage(budget=Budget(0.25), granularity=NM(1, 4), solver=ALPS())),
     ({"granularity": "4:6", "sparsity": 1 - 4 / 6}, Stage(budget=Budget(4 / 6), granularity=NM(4, 6), solver=ALPS())),

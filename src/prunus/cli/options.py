@@ -24,7 +24,7 @@ Granularity = Annotated[str | None, typer.Option(
     help="Shape of the zeros: unstructured[:row|:matrix], n:m (2:4 keeps 2 of 4), tile:RxC, columns[:W].")]
 Solver = Annotated[str | None, typer.Option(
     help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: "
-         "sparsegpt,damping=0.1. [default: alps; of channels refit]")]
+         "sparsegpt,damping=0.1. [default: alps; of channels sparsegpt]")]
 Allocation = Annotated[str | None, typer.Option(
     help="How much each site gives: uniform, owl, dlp, erk, reconstruction, sensitivity, fisher, absorption, or file; of sublayers "
          "influence or contiguous; settings after commas. [default: uniform; of sublayers influence]")]
@@ -69,7 +69,7 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 _FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "objective", "repaired",
           "recovery", "multiple", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "metrics", "seed")
 _SUITED = {  # to kinds of sites, where flags do not say otherwise
-    "channel": {"solver": "refit"},
+    "channel": {"solver": "sparsegpt"},
     "sublayer": {"allocation": "influence", "search": "progressive", "recovery": "patch"},
 }
 
