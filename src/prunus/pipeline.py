@@ -31,7 +31,7 @@ from .journal import Journal
 from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
 from .result import Pruned, Report, Shares, SiteRecord
-from .search.plan import Job, Search, SearchRecord, carry_out
+from .search.plan import Job, Rankings, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import Solver, solve_all
 from .stats import Needs, most
@@ -77,10 +77,10 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     searches: list[SearchRecord] = []
     for index, stage in enumerate(recipe.stage):
         sites = chosen[index] if run.anatomy is dense else _select(run.anatomy, stage, index)
-        shares, found = run.shares(index, stage, sites)
+        shares, rankings, found = run.shares(index, stage, sites)
         allocations.append(shares)
         searches += [found] if found else []
-        records += run.carry_out(index, stage, sites, shares)
+        records += run.carry_out(index, stage, sites, shares, rankings)
     with clock("pruned"):
         after = evaluate(model, recipe, tokenizer, tell, "pruned model")
         answers_after = generate(model, tokenizer, recipe.prompts)
@@ -100,10 +100,12 @@ def allocate(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placeme
     if len(recipe.stage) != 1:
         raise RecipeError(f"recipe.stage: {len(recipe.stage)} stages; what a later one gives depends on the model that an earlier one "
                           "leaves. Allocate for one stage at a time.")
+    if recipe.stage[0].search and recipe.stage[0].search.per_channel:
+        raise RecipeError("recipe.stage[0].search: its strategy decides which channels stay, which shares cannot say. Prune with it.")
     clock = _Clock()
     run, (sites,) = _prepare(model, recipe, tokenizer, placement, watch or (lambda progress: None), clock, resume)
     reuse_memory()
-    allocation, found = run.shares(0, recipe.stage[0], sites)
+    allocation, _, found = run.shares(0, recipe.stage[0], sites)
     return Shares(recipe, allocation, found, clock.seconds, environment(model, placement.device, source))
 
 
@@ -222,10 +224,10 @@ class _Run:
     texts: Mapping[int, Tensor | Choices]  # search text, by stage
     seed: int
 
-    def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, SearchRecord | None]:
+    def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, Rankings, SearchRecord | None]:
         """What the stage's allocator says, or what its search makes of that."""
         first = self._decide(stage, sites)
-        return self._improve(index, stage, stage.search, sites, first) if stage.search else (first, None)
+        return self._improve(index, stage, stage.search, sites, first) if stage.search else (first, {}, None)
 
     def _decide(self, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
         """How much each site gives, after one look at the loss and one at the inputs of all sites if the allocator needs them."""
@@ -243,7 +245,7 @@ class _Run:
             return allocation.allocate(sites, measured, stage.budget, _resolved(stage.granularity, stage.solver))
 
     def _improve(self, index: int, stage: Stage, search: Search, sites: tuple[Site, ...],
-                 first: Allocation) -> tuple[Allocation, SearchRecord]:
+                 first: Allocation) -> tuple[Allocation, Rankings, SearchRecord]:
         """Levels and trials wait beside the finished blocks, unless the search names a store for levels."""
         plan = {matrix: task.granularity for matrix, task in _plan(self.anatomy, sites, stage).items()}
         solved = fingerprint(_identity(self.model, self.tokens), str(plain(stage.solver)), *map(str, plan.values()))
@@ -267,11 +269,12 @@ class _Run:
     def _weight(self, view: View) -> Tensor:
         return read_weight(view.module).to(self.placement.device)
 
-    def carry_out(self, index: int, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
+    def carry_out(self, index: int, stage: Stage, sites: tuple[Site, ...], allocation: Allocation,
+                  rankings: Rankings) -> list[SiteRecord]:
         """Prune every site of a stage, block by block; then leave out, for good, what is gone as a whole."""
         if stage.sites == ("sublayer",):
             return self._skip(stage, sites, allocation)
-        plan = _plan(self.anatomy, sites, stage)
+        plan = _plan(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()
         records: list[SiteRecord] = []
@@ -306,7 +309,7 @@ class _Run:
             yield from zip(views, self._recalled(self.journal, index, block, allocation), strict=True)
             return
         problems = [LayerProblem(self._weight(view), view.stats, plan[view.site].granularity, allocation[plan[view.site].site.name],
-                                 view.site.name) for view in views]
+                                 view.site.name, plan[view.site].ranking) for view in views]
         answers, left = solve_all(stage.solver, problems), list(zip(views, problems, strict=True))
         while left:
             start = time.perf_counter()
@@ -366,9 +369,10 @@ class _Task:
 
     site: Site
     granularity: Granularity
+    ranking: Tensor | None = None  # of its columns, where a search has learned one
 
 
-def _plan(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage) -> dict[LinearSite, _Task]:
+def _plan(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage, rankings: Rankings | None = None) -> dict[LinearSite, _Task]:
     """The matrices to solve: linear sites themselves, channel sites on their consumer by whole groups of columns."""
     granularity = _resolved(stage.granularity, stage.solver)
     matrices = {site.name: site for site in anatomy.sites("linear") if isinstance(site, LinearSite)}
@@ -378,7 +382,7 @@ def _plan(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage) -> dict[Linea
             case LinearSite():
                 plan[site] = _Task(site, granularity)
             case ChannelSite():
-                plan[matrices[site.consumer]] = _Task(site, columns_of(site))
+                plan[matrices[site.consumer]] = _Task(site, columns_of(site), (rankings or {}).get(site.name))
     return plan
 
 

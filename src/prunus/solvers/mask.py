@@ -8,6 +8,7 @@ from ..criteria.wanda import Wanda
 from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
+from . import saliency_of
 
 __all__ = ["Mask"]
 
@@ -19,6 +20,7 @@ class Mask:
     criterion: Criterion = Wanda()  # what saliency is
 
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
+    ranks: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:
@@ -30,6 +32,6 @@ class Mask:
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()
-        saliency = self.criterion.saliency(problem.weight, problem.stats)
+        saliency = saliency_of(problem, self.criterion)
         mask = keep_mask(saliency, problem.sparsity, problem.granularity)
         return LayerSolution(problem.weight * mask, mask)

@@ -12,6 +12,7 @@ from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
 from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
+from . import saliency_of
 
 __all__ = ["Refit"]
 
@@ -26,6 +27,7 @@ class Refit:
 
     needs: ClassVar[Needs] = "gram"
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
+    ranks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.damping < 0:
@@ -39,7 +41,7 @@ class Refit:
         problem.check()
         if problem.sparsity == 0:
             return problem.untouched()
-        saliency = self.criterion.saliency(problem.weight, problem.stats)
+        saliency = saliency_of(problem, self.criterion)
         mask = keep_mask(saliency, problem.sparsity, problem.granularity)
         precision = torch.float32 if problem.weight.device.type == "mps" else torch.float64
         gram = problem.stats.damped(self.damping).to(precision)
