@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .allocation import columns_of
 from .anatomy import describe
 from .budget import Allocation
 from .calibration.branches import branch_seconds, branch_stats
@@ -26,14 +24,14 @@ from .errors import CorpusError, RecipeError
 from .evaluation import Context, Measurement
 from .files import fingerprint
 from .generations import generate
-from .granularity import Granularity, Unstructured, check_shape
 from .journal import Journal
+from .matrices import Task, matrices_of, resolved, select
 from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
 from .result import Pruned, Report, Shares, SiteRecord
-from .search.plan import Job, Search, SearchRecord, carry_out
+from .search.plan import Job, Rankings, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
-from .solvers import Solver, solve_all
+from .solvers import solve_all
 from .stats import LossNeeds, Needs, most
 from .surgery.cut import check_left, cut_unread, skip
 from .surgery.write import clear_rows, read_weight, write
@@ -76,11 +74,11 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     allocations: list[Allocation] = []
     searches: list[SearchRecord] = []
     for index, stage in enumerate(recipe.stage):
-        sites = chosen[index] if run.anatomy is dense else _select(run.anatomy, stage, index)
-        shares, found = run.shares(index, stage, sites)
+        sites = chosen[index] if run.anatomy is dense else select(run.anatomy, stage, index)
+        shares, rankings, found = run.shares(index, stage, sites)
         allocations.append(shares)
         searches += [found] if found else []
-        records += run.carry_out(index, stage, sites, shares)
+        records += run.carry_out(index, stage, sites, shares, rankings)
     with clock("pruned"):
         after = evaluate(model, recipe, tokenizer, tell, "pruned model")
         answers_after = generate(model, tokenizer, recipe.prompts)
@@ -100,10 +98,12 @@ def allocate(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placeme
     if len(recipe.stage) != 1:
         raise RecipeError(f"recipe.stage: {len(recipe.stage)} stages; what a later one gives depends on the model that an earlier one "
                           "leaves. Allocate for one stage at a time.")
+    if recipe.stage[0].search and recipe.stage[0].search.per_channel:
+        raise RecipeError("recipe.stage[0].search: its strategy decides which channels stay, which shares cannot say. Prune with it.")
     clock = Clock()
     run, (sites,) = _prepare(model, recipe, tokenizer, placement, watch or (lambda progress: None), clock, resume)
     reuse_memory()
-    allocation, found = run.shares(0, recipe.stage[0], sites)
+    allocation, _, found = run.shares(0, recipe.stage[0], sites)
     return Shares(recipe, allocation, found, clock.seconds, environment(model, placement.device, source))
 
 
@@ -123,7 +123,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
              resume: Path | None) -> "tuple[_Run, list[tuple[Site, ...]]]":
     """Check everything that can be checked before the model is touched, and draw the texts."""
     anatomy = describe(model)
-    chosen = [_select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
+    chosen = [select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
     for site in anatomy.sites("linear"):
         check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
     needs = most(*(need for stage in recipe.stage for need in stage.needs))
@@ -145,24 +145,6 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     if journal:
         journal.begin(identity)
     return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed), chosen
-
-
-def _select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
-    """The sites of a stage, each checked against its granularity."""
-    where = f"recipe.stage[{index}]"
-    sites = tuple(site for site in anatomy.sites(*stage.sites)
-                  if not any(fnmatch(site.name, pattern) for pattern in stage.skip))
-    if not sites:
-        raise RecipeError(f"{where}.skip = {list(stage.skip)}: leaves no {stage.sites[0]} site to prune.")
-    for site in sites:
-        if isinstance(site, LinearSite):
-            check_shape(site.shape, stage.granularity, site.name)
-    if "cache" in stage.denominators and not any(isinstance(site, SublayerSite) and site.cached for site in sites):
-        raise RecipeError(f"{where}: denominator = 'cache', but no site keeps keys and values. Use weights, latency or none.")
-    if stage.multiple > 1:  # of groups of heads, of which there are few, any number may stay
-        sites = tuple(replace(site, multiple=stage.multiple) if isinstance(site, ChannelSite) and site.width == 1 else site
-                      for site in sites)
-    return sites
 
 
 def _check_texts(recipe: Recipe, calibrated: bool) -> None:
@@ -206,11 +188,11 @@ class _Run:
     seed: int
     losses: dict[tuple[int, LossNeeds], Mapping[str, Any]] = field(default_factory=dict)  # by stage and what it wants to know
 
-    def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, SearchRecord | None]:
+    def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, Rankings, SearchRecord | None]:
         """What the stage's allocator says, or what its search makes of that."""
         sites = self._timed(index, stage, sites)
         first = self._decide(index, stage, sites)
-        return self._improve(index, stage, stage.search, sites, first) if stage.search else (first, None)
+        return self._improve(index, stage, stage.search, sites, first) if stage.search else (first, {}, None)
 
     def _timed(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Site, ...]:
         """The same sites with the seconds that they take, if the stage counts them: once measured, a run that goes on has the same."""
@@ -226,7 +208,7 @@ class _Run:
 
     def _decide(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
         """How much each site gives, after one look at the loss and one at the inputs of all sites if the allocator needs them."""
-        plan, allocation = _plan(self.anatomy, sites, stage), stage.allocation
+        plan, allocation = matrices_of(self.anatomy, sites, stage), stage.allocation
         measured: dict[str, Any] = {}
         with self.clock("allocating"):
             known = self._known(index, stage, sites, "allocation")
@@ -237,7 +219,7 @@ class _Run:
                 for view in views:
                     site = plan[view.site].site
                     measured[site.name] = allocation.measure(site, self._weight(view), view.stats, known.get(view.site.name))
-            return allocation.allocate(sites, measured, stage.budget, _resolved(stage.granularity, stage.solver))
+            return allocation.allocate(sites, measured, stage.budget, resolved(stage.granularity, stage.solver))
 
     def _known(self, index: int, stage: Stage, sites: tuple[Site, ...], part: str) -> Mapping[str, Any]:
         """What a part of the stage wants to know of the loss, by matrix or branch, of the model as the stage finds it."""
@@ -247,20 +229,20 @@ class _Run:
         return self.losses[index, needs] if needs else {}
 
     def _improve(self, index: int, stage: Stage, search: Search, sites: tuple[Site, ...],
-                 first: Allocation) -> tuple[Allocation, SearchRecord]:
+                 first: Allocation) -> tuple[Allocation, Rankings, SearchRecord]:
         """Levels and trials wait beside the finished blocks, unless the search names a store for levels."""
-        plan = {matrix: task.granularity for matrix, task in _plan(self.anatomy, sites, stage).items()}
+        plan = {matrix: task.granularity for matrix, task in matrices_of(self.anatomy, sites, stage).items()}
         solved = fingerprint(_identity(self.model, self.tokens), str(plain(stage.solver)), *map(str, plan.values()))
         with ExitStack() as stack, self.clock("searching"):
             folder = self.journal.folder if self.journal else Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
             job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget,
-                      _resolved(stage.granularity, stage.solver), self.tokens,
+                      resolved(stage.granularity, stage.solver), self.tokens,
                       self.texts[index], self.placement, folder / f"search-{index}", solved, self._known(index, stage, sites, "solver"),
                       stage.recovery)
             return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
-    def _stream(self, plan: "Mapping[LinearSite, _Task]", needs: Needs,
+    def _stream(self, plan: Mapping[LinearSite, Task], needs: Needs,
                 done: frozenset[int] = frozenset()) -> Iterator[list[View]]:
         return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, self._batch, done)
 
@@ -272,11 +254,12 @@ class _Run:
     def _weight(self, view: View) -> Tensor:
         return read_weight(view.module).to(self.placement.device)
 
-    def carry_out(self, index: int, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
+    def carry_out(self, index: int, stage: Stage, sites: tuple[Site, ...], allocation: Allocation,
+                  rankings: Rankings) -> list[SiteRecord]:
         """Prune every site of a stage, block by block; then leave out, for good, what is gone as a whole."""
         if stage.sites == ("sublayer",):
             return self._skip(stage, sites, allocation)
-        plan = _plan(self.anatomy, sites, stage)
+        plan = matrices_of(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()
         records: list[SiteRecord] = []
@@ -304,7 +287,7 @@ class _Run:
             self.anatomy = skip(self.model, self.anatomy, [site.name for site in gone])
         return [SiteRecord(site.name, allocation[site.name], float(site in gone), None, 0.0) for site in sites]
 
-    def _group(self, index: int, stage: Stage, views: list[View], plan: "Mapping[LinearSite, _Task]",
+    def _group(self, index: int, stage: Stage, views: list[View], plan: Mapping[LinearSite, Task],
                allocation: Allocation, known: Mapping[str, Any], done: frozenset[int]) -> Iterator[tuple[View, SiteRecord]]:
         """Solve and write the sites that came together, or recall them from an interrupted run."""
         block = views[0].site.block
@@ -312,7 +295,7 @@ class _Run:
             yield from zip(views, self._recalled(self.journal, index, block, allocation), strict=True)
             return
         problems = [LayerProblem(self._weight(view), view.stats, plan[view.site].granularity, allocation[plan[view.site].site.name],
-                                 view.site.name, known.get(view.site.name)) for view in views]
+                                 view.site.name, known.get(view.site.name), plan[view.site].ranking) for view in views]
         answers, left = solve_all(stage.solver, problems), list(zip(views, problems, strict=True))
         while left:
             start = time.perf_counter()
@@ -337,7 +320,7 @@ class _Run:
         self.model.load_state_dict(tensors, strict=False)
         return records
 
-    def _finish(self, index: int, block: int, plan: "Mapping[LinearSite, _Task]", records: list[SiteRecord],
+    def _finish(self, index: int, block: int, plan: Mapping[LinearSite, Task], records: list[SiteRecord],
               done: frozenset[int]) -> None:
         """Once all sites of a block are solved, store it, and give back what memory it took."""
         matrices = [site for site in plan if site.block == block]
@@ -355,7 +338,7 @@ class _Run:
             kept = solution.mask[0].view(site.count, site.width)[:, 0].cpu()
             clear_rows(self.model, site.producers, (~kept).nonzero().flatten())
 
-    def _tensors(self, matrices: list[LinearSite], plan: "Mapping[LinearSite, _Task]") -> dict[str, Tensor]:
+    def _tensors(self, matrices: list[LinearSite], plan: Mapping[LinearSite, Task]) -> dict[str, Tensor]:
         """The parameters that solving a block has changed."""
         names = {matrix.name for matrix in matrices}
         for matrix in matrices:
@@ -364,35 +347,6 @@ class _Run:
                 names |= {producer.name for producer in site.producers}
         return {f"{name}.{key}": value for name in sorted(names)
                 for key, value in self.model.get_submodule(name).named_parameters()}
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What is asked of one matrix, and on behalf of which site."""
-
-    site: Site
-    granularity: Granularity
-
-
-def _plan(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage) -> dict[LinearSite, _Task]:
-    """The matrices to solve: linear sites themselves, channel sites on their consumer by whole groups of columns."""
-    granularity = _resolved(stage.granularity, stage.solver)
-    matrices = {site.name: site for site in anatomy.sites("linear") if isinstance(site, LinearSite)}
-    plan: dict[LinearSite, _Task] = {}
-    for site in sites:
-        match site:
-            case LinearSite():
-                plan[site] = _Task(site, granularity)
-            case ChannelSite():
-                plan[matrices[site.consumer]] = _Task(site, columns_of(site))
-    return plan
-
-
-def _resolved(granularity: Granularity, solver: Solver) -> Granularity:
-    """The scope that the solver's paper uses, where the recipe leaves it open."""
-    if granularity == Unstructured("native"):
-        return Unstructured("row" if solver.scope == "row" else "matrix")
-    return granularity
 
 
 def _gone(model: nn.Module, anatomy: Anatomy, dense: Anatomy) -> float:

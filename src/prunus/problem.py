@@ -23,6 +23,7 @@ class LayerProblem:
     sparsity: float  # fraction removed, in [0, 1)
     name: str = "weight"  # the site, for messages
     loss: LossStats | ChannelLoss | None = None  # how the loss depends on it, where the solver asks for that
+    ranking: Float[Tensor, "in"] | None = None  # which inputs are to stay first, where that is decided already
 
     def error(self, weight: Float[Tensor, "out in"]) -> float | None:
         """||(W - W') X||^2 / ||W X||^2 of a candidate W' (ALPS, section 4); None when there is no Gram.

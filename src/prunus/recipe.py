@@ -48,6 +48,8 @@ class Stage:
         if len(self.sites) != 1:
             raise RecipeError(f"sites = {list(self.sites)}: expected one kind per stage. Use several stages.")
         _check_kind(self, self.sites[0])
+        if self.search and self.search.per_channel:
+            _check_masks(self, self.search)
         if self.sites == ("sublayer",):
             _check_branches(self)
         else:
@@ -106,6 +108,19 @@ def _check_solved(stage: Stage) -> None:
     if shape not in stage.solver.supports:
         able = ", ".join(kind.__name__.lower() for kind in stage.solver.supports)
         raise RecipeError(f"solver {type(stage.solver).__name__} cannot do {shape.__name__.lower()}; it can do {able}.")
+
+
+def _check_masks(stage: Stage, search: Search) -> None:
+    """Whether single channels may be chosen, and the solver leaves the choice to a search."""
+    strategy, (kind,) = f"strategy '{_name(type(search.strategy))}'", stage.sites
+    if kind != "channel":
+        raise RecipeError(f"{strategy} decides which channels stay; {kind} sites have none. "
+                          f"Use {'bernoulli' if kind == 'sublayer' else 'reinforce'}.")
+    if search.levels:
+        raise RecipeError(f"search.levels: {strategy} knows none, as a channel is there or not. Leave it out.")
+    if not getattr(stage.solver, "ranks", False):
+        raise RecipeError(f"{strategy} decides which channels stay, and solver {type(stage.solver).__name__} decides that itself. "
+                          "Use refit or mask.")
 
 
 def _check_branches(stage: Stage) -> None:

@@ -1,14 +1,15 @@
-"""A model without some of its branches, for as long as it is looked at."""
+"""A model without some of its branches or channels, for as long as it is looked at."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .shape import Nothing, put
 from .sites import SublayerSite
 
-__all__ = ["silenced"]
+__all__ = ["gated", "silenced"]
 
 
 @contextmanager
@@ -23,3 +24,14 @@ def silenced(model: nn.Module, branches: Sequence[SublayerSite]) -> Iterator[Non
     finally:
         for path, module in before.items():
             put(model, path, module)
+
+
+@contextmanager
+def gated(model: nn.Module, gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """What the matrices at some paths read is multiplied, column by column: by 1, or by 0 where a channel is gone."""
+    with ExitStack() as stack:
+        for path, gate in gates.items():
+            module: Any = model.get_submodule(path)
+            factor = gate.to(module.weight)
+            stack.callback(module.register_forward_pre_hook(lambda _, given, factor=factor: (given[0] * factor,)).remove)
+        yield

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from ..errors import RecipeError
+from .channels import ChannelSpace
 from .space import Candidate, Query, Space, Trial
 from .strategies import Strategy
 
@@ -22,7 +23,7 @@ class Outcome:
     spent: float  # looks at the whole search text
 
 
-def search(space: Space, strategy: Strategy, value: Value, first: Candidate, evaluations: float, seed: int = 0,
+def search(space: Space | ChannelSpace, strategy: Strategy, value: Value, first: Candidate, evaluations: float, seed: int = 0,
            watch: Callable[[float, Trial], bool] | None = None) -> Outcome:
     """Ask and tell until `evaluations` is spent; an answer costs the share of the search text it was found on.
 

@@ -18,8 +18,9 @@ from ..calibration.choices import Choices
 from ..calibration.placement import Placement
 from ..errors import RecipeError
 from ..files import fingerprint, intact, keep_tensors
-from ..silence import silenced
+from ..silence import gated, silenced
 from ..sites import Anatomy, ChannelSite, Site, SublayerSite
+from .channels import ChannelSpace
 from .levels import LevelStore
 from .space import Candidate, Query, Space, Trial
 from .subnet import subnet
@@ -29,7 +30,7 @@ __all__ = ["Fitness", "Objective"]
 
 Objective = Literal["divergence", "perplexity", "accuracy"]
 
-_Key = tuple[Candidate, int, int, int]  # what is valued, from which sequence to which, at one of how many positions
+_Key = tuple[Candidate | str, int, int, int]  # what is valued, from which sequence to which, at one of how many positions
 
 _LOGITS = 2**22  # elements of the largest tensor of logits
 _EVERY = 4  # positions: a partial candidate is compared at one of so many
@@ -67,7 +68,7 @@ class Fitness:
 
     Hidden states at the inputs of blocks are kept by prefix: a candidate that agrees with an earlier one up to some block
     starts there, with identical values. Weights come from a level store and are pointed to, never copied; branches that a candidate
-    skips are not computed, and need no store. Every value is
+    skips are not computed, and single channels are multiplied by 0: they need no store. Every value is
     remembered, and written to `log` at once, so that an interrupted search asks again at no cost.
 
     A partial candidate, of which an agent in its episode wants to know where it stands, is compared at every fourth position
@@ -80,7 +81,7 @@ class Fitness:
     `folder`, and read back by whoever asks with the same `identity`, the hash of what they depend on.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy, space: Space, store: LevelStore | None,
+    def __init__(self, model: Any, anatomy: Anatomy, space: Space | ChannelSpace, store: LevelStore | None,
                  text: Int[Tensor, "samples length"] | Choices, *, objective: Objective = "divergence",
                  placement: Placement = Placement(), batch: int = 2, top: int = 256, memory: int = 2**30,
                  log: Path | None = None, folder: Path | None = None, identity: str = "", rehearsal: Any = None) -> None:
@@ -128,7 +129,8 @@ class Fitness:
 
     def _value(self, query: Query, part: range) -> float:
         every = self._every if query.partial else 1
-        key = (query.candidate, part.start, part.stop, every)
+        mark = self.space.mark(query.candidate)
+        key = (mark, part.start, part.stop, every)
         known = self._values.get(key)
         if known is None:
             with torch.no_grad(), evaluating(self.model):
@@ -139,7 +141,7 @@ class Fitness:
             self._values[key] = known
             if self._log is not None:
                 with self._log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"candidate": query.candidate, "from": part.start, "to": part.stop, "every": every,
+                    file.write(json.dumps({"candidate": mark, "from": part.start, "to": part.stop, "every": every,
                                            "gone": round(self.space.removed(query.candidate)), "value": known}) + "\n")
         return known
 
@@ -165,11 +167,8 @@ class Fitness:
     def _through(self, candidate: Candidate, depth: int, hidden: Tensor) -> Tensor:
         """One block, with the candidate's weights in it."""
         block: nn.Module = self.model.get_submodule(self.anatomy.blocks[depth].name)
-        skipped = [site for site in self._skipped(candidate) if site.block == depth]
-        weights = {name: self._weight(name, level) for site, level in zip(self.space.sites, candidate, strict=True)
-                   if site.block == depth and not isinstance(site, SublayerSite) for name in [_matrix(site)]}
         after = torch.empty_like(hidden)
-        with subnet(self.model, weights), self._repaired(candidate, depth), silenced(self.model, skipped):
+        with self._wearing(candidate, depth):
             for rows in self._entry.batches(len(hidden)):
                 after[rows] = self._entry.call(block, depth, hidden[rows]).to(after.device)
         self.blocks += len(hidden) / len(self.tokens)
@@ -177,6 +176,20 @@ class Fitness:
             repaired = self._rehearsal.passes(depth, self._skipped(candidate))
             self.blocks += repaired * self._rehearsal.entry.numel() / self._entry.hidden.numel()
         return after
+
+    @contextmanager
+    def _wearing(self, candidate: Candidate, depth: int) -> Iterator[None]:
+        """The model with what the candidate says of one block."""
+        here = [(index, site, candidate[index]) for index, site in enumerate(self.space.sites) if site.block == depth]
+        if isinstance(self.space, ChannelSpace):
+            with gated(self.model, {_matrix(site): self.space.kept(candidate, index) for index, site, _ in here}):
+                yield
+            return
+        skipped = [site for site in self._skipped(candidate) if site.block == depth]
+        weights = {name: self._weight(name, level) for _, site, level in here if not isinstance(site, SublayerSite)
+                   for name in [_matrix(site)]}
+        with subnet(self.model, weights), self._repaired(candidate, depth), silenced(self.model, skipped):
+            yield
 
     @contextmanager
     def _repaired(self, candidate: Candidate, depth: int) -> Iterator[None]:
@@ -197,6 +210,8 @@ class Fitness:
         return known
 
     def _skipped(self, candidate: Candidate) -> list[SublayerSite]:
+        if isinstance(self.space, ChannelSpace):
+            return []
         return [site for index, (site, level) in enumerate(zip(self.space.sites, candidate, strict=True))
                 if isinstance(site, SublayerSite) and self.space.gone[index][level] > 0]
 
@@ -287,7 +302,8 @@ def _open(log: Path | None, identity: str, values: "dict[_Key, float]") -> Path 
     for number, line in enumerate(trials, 2):
         try:
             trial = json.loads(line)
-            values[tuple(trial["candidate"]), trial["from"], trial["to"], trial["every"]] = trial["value"]
+            mark = trial["candidate"]
+            values[mark if isinstance(mark, str) else tuple(mark), trial["from"], trial["to"], trial["every"]] = trial["value"]
         except (ValueError, KeyError, TypeError):
             raise RecipeError(f"{log}, line {number}: is no trial; the file is damaged. Delete it to begin the search again.") from None
     return log

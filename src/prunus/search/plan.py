@@ -17,21 +17,23 @@ from ..calibration.choices import Choices, as_text, encoded, examples
 from ..calibration.corpus import Text
 from ..calibration.placement import Placement, together
 from ..calibration.sample import Calibration, check_length, with_bos
+from ..criteria import Criterion
 from ..environment import available_bytes
 from ..errors import ExportError, RecipeError
 from ..files import fingerprint
 from ..granularity import Granularity
 from ..recovery import Recovery
-from ..sites import Anatomy, LinearSite, Site
+from ..sites import Anatomy, ChannelSite, LinearSite, Site
 from ..solvers import Solver
 from . import search
+from .channels import ChannelSpace
 from .fitness import Fitness, Objective
 from .levels import LevelStore, planned_bytes
 from .space import Candidate, Query, Space, Trial
 from .strategies import Strategy
 from .strategies.reinforce import Reinforce
 
-__all__ = ["Job", "Moment", "Search", "SearchRecord", "carry_out"]
+__all__ = ["Job", "Moment", "Rankings", "Search", "SearchRecord", "carry_out"]
 
 _HELD_OUT = 4  # every fourth sequence of the search text is never searched on
 
@@ -60,6 +62,11 @@ class Search:
         if self.evaluations <= 0 or self.top < 1 or self.text.samples < _HELD_OUT:
             raise RecipeError(f"evaluations = {self.evaluations:g}, top = {self.top}, text.samples = {self.text.samples}: expected "
                               f"more than 0 evaluations, at least one token, and at least {_HELD_OUT} sequences.")
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether its strategy decides about single channels."""
+        return bool(getattr(self.strategy, "per_channel", False))
 
     @property
     def looks(self) -> float:
@@ -166,17 +173,19 @@ class Job:
 
 
 Watch = Callable[[str, int | float, int | float], None]  # a phase, what is done, the total
+Rankings = Mapping[str, Tensor]  # by site: which columns of its consumer are to stay first
 
 
-def carry_out(plan: Search, job: Job, first: Allocation, seed: int, watch: Watch) -> tuple[Allocation, SearchRecord]:
-    """The allocation that the search finds, meeting the budget to the weight, and what happened.
+def carry_out(plan: Search, job: Job, first: Allocation, seed: int, watch: Watch) -> tuple[Allocation, Rankings, SearchRecord]:
+    """The allocation that the search finds, meeting the budget to the weight; by site, how channels rank where it learned that;
+    and what happened.
 
     Levels and trials that are in the job's folder already are used again.
     """
     start = time.perf_counter()
-    space, store = _levels(plan, job, watch)
+    space, store = (_channels(job, first, watch), None) if plan.per_channel else _levels(plan, job, watch)
     solved = time.perf_counter()
-    begin = space.nearest(first)
+    begin = space.first if isinstance(space, ChannelSpace) else space.nearest(first)
     with (_rehearsal(plan, job) as rehearsal, _service(plan, job, space, store, rehearsal, held_out=True) as other,
           _service(plan, job, space, store, rehearsal, held_out=False) as fitness):
         monitor = _Monitor(plan, other, begin, watch)
@@ -189,7 +198,10 @@ def carry_out(plan: Search, job: Job, first: Allocation, seed: int, watch: Watch
         fitness.dense, before, moment.value, monitor.first, moment.held_out, moment.held_out < monitor.first,
         tuple(moment for moment, _ in monitor.moments), round(fitness.blocks), round(outcome.spent * len(job.anatomy.blocks)),
         store.bytes if store else 0, {"solving levels": solved - start, "searching": time.perf_counter() - solved})
-    return _exact(space.allocation(answer), job) if record.kept else first, record
+    if not record.kept:
+        return first, {}, record
+    shares = space.allocation(answer)
+    return (shares, space.rankings(answer), record) if isinstance(space, ChannelSpace) else (_exact(shares, job), {}, record)
 
 
 class _Monitor:
@@ -241,6 +253,14 @@ def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore | N
     return Space(job.sites, levels, job.budget, errors if known else (), job.granularity), store
 
 
+def _channels(job: Job, first: Allocation, watch: Watch) -> ChannelSpace:
+    """What may be chosen where every channel is decided by itself, beginning with what the solver's criterion says."""
+    sites = [site for site in job.sites if isinstance(site, ChannelSite)]
+    criterion: Criterion = job.solver.criterion  # type: ignore[attr-defined]  # of solvers that take a ranking
+    return ChannelSpace.build(sites, first, criterion, job.model, job.anatomy, job.tokens, job.loss, job.placement,
+                              together(job.tokens.shape[1]), lambda done: watch("ranking channels", done, len(sites)))
+
+
 @contextmanager
 def _rehearsal(plan: Search, job: Job) -> Iterator[Any]:
     """The repair that candidates are looked at with, if they are."""
@@ -256,7 +276,8 @@ def _home_of(job: Job) -> Placement:
 
 
 @contextmanager
-def _service(plan: Search, job: Job, space: Space, store: LevelStore | None, rehearsal: Any, held_out: bool) -> Iterator[Fitness]:
+def _service(plan: Search, job: Job, space: Space | ChannelSpace, store: LevelStore | None, rehearsal: Any,
+             held_out: bool) -> Iterator[Fitness]:
     """The fitness service on one part of the search text; every fourth sequence is held out."""
     rows = [index for index in range(len(job.text)) if (index % _HELD_OUT == _HELD_OUT - 1) == held_out]
     log = job.folder / ("held-out.jsonl" if held_out else "trials.jsonl")
@@ -264,8 +285,9 @@ def _service(plan: Search, job: Job, space: Space, store: LevelStore | None, reh
     content = (text.tokens, text.chosen, text.answers) if isinstance(text, Choices) else (text,)
     asked = fingerprint(job.solved, plan.objective, str(plan.top), *(str(part.tolist()) for part in content),
                         *((str(job.recovery), str(plan.repaired)) if plan.repaired else ()))
+    memory = 0 if isinstance(space, ChannelSpace) else available_bytes() // (32 if held_out else 4)  # draws share no prefix
     fitness = Fitness(job.model, job.anatomy, space, store, text, objective=plan.objective, placement=_home_of(job),
-                      batch=together(content[0].shape[1]), top=plan.top, memory=available_bytes() // (32 if held_out else 4), log=log,
+                      batch=together(content[0].shape[1]), top=plan.top, memory=memory, log=log,
                       folder=_home(plan, job) / "dense", identity=asked, rehearsal=rehearsal)
     try:
         yield fitness

@@ -19,7 +19,7 @@ __all__ = ["Array", "Candidate", "Query", "Space", "Trial", "shifted"]
 
 Array = NDArray[numpy.float64]
 
-Candidate = tuple[int, ...]  # index of the level of every site, in the order of the space's sites
+Candidate = tuple[int, ...]  # index of the level of every site, in the order of the space's sites; or which of its channels go
 
 
 def shifted(values: Array, low: Array, high: Array, weights: Array, needed: float) -> Array:
@@ -146,6 +146,10 @@ class Space:
     def removed(self, candidate: Candidate) -> float:
         """Weights that go."""
         return sum(row[level] for row, level in zip(self.gone, candidate, strict=True))
+
+    def mark(self, candidate: Candidate) -> Candidate:
+        """What a candidate is written down as."""
+        return candidate
 
     def met(self, candidate: Candidate) -> bool:
         """Whether enough weights go, to rounding."""

@@ -4,10 +4,14 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from jaxtyping import Float
+from torch import Tensor
+
+from ..criteria import Criterion, saliency
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
 
-__all__ = ["Solver", "solve_all"]
+__all__ = ["Solver", "saliency_of", "solve_all"]
 
 _TOGETHER = 2**25  # weights that are solved together at most: 128 MiB in float32, some times over
 
@@ -19,6 +23,7 @@ class Solver(Protocol):
     A frozen dataclass whose fields are its hyper-parameters. `solve` is pure: it never writes to the problem,
     gives the same answer to the same problem, reaches exactly `snap(sparsity)`, and returns a weight that is 0
     outside the mask. It works with dead inputs, fewer tokens than inputs and a matrix that is already sparse.
+    One that chooses by a `criterion`, and by the problem's ranking where there is one, says so: `ranks = True`.
     Raises CalibrationError, naming the site, when the statistics cannot be used.
     """
 
@@ -37,6 +42,13 @@ class Solver(Protocol):
     def solve(self, problem: LayerProblem) -> LayerSolution:
         """The pruned weight and its mask."""
         ...
+
+
+def saliency_of(problem: LayerProblem, criterion: Criterion) -> Float[Tensor, "out in"]:
+    """How much each weight matters: what a criterion says, where the problem has no ranking."""
+    if problem.ranking is None:
+        return saliency(criterion, problem.weight, problem.stats, problem.loss)
+    return problem.ranking.to(problem.weight).expand_as(problem.weight)
 
 
 def solve_all(solver: Solver, problems: Sequence[LayerProblem]) -> Iterator[list[LayerSolution]]:

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..criteria import Criterion, loss_needs, saliency
+from ..criteria import Criterion, loss_needs
 from ..criteria.wanda import Wanda
 from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
 from ..problem import LayerProblem, LayerSolution
 from ..stats import LossNeeds, Needs
+from . import saliency_of
 
 __all__ = ["Mask"]
 
@@ -19,6 +20,7 @@ class Mask:
     criterion: Criterion = Wanda()  # what saliency is
 
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
+    ranks: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:
@@ -34,7 +36,7 @@ class Mask:
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()
-        values = saliency(self.criterion, problem.weight, problem.stats, problem.loss)
+        values = saliency_of(problem, self.criterion)
         mask = keep_mask(values, problem.sparsity, problem.granularity)
         weight = problem.weight * mask
         return LayerSolution(weight, mask, problem.shift(weight) if getattr(self.criterion, "bias", False) else None)

@@ -5,13 +5,14 @@ from typing import ClassVar
 
 import torch
 
-from ..criteria import Criterion, loss_needs, saliency
+from ..criteria import Criterion, loss_needs
 from ..criteria.wanda import Wanda
 from ..errors import CalibrationError, RecipeError
 from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
 from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
 from ..stats import LossNeeds, Needs
+from . import saliency_of
 
 __all__ = ["Refit"]
 
@@ -26,6 +27,7 @@ class Refit:
 
     needs: ClassVar[Needs] = "gram"
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
+    ranks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.damping < 0:
@@ -43,7 +45,7 @@ class Refit:
         problem.check()
         if problem.sparsity == 0:
             return problem.untouched()
-        values = saliency(self.criterion, problem.weight, problem.stats, problem.loss)
+        values = saliency_of(problem, self.criterion)
         mask = keep_mask(values, problem.sparsity, problem.granularity)
         precision = torch.float32 if problem.weight.device.type == "mps" else torch.float64
         gram = problem.stats.damped(self.damping).to(precision)

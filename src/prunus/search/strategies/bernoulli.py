@@ -8,6 +8,7 @@ import numpy
 
 from ...allocation import Per
 from ...errors import RecipeError
+from ..policy import drawn, numbers, slope
 from ..space import Array, Candidate, Query, Space, Trial, shifted
 
 __all__ = ["Bernoulli"]
@@ -64,16 +65,12 @@ class Bernoulli:
 
     def tell(self, state: State, trials: Sequence[Trial]) -> State:
         if state.draws is None:
-            uniform = state.rng.random((self.population // 2, len(state.going)))
-            return replace(state, draws=(numpy.concatenate([uniform, 1 - uniform]) < state.going).astype(float))
-        values = numpy.array([trial.value for trial in trials])
-        finite = numpy.isfinite(values)
-        values = numpy.where(finite, values, values[finite].max() if finite.any() else 0.0)
+            return replace(state, draws=drawn(state.going, self.population, state.rng))
+        values = numbers(numpy.array([trial.value for trial in trials]))
         recent = (*state.recent, float(values.mean()))[-self.window :]
         baseline = float(numpy.mean(recent[:-1] or recent))
         spread = float(values.std()) or 1.0  # so that the rate does not depend on the scale of the values
-        score = (state.draws - state.going) / numpy.sqrt((state.going + 1e-3) * (1 - state.going + 1e-3))
-        gradient = ((values - baseline) / spread) @ score / len(values)
+        gradient = slope(state.going, state.draws, (values - baseline) / spread)
         going = _projected(state.going - self.rate * gradient, state.space, self.per)
         return replace(state, going=going, recent=recent, draws=None, updates=state.updates + 1)
 
