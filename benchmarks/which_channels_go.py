@@ -39,12 +39,14 @@ WAYS: dict[str, tuple[Solver, Allocator]] = {  # row: (solver, how much every si
     "FLAP": (Mask(FLAP()), Uniform()),
     "FLAP, ranking": (Mask(FLAP()), Ranking()),
     PAPER: (Mask(FLAP()), Ranking()),
+    "Taylor": (Mask(Taylor()), Uniform()),
+    "Taylor, ranking": (Mask(Taylor()), Ranking(Taylor(), standardise=False)),
     "FLAP, refitted": (Refit(FLAP()), Uniform()),
     "FLAP, refitted, ranking": (Refit(FLAP()), Ranking()),
     "OBS, refitted": (Refit(OBS()), Uniform()),
     "OBS, refitted, ranking": (Refit(OBS()), Ranking(OBS())),
     "Taylor, refitted": (Refit(Taylor()), Uniform()),
-    "Taylor, refitted, ranking": (Refit(Taylor()), Ranking(Taylor())),
+    "Taylor, refitted, ranking": (Refit(Taylor()), Ranking(Taylor(), standardise=False)),
     "grouped OBS (sparsegpt)": (SparseGPT(), Uniform()),
 }
 KEPT = ROOT / "build" / "which_channels_go"
