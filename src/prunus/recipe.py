@@ -102,8 +102,9 @@ def _check_solved(stage: Stage) -> None:
                           f"{type(stage.solver).__name__} does not measure. Choose one that needs a Gram matrix, such as sparsegpt.")
     for part, needs in stage.loss_needs.items():
         if needs.channels and stage.sites == ("linear",):
-            raise RecipeError(f"{part} '{_name(type(getattr(stage, part)))}' looks at the loss channel by channel, which single matrices "
-                              "have none of. Use channel sites, or another criterion.")
+            plugin = getattr(stage, part)
+            raise RecipeError(f"{part}: '{_name(type(getattr(plugin, 'criterion', plugin)))}' looks at the loss channel by channel, and "
+                              "single matrices have no channels. Use channel sites, or another criterion.")
     shape: type = Columns if stage.sites == ("channel",) else type(stage.granularity)
     if shape not in stage.solver.supports:
         able = ", ".join(kind.__name__.lower() for kind in stage.solver.supports)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from .errors import CalibrationError
 
-__all__ = ["BranchStats", "ChannelLoss", "InputStats", "LossNeeds", "LossStats", "Needs", "finite", "most"]
+__all__ = ["BranchStats", "ChannelLoss", "ChannelSum", "InputStats", "LossNeeds", "LossStats", "Needs", "finite", "most"]
 
 Needs = Literal["nothing", "power", "gram"]  # ascending cost; a plug-in declares the least it can live on
 Level = Literal["mean", "median"]  # of the Gram's diagonal
+ChannelSum = Literal["vector", "element", "second", "mixed"]
 T = TypeVar("T")
 _ORDER: tuple[Needs, ...] = ("nothing", "power", "gram")
 _PANEL = 256  # columns per panel of the Gram; only the panels on and above the diagonal are computed
@@ -38,9 +39,9 @@ def finite(values: Tensor) -> bool:
 class LossNeeds:
     """What a plug-in wants to know of the loss, beside the inputs: how much backward passes may cost."""
 
-    curvature: bool = False  # the trace too, for which the loss is differentiated twice; of channels, squared gradients
+    curvature: bool = False  # the trace too, for which the loss is differentiated twice
     sequences: int = 16  # of the calibration text
-    channels: bool = False  # sums over the weights of channels (ChannelLoss), and not what is known of matrices (LossStats)
+    channels: tuple[ChannelSum, ...] = ()  # these sums over channels (ChannelLoss), and not what is known of matrices (LossStats)
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,19 @@ class ChannelLoss:
 
     Sums over all weights w of a channel, rows of its producers and columns of its consumer, with g the gradient of the loss
     over all sequences and F the mean over sequences of the squares of their own gradients. Of a branch, each output of each of
-    its matrices counts as a channel.
+    its matrices counts as a channel. None is what was not asked for.
     """
 
-    vector: Float[Tensor, "channels"]  # sum w g, with its sign: what the loss gains when the channel's weights grow by their own size
-    element: Float[Tensor, "channels"]  # sum |w g|
-    second: Float[Tensor, "channels"] | None = None  # sum w^2 F; None when not asked for
-    mixed: Float[Tensor, "channels"] | None = None  # sum |w g - w^2 F / 2|; None when not asked for
+    vector: Float[Tensor, "channels"] | None = None  # sum w g, with its sign: how fast the loss grows when the channel is scaled
+    element: Float[Tensor, "channels"] | None = None  # sum |w g|
+    second: Float[Tensor, "channels"] | None = None  # sum w^2 F
+    mixed: Float[Tensor, "channels"] | None = None  # sum |w g - w^2 F / 2|
+
+    def sums(self, name: ChannelSum) -> Float[Tensor, "channels"]:
+        """One of them, which was asked for."""
+        found: Tensor | None = getattr(self, name)
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True)

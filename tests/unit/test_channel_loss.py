@@ -22,7 +22,7 @@ from ..problems import generator, stats_of
 from ..tiny import CAUSAL, tiny_model
 
 TOKENS = torch.randint(0, 256, (3, 12), generator=generator(0))
-NEEDS = LossNeeds(curvature=True, channels=True)
+NEEDS = LossNeeds(channels=("vector", "element", "second", "mixed"))
 
 
 def channels_of(model: Any) -> list[ChannelSite]:
@@ -66,12 +66,10 @@ def test_all_sums_are_those_of_a_gradient_computed_apart(family: str) -> None:
         for channel in range(site.count):
             w, g, f = (weights_of(model, site, values, channel) for values in (dense, slope, squares))
             scale = float((w * g).abs().sum())
-            assert float(loss.vector[channel]) == pytest.approx(float((w * g).sum()), abs=1e-4 * scale)
-            assert float(loss.element[channel]) == pytest.approx(scale, rel=1e-3)
-            assert loss.second is not None
-            assert float(loss.second[channel]) == pytest.approx(float((w**2 * f).sum()), rel=1e-3)
-            assert loss.mixed is not None
-            assert float(loss.mixed[channel]) == pytest.approx(float((w * g - w**2 * f / 2).abs().sum()), rel=1e-3)
+            assert float(loss.sums("vector")[channel]) == pytest.approx(float((w * g).sum()), abs=1e-4 * scale)
+            assert float(loss.sums("element")[channel]) == pytest.approx(scale, rel=1e-3)
+            assert float(loss.sums("second")[channel]) == pytest.approx(float((w**2 * f).sum()), rel=1e-3)
+            assert float(loss.sums("mixed")[channel]) == pytest.approx(float((w * g - w**2 * f / 2).abs().sum()), rel=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
@@ -95,8 +93,8 @@ def test_the_vector_form_is_the_change_of_the_loss_when_a_channel_is_scaled(fami
                     module_layout(module, module.weight)[:, channel * site.width : (channel + 1) * site.width] *= factor
                     losses.append(float(cross_entropy(scaled(input_ids=TOKENS).logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())))
                 slope.append((losses[0] - losses[1]) / (2 * step))
-            largest = float(found[site.name].element.max())
-            assert found[site.name].vector[: len(slope)].tolist() == pytest.approx(slope, abs=2e-4 * largest)
+            largest = float(found[site.name].sums("element").max())
+            assert found[site.name].sums("vector")[: len(slope)].tolist() == pytest.approx(slope, abs=2e-4 * largest)
             assert max(map(abs, slope)) > 1e-2 * largest  # else the test says nothing
 
 
@@ -105,7 +103,7 @@ def test_the_order_of_the_sequences_does_not_matter() -> None:
     one, other = (channel_loss(model, describe(model), channels_of(model), rows, NEEDS) for rows in (TOKENS, TOKENS.flip(0)))
     for name, loss in one.items():
         for key in ("vector", "element", "second", "mixed"):
-            scale = float(loss.element.max())
+            scale = float(loss.sums("element").max())
             assert torch.allclose(getattr(loss, key), getattr(other[name], key), rtol=1e-4, atol=1e-6 * scale)
 
 
@@ -131,12 +129,10 @@ def test_the_saliency_of_a_channel_is_what_its_form_says() -> None:
     for site in channels_of(model):
         loss = channel_loss(model, describe(model), [site], TOKENS, NEEDS)[site.name]
         vector, element = score(Taylor("vector"), loss, site), score(Taylor("element"), loss, site)
-        assert torch.allclose(vector, loss.vector.abs(), rtol=1e-4)
-        assert torch.allclose(element, loss.element, rtol=1e-4)
-        assert loss.second is not None
-        assert loss.mixed is not None
-        assert torch.allclose(score(Taylor("second"), loss, site), loss.second, rtol=1e-4)
-        assert torch.allclose(score(Taylor("mixed"), loss, site), loss.mixed, rtol=1e-4)
+        assert torch.allclose(vector, loss.sums("vector").abs(), rtol=1e-4)
+        assert torch.allclose(element, loss.sums("element"), rtol=1e-4)
+        assert torch.allclose(score(Taylor("second"), loss, site), loss.sums("second"), rtol=1e-4)
+        assert torch.allclose(score(Taylor("mixed"), loss, site), loss.sums("mixed"), rtol=1e-4)
         assert (element >= vector * (1 - 1e-5)).all()
         fused, coarse, fine = score(Taylor("fused"), loss, site), vector / vector.mean(), element / element.mean()
         assert (fused >= torch.minimum(coarse, fine) - 1e-4).all()
@@ -152,21 +148,21 @@ def test_an_unread_site_is_worth_nothing_and_no_division_by_zero() -> None:
 def test_the_channels_of_a_branch_are_the_outputs_of_its_matrices() -> None:
     model = tiny_model()
     sites = [site for site in describe(model).sites("sublayer") if isinstance(site, SublayerSite)]
-    found = channel_loss(model, describe(model), sites, TOKENS, LossNeeds(channels=True))
+    found = channel_loss(model, describe(model), sites, TOKENS, LossNeeds(channels=("vector", "element")))
     names = [f"{sites[1].name}.{part}" for part in ("gate_proj", "up_proj", "down_proj")]
     slopes = gradients_of(model, set(names), TOKENS)
     expected = [(model.get_submodule(name).weight * slopes[name]).detach().sum(1) for name in names]
     loss = found[sites[1].name]
-    assert loss.vector.tolist() == pytest.approx(torch.cat(expected).tolist(), abs=1e-5)
+    assert loss.sums("vector").tolist() == pytest.approx(torch.cat(expected).tolist(), abs=1e-5)
     assert loss.second is None
-    assert len(loss.element) == 48 + 48 + 32
+    assert len(loss.sums("element")) == 48 + 48 + 32
 
 
 def test_only_so_many_sequences_are_looked_at() -> None:
     model = tiny_model()
-    few = channel_loss(model, describe(model), channels_of(model), TOKENS, LossNeeds(sequences=1, channels=True))
-    first = channel_loss(model, describe(model), channels_of(model), TOKENS[:1], LossNeeds(channels=True))
-    assert all(torch.equal(few[name].element, first[name].element) for name in first)
+    few = channel_loss(model, describe(model), channels_of(model), TOKENS, LossNeeds(sequences=1, channels=("vector", "element")))
+    first = channel_loss(model, describe(model), channels_of(model), TOKENS[:1], LossNeeds(channels=("vector", "element")))
+    assert all(torch.equal(few[name].sums("element"), first[name].sums("element")) for name in first)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -191,8 +187,8 @@ def test_half_precision_gradients_are_added_up_in_single() -> None:
     found = channel_loss(model, describe(model), channels_of(model), TOKENS, NEEDS)
     exact = channel_loss(model.float(), describe(model), channels_of(model), TOKENS, NEEDS)
     for name, loss in found.items():
-        assert loss.element.dtype == torch.float32
-        assert torch.allclose(loss.element, exact[name].element, rtol=0.1)
+        assert loss.sums("element").dtype == torch.float32
+        assert torch.allclose(loss.sums("element"), exact[name].sums("element"), rtol=0.1)
 
 
 def test_a_gradient_that_is_no_number_is_refused_by_name() -> None:

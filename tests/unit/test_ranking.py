@@ -20,8 +20,9 @@ from prunus.stats import ChannelLoss
 
 from ..problems import generator, inputs, stats_of
 
-RANKINGS = [Ranking(), Ranking(Magnitude()), Ranking(Wanda()), Ranking(OBS()), Ranking(Taylor("fused"))]
-every_ranking = pytest.mark.parametrize("ranking", RANKINGS, ids=lambda ranking: type(ranking.criterion).__name__)
+RANKINGS = [Ranking(), Ranking(Magnitude()), Ranking(Wanda()), Ranking(OBS()), Ranking(Taylor("fused")),
+            Ranking(Taylor("second"), standardise=False), Ranking(standardise=False)]
+every_ranking = pytest.mark.parametrize("ranking", RANKINGS, ids=str)
 
 
 def site(name: str, count: int, width: int = 1, size: int = 0, multiple: int = 1) -> ChannelSite:
@@ -39,7 +40,7 @@ def measure(ranking: Ranking, sites: Sequence[ChannelSite], alike: bool = False)
         weight = torch.randn(10, width, generator=generator(seed)) * (1 + 10 * seed)
         vector = torch.randn(each.count, generator=generator(seed))
         measured[each.name] = ranking.measure(each, weight, stats_of(inputs(seed, width), ranking.needs),
-                                              ChannelLoss(vector, 2 * vector.abs()))
+                                              ChannelLoss(vector, 2 * vector.abs(), vector.square(), vector.abs()))
     return measured
 
 
@@ -107,6 +108,13 @@ def test_scores_are_standardised_within_the_site_over_columns_and_averaged_over_
     assert found == pytest.approx(exact.tolist(), abs=1e-5)
     louder = Ranking(Magnitude()).measure(SITES[1], 100 * weight, stats_of(inputs(0), "power"), None)
     assert louder == pytest.approx(found, abs=1e-5)
+
+
+def test_not_standardised_a_channel_competes_with_its_saliency_per_weight() -> None:
+    weight = torch.randn(10, 24, generator=generator(0))
+    exact = weight.abs().sum(0).view(3, 8).sum(1).sort().values / (2000 / 3)
+    found = Ranking(Magnitude(), standardise=False).measure(SITES[1], weight, stats_of(inputs(0), "power"), None)
+    assert found == pytest.approx(exact.tolist(), rel=1e-5)
 
 
 def test_the_least_of_all_go_and_count_for_the_weights_that_go_with_them() -> None:

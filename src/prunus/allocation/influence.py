@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ..budget import Allocation, Budget
@@ -45,12 +44,12 @@ class Influence:
     @property
     def loss_needs(self) -> LossNeeds | None:
         """Gradients, where taylor asks for them."""
-        return LossNeeds(sequences=self.sequences, channels=True) if self.metric == "taylor" else None
+        return LossNeeds(sequences=self.sequences, channels=("element",)) if self.metric == "taylor" else None
 
     def measure(self, site: Site, weight: Tensor, stats: BranchStats, loss: ChannelLoss | None) -> float:
         """The influence of the branch, or of its block; with taylor, the branch's part of it."""
         if loss is not None:
-            return float(loss.element.sum(dtype=torch.float64))
+            return float(loss.sums("element").double().sum())
         if self.metric == "relative":
             return stats.relative
         return 1 - (stats.block if self.per == "block" else stats.cosine)

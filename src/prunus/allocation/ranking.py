@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ..budget import Allocation, Budget
@@ -25,10 +26,12 @@ class Ranking:
     all sites; a channel of several columns (a key/value group) has the mean of theirs. The least go until the budget is met,
     every channel with all the weights that go with it. Every site keeps a channel (or `multiple` of them).
 
-    Departs from the authors' code, which squares the saliencies of attention first.
+    Departs from the authors' code, which squares the saliencies of attention first. Not standardised, what competes is a channel's
+    saliency per weight that goes with it: for criteria that mean the same everywhere, as those of the loss do.
     """
 
     criterion: Criterion = FLAP()  # what saliency is
+    standardise: bool = True  # within each site; false: saliency per weight, as it is
 
     kinds: ClassVar[tuple[Kind, ...]] = ("channel",)
 
@@ -43,15 +46,19 @@ class Ranking:
         return loss_needs(self.criterion)
 
     def measure(self, site: Site, weight: Tensor, stats: InputStats, loss: Any) -> list[float]:
-        """The standardised saliencies of the site's channels, ascending."""
+        """What the site's channels compete with, ascending."""
         assert isinstance(site, ChannelSite)
         columns = saliency(self.criterion, weight, stats, loss).sum(0).cpu().double()
+        scores = self._standardised(site, columns) if self.standardise else columns.view(site.count, -1).sum(1) * site.count / site.size
+        ascending: list[float] = scores.sort().values.tolist()
+        return ascending
+
+    def _standardised(self, site: ChannelSite, columns: Float[Tensor, "in"]) -> Float[Tensor, "channels"]:
         away = columns - columns.mean()
         deviation = float(away.square().mean().sqrt())
         if deviation <= 1e-9 * float(columns.mean()):
             away, deviation = away * 0, 1.0  # columns that are equal but for rounding
-        scores: list[float] = (away.view(site.count, site.width).mean(1) / deviation).sort().values.tolist()
-        return scores
+        return away.view(site.count, site.width).mean(1) / deviation
 
     def allocate(self, sites: Sequence[Site], measured: Mapping[str, Any], budget: Budget,
                  granularity: Granularity) -> Allocation:

@@ -1,10 +1,10 @@
 """How the loss depends on every matrix or channel: backward passes through the whole model, from which a few numbers stay."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import CalibrationError
 from ..sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
-from ..stats import ChannelLoss, LossNeeds, LossStats, finite
+from ..stats import ChannelLoss, ChannelSum, LossNeeds, LossStats, finite
 from ..traits import module_layout
 from .blocks import evaluating
 
@@ -40,36 +40,43 @@ def loss_stats(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens
 
 def channel_loss(model: Any, anatomy: Anatomy, sites: Sequence[ChannelSite | SublayerSite], tokens: Int[Tensor, "samples length"],
                  needs: LossNeeds) -> dict[str, ChannelLoss]:
-    """By site. One backward pass per sequence, in which every gradient is added up, in float32, as soon as it is there.
+    """By site. One backward pass per sequence, in which the gradient of every matrix is added up, in float32, once it is there.
 
-    The model computes where it is, and its weights are only read. In memory are the activations of a whole pass, the gradient of
-    one matrix at a time, one float32 copy of the sites' matrices (the sum of their gradients), and with curvature a second one.
+    The model computes where it is, and its weights are only read. In memory are the activations of a whole pass and the gradient
+    of one matrix at a time. The sums "vector" and "second" need nothing more; "element" needs a float32 copy of the sites'
+    matrices, for the sum of their gradients, and "mixed" another, for that of the squares.
     Raises CalibrationError when a gradient is not finite.
     """
     tokens = tokens[: needs.sequences].to(next(model.parameters()).device)
     parts = {site.name: _parts(anatomy, site) for site in sites}
-    modules: dict[str, Any] = {name: model.get_submodule(name) for several in parts.values() for name, _ in several}
     with evaluating(model), _frozen(model), ExitStack() as stack:
-        sums = {name: stack.enter_context(_adding(module.weight, needs.curvature)) for name, module in modules.items()}
+        axes = {part.name: part.axis for several in parts.values() for part in several}  # a fused matrix has several parts
+        sums = {name: stack.enter_context(_adding(model.get_submodule(name), axis, needs.channels)) for name, axis in axes.items()}
         for row in tokens:
             with torch.enable_grad():
                 (_loss(model, row[None]) / (len(row) - 1)).backward()
-    found = {site.name: _summed([(modules[name], sums[name], gather) for name, gather in parts[site.name]], len(tokens),
-                                torch.cat if isinstance(site, SublayerSite) else _added) for site in sites}
-    for name, value in found.items():
-        _check(name, all(sums is None or finite(sums) for sums in (value.vector, value.element, value.second, value.mixed)))
+    found: dict[str, ChannelLoss] = {}
+    for site in sites:
+        own = parts[site.name]
+        values = {key: _joined(site, [part.gather(sums[part.name].mean(key, len(tokens))) for part in own]) for key in needs.channels}
+        _check(site.name, all(map(finite, values.values())))
+        found[site.name] = ChannelLoss(**values)
     return found
+
+
+def _joined(site: ChannelSite | SublayerSite, parts: list[Tensor]) -> Tensor:
+    """A channel has weights in every part; the outputs of a branch's matrices are channels of their own."""
+    return torch.cat(parts) if isinstance(site, SublayerSite) else torch.stack(parts).sum(0)
 
 
 def known_loss(model: Any, anatomy: Anatomy, sites: Sequence[Site], tokens: Int[Tensor, "samples length"], needs: LossNeeds,
                seed: int = 0) -> dict[str, LossStats] | dict[str, ChannelLoss]:
     """Either of the two, as `needs` says: by the matrix that is solved for a site (of channels, their consumer), or by branch."""
+    solved = {site.name: site.consumer if isinstance(site, ChannelSite) else site.name for site in sites}
     if needs.channels:
-        whole = [site for site in sites if not isinstance(site, LinearSite)]
-        found = channel_loss(model, anatomy, whole, tokens, needs)
-        return {site.consumer if isinstance(site, ChannelSite) else site.name: found[site.name] for site in whole}
-    solved = {site.consumer if isinstance(site, ChannelSite) else site.name for site in sites}
-    matrices = [site for site in anatomy.sites("linear") if isinstance(site, LinearSite) and site.name in solved]
+        found = channel_loss(model, anatomy, [site for site in sites if not isinstance(site, LinearSite)], tokens, needs)
+        return {solved[name]: value for name, value in found.items()}
+    matrices = [site for site in anatomy.sites("linear") if isinstance(site, LinearSite) and site.name in solved.values()]
     return loss_stats(model, anatomy, matrices, tokens, needs, seed)
 
 
@@ -151,47 +158,74 @@ def _traces(model: Any, names: Sequence[str], tokens: Tensor, seed: int) -> dict
     return dict(zip(names, totals, strict=True))
 
 
-_Gather = Callable[[Float[Tensor, "out in"]], Float[Tensor, "channels"]]  # the sum over a channel's weights in one matrix
+@dataclass(frozen=True)
+class _Part:
+    """The weights that a site's channels have in one matrix."""
+
+    name: str  # of the matrix
+    axis: Literal[0, 1]  # rows (0) or columns of it
+    offset: int  # the first
+    count: int  # channels
+    each: int  # rows or columns per channel
+
+    def gather(self, values: Float[Tensor, "rows"]) -> Float[Tensor, "channels"]:
+        """From a number for every row, or column, to one for every channel."""
+        return values[self.offset : self.offset + self.count * self.each].view(self.count, self.each).sum(1)
 
 
-def _parts(anatomy: Anatomy, site: ChannelSite | SublayerSite) -> list[tuple[str, _Gather]]:
-    """The matrices that a site's channels have weights in, by path."""
+def _parts(anatomy: Anatomy, site: ChannelSite | SublayerSite) -> list[_Part]:
     if isinstance(site, SublayerSite):
-        return [(matrix.name, lambda values: values.sum(1)) for matrix in anatomy.sites("linear") if matrix.branch == site.name]
-    count, width = site.count, site.width
-
-    def rows(offset: int, each: int) -> _Gather:
-        return lambda values: values[offset : offset + count * each].sum(1).view(count, each).sum(1)
-
-    return [*((producer.name, rows(producer.offset, producer.rows)) for producer in site.producers),
-            (site.consumer, lambda values: values.sum(0).view(count, width).sum(1))]
+        return [_Part(matrix.name, 0, 0, matrix.shape[0], 1) for matrix in anatomy.sites("linear")
+                if isinstance(matrix, LinearSite) and matrix.branch == site.name]
+    return [*(_Part(producer.name, 0, producer.offset, site.count, producer.rows) for producer in site.producers),
+            _Part(site.consumer, 1, 0, site.count, site.width)]
 
 
-def _added(sums: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(sums)).sum(0)
+class _Sums:
+    """Sums over the rows, or columns, of one matrix; they grow with every gradient of it."""
 
+    def __init__(self, module: Any, axis: Literal[0, 1], wanted: Sequence[ChannelSum]) -> None:
+        self._module, self._axis = module, axis
+        empty = torch.zeros_like(module.weight, dtype=torch.float32, requires_grad=False)
+        self._vector = self._along(empty)
+        self._second = self._vector.clone()
+        self._slope = empty if {"element", "mixed"} & set(wanted) else None
+        self._square = empty.clone() if "mixed" in wanted else None
 
-class _Gradients:
-    """The sum of one matrix's gradients over sequences and, if wanted, that of their squares."""
+    def _along(self, values: Tensor) -> Tensor:
+        return module_layout(self._module, values).sum(1 - self._axis)
 
-    def __init__(self, weight: Tensor, squares: bool) -> None:
-        self.sum = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
-        self.squares = torch.zeros_like(self.sum) if squares else None
-
+    @torch.no_grad()
     def take(self, weight: Tensor) -> None:
-        """Called whenever the gradient of `weight` is there."""
+        """Called whenever a gradient of `weight` is there."""
         assert weight.grad is not None
         gradient, weight.grad = weight.grad.float(), None
-        self.sum += gradient
-        if self.squares is not None:
-            self.squares += gradient.square()
+        if self._slope is not None:
+            self._slope += gradient
+        if self._square is not None:
+            self._square += gradient.square()
+        product = gradient.mul_(weight)
+        self._vector += self._along(product)
+        self._second += self._along(product.square_())
+
+    @torch.no_grad()
+    def mean(self, key: ChannelSum, sequences: int) -> Tensor:
+        """One of the sums, by row or column."""
+        if key in ("vector", "second"):
+            return (self._vector if key == "vector" else self._second).cpu() / sequences
+        assert self._slope is not None
+        change = self._slope * self._module.weight / sequences
+        if key == "mixed":
+            assert self._square is not None
+            change -= self._module.weight.float().square() * self._square / (2 * sequences)
+        return self._along(change.abs_()).cpu()
 
 
 @contextmanager
-def _adding(weight: Any, squares: bool) -> Iterator[_Gradients]:
-    """Gradients are asked of `weight` for the duration; what it had as its gradient is put back."""
-    sums, before = _Gradients(weight, squares), weight.grad
-    weight.grad = None
+def _adding(module: Any, axis: Literal[0, 1], wanted: Sequence[ChannelSum]) -> Iterator[_Sums]:
+    """Gradients are asked of the module's weight for the duration; what it had as its gradient is put back."""
+    weight, sums = module.weight, _Sums(module, axis, wanted)
+    before, weight.grad = weight.grad, None
     weight.requires_grad_(True)
     handle = weight.register_post_accumulate_grad_hook(sums.take)
     try:
@@ -199,19 +233,3 @@ def _adding(weight: Any, squares: bool) -> Iterator[_Gradients]:
     finally:
         handle.remove()
         weight.grad = before
-
-
-@torch.no_grad()
-def _summed(parts: Sequence[tuple[Any, _Gradients, _Gather]], count: int, join: Callable[[list[Tensor]], Tensor]) -> ChannelLoss:
-    """One site's sums, from the gradients of `count` sequences; `join` makes one of those of its matrices."""
-    totals: list[list[Tensor]] = [[], [], [], []]
-    for module, sums, gather in parts:
-        weight = module.weight.float()
-        first = weight * sums.sum / count
-        values = [first, first.abs()]
-        if sums.squares is not None:
-            second = weight.square() * sums.squares / count
-            values += [second, (first - second / 2).abs()]
-        for total, value in zip(totals, values, strict=False):
-            total.append(gather(module_layout(module, value)).cpu())
-    return ChannelLoss(*(join(total) for total in totals if total))

@@ -16,7 +16,7 @@ class FLAP:
     """w^2 Var(x), which the paper sums over a channel.
 
     The paper gives every matrix a bias, the mean of what goes (section 3.3). Here `mask` adds it to the bias that a matrix has;
-    most matrices have none, and get none, as their families do not know one.
+    most matrices have none, and get none, as their families do not know one. A search looks at candidates without it.
     """
 
     bias: bool = True  # whether the solver `mask` adds the mean of what goes to the matrix's bias, where there is one

@@ -18,8 +18,8 @@ class Taylor:
     """LLM-Pruner's estimates (Ma et al. 2023, section 3.2), over all weights w of a channel: rows of its producers, columns of its
     consumer. With g the gradient of the loss and F its accumulated square, by `form`:
 
-    - vector: |sum w g|, the first-order change of the loss without the channel as a whole;
-    - element: sum |w g|, of its weights one by one;
+    - vector: |sum w g|, how fast the loss changes when the channel is scaled as a whole;
+    - element: sum |w g|, when its weights are scaled one by one;
     - second: sum w^2 F;
     - mixed: sum |w g - w^2 F / 2|, both orders;
     - fused: c softmax(c, f)_c + f softmax(c, f)_f, channel by channel, of vector (c) and element (f), each divided by its mean over the
@@ -31,8 +31,8 @@ class Taylor:
     All weights of the consumer in one channel have the same saliency, and they add up to the channel's.
     """
 
-    form: Literal["vector", "element", "second", "mixed", "fused"] = "element"  # of the estimate
-    sequences: int = 16  # of the calibration text, for the gradient
+    form: Literal["vector", "element", "second", "mixed", "fused"] = "second"  # of the estimate
+    sequences: int = 64  # of the calibration text, for the gradient
 
     needs: ClassVar[Needs] = "nothing"
     scope: ClassVar[str] = "matrix"
@@ -43,8 +43,8 @@ class Taylor:
 
     @property
     def loss_needs(self) -> LossNeeds:
-        """Gradients, by channel."""
-        return LossNeeds(self.form in ("second", "mixed"), self.sequences, channels=True)
+        """Sums over channels."""
+        return LossNeeds(sequences=self.sequences, channels=("vector", "element") if self.form == "fused" else (self.form,))
 
     def saliency(self, weight: Float[Tensor, "out in"], stats: InputStats, loss: ChannelLoss | None = None) -> Float[Tensor, "out in"]:
         if loss is None:
@@ -57,16 +57,12 @@ class Taylor:
     def _score(self, loss: ChannelLoss) -> Float[Tensor, "channels"]:
         match self.form:
             case "vector":
-                return loss.vector.abs()
-            case "element":
-                return loss.element
+                return loss.sums("vector").abs()
             case "fused":
-                both = torch.stack([_relative(loss.vector.abs()), _relative(loss.element)])
+                both = torch.stack([_relative(loss.sums("vector").abs()), _relative(loss.sums("element"))])
                 return (both * both.softmax(0)).sum(0)
-            case _:
-                found = loss.second if self.form == "second" else loss.mixed
-                assert found is not None
-                return found
+            case form:
+                return loss.sums(form)
 
 
 def _relative(score: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
