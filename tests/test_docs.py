@@ -177,7 +177,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_words_that_the_glossary_rules_out_are_not_used(page: Path) -> None:
     if page.name != "glossary.md":
-        assert [word for word in NEVER if word in prose(page).lower()] == []
+        said = prose(page).lower().replace("llm-pruner", "")  # a method's own name
+        assert [word for word in NEVER if word in said] == []
 
 
 def prose(page: Path) -> str:
