@@ -16,7 +16,7 @@ __all__ = ["Taylor"]
 @dataclass(frozen=True)
 class Taylor:
     """LLM-Pruner's estimates (Ma et al. 2023, section 3.2), over all weights w of a channel: rows of its producers, columns of its
-    consumer. With g the gradient of the loss and F its accumulated square, by `form`:
+    consumer. With g the gradient of the loss and F its accumulated square, `form` says which.
 
     - vector: |sum w g|, how fast the loss changes when the channel is scaled as a whole;
     - element: sum |w g|, when its weights are scaled one by one;
