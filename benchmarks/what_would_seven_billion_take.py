@@ -114,13 +114,13 @@ METHODS = {
         lambda shape: _gram(shape) + 8.0 * (2 * shape.inner**2 + 2 * shape.inner * shape.width), "2 T d + 4 f^2 + 16 (f^2 + f d)"),
 }
 SEVEN = Shape(4096, 11008, 32, 4096, 32000, 128, 512)
-SMALL = Shape(576, 1536, 30, 192, 49152, 64, 512)
-WIDTHS = (512, 1024, 2048)
+SMALL = Shape(576, 1536, 30, 192, 49152, 16, 512)
+WIDTHS = (512, 1024, 1536)
 
 
 def main() -> None:
     options = arguments(__doc__ or "", only={"nargs": "*", "default": [], "help": "names of methods"})
-    shapes = [Shape(64, 172, 2, 64, 256, 4, 32)] if options.tiny else [Shape(width, 43 * width // 16, 2, width, 256, 16, 512)
+    shapes = [Shape(64, 172, 2, 64, 256, 4, 32)] if options.tiny else [Shape(width, 43 * width // 16, 2, width, 256, 8, 512)
                                                                        for width in WIDTHS]
     rows = []
     for name, method in METHODS.items():
