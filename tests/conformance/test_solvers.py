@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prunus.errors import CalibrationError
-from prunus.granularity import Granularity, Unstructured, snap
+from prunus.granularity import Columns, Granularity, Unstructured, snap
 from prunus.problem import LayerProblem
 from prunus.solvers import solve_all
 from prunus.solvers.sparsegpt import SparseGPT
@@ -244,3 +244,12 @@ def test_a_list_that_is_too_large_is_solved_in_parts(monkeypatch: pytest.MonkeyP
     assert [len(solutions) for solutions in solve_all(SparseGPT(), [first] * 5)] == [2, 2, 1]
     other = replace(first, stats=stats_of(inputs(7, first.weight.shape[1])))
     assert [len(solutions) for solutions in solve_all(SparseGPT(), [first, other, other])] == [1, 2]
+
+
+@pytest.mark.parametrize("solver", [pytest.param(solver, id=name) for name, solver in solvers() if getattr(solver, "ranks", False)])
+def test_a_ranking_takes_the_place_of_the_criterion(solver: Any) -> None:
+    ranking = torch.tensor([3.0, 1, 6, 2, 5, 4]).repeat_interleave(4)
+    plain = problem(7, granularity=Columns(4, nearest=True), sparsity=0.5)
+    ranked = replace(plain, ranking=ranking)
+    assert torch.equal(assert_lawful(solver, ranked).mask, (ranking > 3).expand(12, 24))
+    assert not torch.equal(solver.solve(plain).mask, solver.solve(ranked).mask)

@@ -25,7 +25,9 @@ from prunus.search.strategies.reinforce import Reinforce
 from prunus.sites import LinearSite
 
 # One that comes to an end of its own, whatever the number of questions, has its laws in tests/pipeline; `regression` comes late enough.
-STRATEGIES = [name for name in names("search.strategies") if not getattr(find("search.strategies", name), "ends", False)]
+# One that chooses channels, and no levels, has them in tests/unit/test_masks.py.
+STRATEGIES = [name for name in names("search.strategies")
+              if not any(getattr(find("search.strategies", name), mark, False) for mark in ("ends", "per_channel"))]
 every_strategy = pytest.mark.parametrize("strategy", [pytest.param(find("search.strategies", name)(), id=name)
                                                       for name in (*STRATEGIES, "regression")])
 AGENTS = ("ddpg", "ppo", "sac")  # they learn, and need more questions for that than others need to find

@@ -45,7 +45,7 @@ def run(recipe: Recipe, model: Any = None, **settings: Any) -> Pruned:
     return prune(model or tiny_model(), recipe, tokenizer=tiny_tokenizer(), **settings)
 
 
-@pytest.mark.parametrize("strategy", names("search.strategies"))
+@pytest.mark.parametrize("strategy", [name for name in names("search.strategies") if name != "masks"])  # which is for channels
 def test_every_strategy_ends_in_shares_that_meet_the_budget_to_the_weight(strategy: str, text_file: Path) -> None:
     search = Search(find("search.strategies", strategy)(), evaluations=6.0, text=TEXT)
     report = run(recipe_with(text_file, search)).report

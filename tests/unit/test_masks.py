@@ -15,7 +15,6 @@ from prunus.anatomy import describe
 from prunus.criteria.wanda import Wanda
 from prunus.errors import RecipeError
 from prunus.granularity import keep_mask
-from prunus.problem import LayerProblem
 from prunus.search import search
 from prunus.search.channels import ChannelSpace
 from prunus.search.fitness import Fitness
@@ -23,11 +22,9 @@ from prunus.search.policy import drawn, slope
 from prunus.search.space import Array, Query, Trial
 from prunus.search.strategies.masks import Masks, advantages
 from prunus.sites import ChannelSite
-from prunus.solvers.mask import Mask
-from prunus.solvers.refit import Refit
 from prunus.surgery.write import module_layout
 
-from ..problems import generator, inputs, stats_of
+from ..problems import generator
 from ..tiny import CAUSAL, tiny_model
 
 TOKENS = torch.randint(0, 250, (5, 20), generator=generator(5))
@@ -223,17 +220,6 @@ def test_the_log_of_masks_is_short_and_read_back(tmp_path: Path) -> None:
     again = Fitness(model, describe(model), space, None, TOKENS, log=log)
     assert again(queries) == found
     assert again.blocks == 0
-
-
-@pytest.mark.parametrize("solver", [Mask(), Refit()], ids=["mask", "refit"])
-def test_solvers_keep_the_columns_that_rank_highest(solver: Mask | Refit) -> None:
-    ours = sites(6, width=4)[0]
-    weight, ranking = torch.randn(12, 24, generator=generator(0)), torch.tensor([3.0, 1, 6, 2, 5, 4]).repeat_interleave(4)
-    plain = LayerProblem(weight, stats_of(inputs(0)), columns_of(ours), 0.5)
-    ranked = solver.solve(replace(plain, ranking=ranking))
-    assert torch.equal(ranked.mask, (ranking > 3).expand(12, 24))
-    assert not torch.equal(solver.solve(plain).mask, ranked.mask)
-    assert solver.ranks
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

@@ -26,11 +26,11 @@ Solver = Annotated[str | None, typer.Option(
     help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: "
          "sparsegpt,damping=0.1. [default: alps; of channels sparsegpt]")]
 Allocation = Annotated[str | None, typer.Option(
-    help="How much each site gives: uniform, owl, dlp, erk, reconstruction, sensitivity, fisher, absorption, or file; of sublayers "
-         "influence or contiguous; settings after commas. [default: uniform; of sublayers influence]")]
+    help="How much each site gives: uniform, owl, dlp, erk, reconstruction, sensitivity, fisher, absorption, or file; of channels "
+         "ranking too; of sublayers influence or contiguous; settings after commas. [default: uniform; of sublayers influence]")]
 Search = Annotated[str | None, typer.Option(
-    help="Improve that by a search: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; of sublayers "
-         "progressive, regression or bernoulli; settings after commas. [default: none; of sublayers progressive]")]
+    help="Improve that by a search: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; of channels masks too; of "
+         "sublayers progressive, regression or bernoulli; settings after commas. [default: none; of sublayers progressive]")]
 Evaluations = Annotated[float | None, typer.Option(help="Looks at the search text that a search may take. [default: 100]")]
 SearchText = Annotated[str | None, typer.Option(
     "--search-text", help="Search text: a corpus or a file, or self, which the model writes; settings after commas: "

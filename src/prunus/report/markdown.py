@@ -133,8 +133,8 @@ def _search(found: SearchRecord) -> str:
         f"| the search's answer | {found.best:.4f} | {found.held_out_best:.4f} |", "",
         f"{found.strategy}, {found.questions} questions worth {found.spent:g} looks at the search text; "
         f"{found.discarded} candidates had no value. {found.block_passes} of {found.block_passes_plain} block passes were computed, "
-        f"the others were known. Solving all levels took {found.seconds['solving levels']:.1f} s and "
-        f"{found.store_bytes / 2**20:.0f} MiB, searching {found.seconds['searching']:.1f} s."])
+        f"the others were known. {'Solving all levels' if found.store_bytes else 'Preparing it'} took "
+        f"{found.seconds['solving levels']:.1f} s and {found.store_bytes / 2**20:.0f} MiB, searching {found.seconds['searching']:.1f} s."])
 
 
 def _cost(report: Report) -> str:

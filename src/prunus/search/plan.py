@@ -129,7 +129,7 @@ class SearchRecord:
     block_passes: int  # of the whole search text, computed
     block_passes_plain: int  # that would be computed without keeping states by prefix
     store_bytes: int  # of the level store
-    seconds: Mapping[str, float]  # solving levels, searching
+    seconds: Mapping[str, float]  # solving levels or ranking channels, searching
 
     @property
     def unit(self) -> str:

@@ -33,13 +33,13 @@ class Masks:
     that go most surely. Probabilities begin at the order in which the solver's criterion would take channels, with the
     allocator's shares.
 
-    Departs from the paper: draws come in antithetic pairs, and the baseline of a pair is the mean of the update's other pairs, as
-    parts of the text differ more than draws do.
+    Departs from the paper: draws come in antithetic pairs, and the baseline of a pair is the mean of the update's other pairs, not
+    of the last updates, whose parts of the text were others.
     """
 
     population: int = 16  # draws per update, in pairs
     share: float = 0.1  # of the search text that draws are valued on
-    rate: float = 0.01  # of the probabilities, per update
+    rate: float = 0.02  # of the probabilities, per update
     steepness: float = 1.0  # with which the first probabilities follow the criterion
     answers: int = 10  # updates between two looks at the policy's own answer
 
