@@ -49,7 +49,7 @@ WAYS: dict[str, tuple[Solver, Allocator]] = {  # row: (solver, how much every si
     "Taylor, refitted": (Refit(Taylor()), Uniform()),
     "Taylor, refitted, ranking": (Refit(Taylor()), Ranking(Taylor(), standardise=False)),
     "grouped OBS (sparsegpt)": (SparseGPT(), Uniform()),
-    "grouped OBS (sparsegpt), ranking": (SparseGPT(), Ranking(OBS())),
+    "grouped OBS (sparsegpt), ranking by the loss": (SparseGPT(), Ranking(Taylor(), standardise=False)),
     "column subset (subset)": (Subset(), Uniform()),
 }
 KEPT = ROOT / "build" / "which_channels_go"
