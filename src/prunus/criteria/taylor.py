@@ -1,4 +1,4 @@
-"""What the loss would lose with a channel, from its gradient (Molchanov et al. 2019; LLM-Pruner, Ma et al. 2023)."""
+"""How much the loss depends on a channel, by its gradient (LLM-Pruner, Ma et al. 2023)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -16,12 +16,14 @@ __all__ = ["Taylor"]
 @dataclass(frozen=True)
 class Taylor:
     """LLM-Pruner's estimates (Ma et al. 2023, section 3.2), over all weights w of a channel: rows of its producers, columns of its
-    consumer. With g the gradient of the loss and F its accumulated square, `form` says which.
+    consumer.
+
+    With g the gradient of the loss and F the mean square of those of single sequences, `form` is one of:
 
     - vector: |sum w g|, how fast the loss changes when the channel is scaled as a whole;
     - element: sum |w g|, when its weights are scaled one by one;
     - second: sum w^2 F;
-    - mixed: sum |w g - w^2 F / 2|, both orders;
+    - mixed: sum |w g - w^2 F / 2|, both orders; hardly another than element, as F is small;
     - fused: c softmax(c, f)_c + f softmax(c, f)_f, channel by channel, of vector (c) and element (f), each divided by its mean over the
       site. That a coarse and a fine estimate are fused by attention, with weights of their own for every channel, is HyWIA's idea
       (Zhang et al. 2024, arXiv 2403.10799), of which no code is public. The formula is ours: who sees more in a channel has more
