@@ -9,7 +9,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _harness import GO_ON, LEVELS, ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from _harness import (
+    GO_ON,
+    LEVELS,
+    ROOT,
+    WRITE,
+    arguments,
+    environment,
+    keep_row,
+    kept_rows,
+    model_and_tokenizer,
+    perplexities,
+    table,
+    write,
+)
 from prunus import Budget, Calibration, Recipe, Stage, prune
 from prunus.allocation import Allocator
 from prunus.allocation.absorption import Absorption
@@ -20,8 +33,6 @@ from prunus.allocation.owl import OWL
 from prunus.allocation.reconstruction import Reconstruction
 from prunus.allocation.sensitivity import Sensitivity
 from prunus.allocation.uniform import Uniform
-from prunus.evaluation import Context
-from prunus.evaluation.perplexity import Perplexity
 from prunus.search.plan import Search
 from prunus.search.strategies import Strategy
 from prunus.search.strategies.cmaes import CMAES
@@ -50,14 +61,12 @@ KEPT = ROOT / "build" / "how_much_each_layer_gives"
 def main() -> None:
     options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON, write=WRITE,
                         only={"nargs": "*", "default": [], "help": "names of rows"})
-    metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
-        Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) if options.tiny else KEPT
         rows = kept_rows(home / "rows.jsonl", "how_much_each_layer_gives" if options.go_on else "")
         for name in ["dense", *(("uniform", "OWL", "dynamic") if options.tiny else (*ALLOCATORS, *STRATEGIES))]:
             if name not in {row["allocator"] for row in rows} and _wanted(options, name):
-                rows.append(keep_row(home / "rows.jsonl", _row(options, name, metrics, home)))
+                rows.append(keep_row(home / "rows.jsonl", _row(options, name, home)))
                 print(rows[-1], flush=True)
     if options.only:
         return
@@ -73,7 +82,7 @@ def _wanted(options: Any, name: str) -> bool:
     return not options.write and (not options.only or name in options.only)
 
 
-def _row(options: Any, name: str, metrics: list[Perplexity], home: Path) -> dict[str, Any]:
+def _row(options: Any, name: str, home: Path) -> dict[str, Any]:
     model, tokenizer = model_and_tokenizer(options.tiny, options.dtype)
     row: dict[str, Any] = {"allocator": name, "commit": environment()["commit"]}
     if name != "dense":
@@ -86,8 +95,7 @@ def _row(options: Any, name: str, metrics: list[Perplexity], home: Path) -> dict
                 "seconds": {key: round(value, 1) for key, value in report.seconds.items()}}
         for found in report.searches:
             row |= {"search": {key: getattr(found, key) for key in ("first", "best", "held_out_first", "held_out_best", "kept", "spent")}}
-    measured = [metric.measure(model, Context(tokenizer)) for metric in metrics]
-    return row | {"perplexity": [value.value for value in measured], "protocols": [value.protocol for value in measured]}
+    return row | perplexities(model, tokenizer, options.tiny)
 
 
 def _search(options: Any, name: str, home: Path) -> Search | None:

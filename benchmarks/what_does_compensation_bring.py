@@ -10,15 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _harness import ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from _harness import ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, perplexities, table, write
 from prunus import Budget, Calibration, Recipe, Stage, prune
 from prunus.criteria import Criterion
 from prunus.criteria.flap import FLAP
 from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.obs import OBS
 from prunus.criteria.wanda import Wanda
-from prunus.evaluation import Context
-from prunus.evaluation.perplexity import Perplexity
 from prunus.solvers.mask import Mask
 from prunus.solvers.refit import Refit
 
@@ -30,19 +28,17 @@ KEPT = ROOT / "build" / "what_does_compensation_bring"
 
 def main() -> None:
     options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, only={"nargs": "*", "default": [], "help": "names of criteria"})
-    metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
-        Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder if options.tiny else KEPT) / "rows.jsonl"
         rows = kept_rows(file)
         for wanted in _wanted(options):
             if not any(tuple(row[key] for key in ("sites", "criterion", "sparsity", "refitted")) == wanted for row in rows):
-                rows.append(keep_row(file, _row(options, metrics, *wanted)))
+                rows.append(keep_row(file, _row(options, *wanted)))
     if options.only:
         return
     order = ["", *CRITERIA]
     dense, *rows = sorted(rows, key=lambda row: (row["sites"], row["sparsity"], order.index(row["criterion"]), row["refitted"]))
-    texts = ["WikiText-2", "C4"][: len(metrics)]
+    texts = ["WikiText-2", "C4"][: len(dense["perplexity"])]
     shown = table(["channels of", "removed", "chosen by", *(f"{text}, {how}" for text in texts for how in ("as they were", "refitted")),
                    *(f"gap, {text}" for text in texts)],
                   [_cells(dense["perplexity"], *pair) for pair in zip(rows[::2], rows[1::2], strict=True)])
@@ -60,7 +56,7 @@ def _wanted(options: Any) -> list[tuple[str, str, float, bool]]:
                                     for refitted in (False, True) if where == "attention and MLP" or name in ("Wanda", "OBS"))]
 
 
-def _row(options: Any, metrics: list[Perplexity], sites: str = "", criterion: str = "", sparsity: float = 0.0,
+def _row(options: Any, sites: str = "", criterion: str = "", sparsity: float = 0.0,
          refitted: bool = False) -> dict[str, Any]:
     model, tokenizer = model_and_tokenizer(options.tiny, options.dtype)
     row: dict[str, Any] = {"sites": sites, "criterion": criterion, "sparsity": sparsity, "refitted": refitted,
@@ -72,8 +68,7 @@ def _row(options: Any, metrics: list[Perplexity], sites: str = "", criterion: st
         report = prune(model, Recipe((stage,), text, metrics=(), prompts=()), tokenizer=tokenizer).report
         row |= {"reached": min(record.reached for record in report.sites), "zeros": report.sparsity,
                 "seconds": {key: round(value, 1) for key, value in report.seconds.items()}}
-    measured = [metric.measure(model, Context(tokenizer)) for metric in metrics]
-    row |= {"perplexity": [value.value for value in measured], "protocols": [value.protocol for value in measured]}
+    row |= perplexities(model, tokenizer, options.tiny)
     print(row, flush=True)
     return row
 

@@ -9,14 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _harness import GO_ON, ROOT, WRITE, Timer, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from _harness import GO_ON, ROOT, WRITE, Timer, arguments, environment, keep_row, kept_rows, model_and_tokenizer, perplexities, table, write
 from prunus import Budget, Calibration, Recipe, Stage, allocate, describe
 from prunus.allocation import Allocator
 from prunus.allocation.contiguous import Contiguous
 from prunus.allocation.influence import Influence
 from prunus.calibration.placement import Placement
-from prunus.evaluation import Context
-from prunus.evaluation.perplexity import Perplexity
 from prunus.recovery.patch import Patch
 from prunus.search.fitness import Objective
 from prunus.search.plan import Search
@@ -71,15 +69,9 @@ def main() -> None:
 
 def _row(options: Any, name: str) -> dict[str, Any]:
     model, tokenizer = model_and_tokenizer(options.tiny, options.dtype)
-    metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
-        Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
-
-    def perplexities() -> dict[str, Any]:
-        measured = [metric.measure(model, Context(tokenizer)) for metric in metrics]
-        return {"perplexity": [value.value for value in measured], "protocols": [value.protocol for value in measured]}
 
     if name == "dense":
-        return {"name": name, "commit": environment()["commit"], **perplexities()}
+        return {"name": name, "commit": environment()["commit"], **perplexities(model, tokenizer, options.tiny)}
     first, strategy, objective, rehearsed, repaired = WAYS[name]
     looked = Calibration("self", samples=4 if options.tiny else 8, length=32 if options.tiny else 256)
     if options.tiny:  # of few blocks none can be left alone
@@ -97,12 +89,12 @@ def _row(options: Any, name: str) -> dict[str, Any]:
         row |= {"searched": {key: getattr(found.search, key) for key in ("questions", "block_passes", "block_passes_plain", "kept")},
                 "searching": round(found.search.seconds["searching"], 1)}
     with silenced(model, gone):
-        row |= {"cut": perplexities()["perplexity"]}
+        row |= {"cut": perplexities(model, tokenizer, options.tiny)["perplexity"]}
     tokens = replace(text, samples=4 if options.tiny else repaired).tokens(tokenizer, model, 0)
     with Timer() as timer:
         Patch().recover(model, anatomy, gone, tokens, Placement(), 2)
     with silenced(model, gone):
-        return row | {"repairing": round(timer.wall, 1), **perplexities()}
+        return row | {"repairing": round(timer.wall, 1), **perplexities(model, tokenizer, options.tiny)}
 
 
 def _quality(rows: list[dict[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from _harness import GO_ON, ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from _harness import GO_ON, ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, perplexities, table, write
 from prunus import Budget, Calibration, Recipe, Stage, describe, prune
 from prunus.allocation import Allocator
 from prunus.allocation.ranking import Ranking
@@ -23,8 +23,6 @@ from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.obs import OBS
 from prunus.criteria.taylor import Taylor
 from prunus.criteria.wanda import Wanda
-from prunus.evaluation import Context
-from prunus.evaluation.perplexity import Perplexity
 from prunus.sites import ChannelSite
 from prunus.solvers import Solver
 from prunus.solvers.mask import Mask
@@ -58,15 +56,13 @@ KEPT = ROOT / "build" / "which_channels_go"
 def main() -> None:
     options = arguments(__doc__ or "", dtype={"default": "bfloat16"}, go_on=GO_ON, write=WRITE,
                         only={"nargs": "*", "default": [], "help": "names of rows"})
-    metrics = [Perplexity("builtin", tokens=640, length=64)] if options.tiny else [
-        Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
     with tempfile.TemporaryDirectory() as folder:
         file = (Path(folder) if options.tiny else KEPT) / "rows.jsonl"
         rows = kept_rows(file, "which_channels_go" if options.go_on else "")
         for name, sparsity in [("dense", 0.0), *((name, sparsity) for sparsity in SPARSITIES for name in WAYS)]:
             known = any((row["name"], row["sparsity"]) == (name, sparsity) for row in rows)
             if not known and not options.write and (not options.only or name in options.only):
-                rows.append(keep_row(file, _row(options, metrics, name, sparsity)))
+                rows.append(keep_row(file, _row(options, name, sparsity)))
                 print(rows[-1], flush=True)
     if options.only:
         return
@@ -77,7 +73,7 @@ def main() -> None:
               calibration="c4 train, 64 sequences of 512 tokens, seed 0", dtype=options.dtype)
 
 
-def _row(options: Any, metrics: list[Perplexity], name: str, sparsity: float) -> dict[str, Any]:
+def _row(options: Any, name: str, sparsity: float) -> dict[str, Any]:
     model, tokenizer = model_and_tokenizer(options.tiny, options.dtype)
     row: dict[str, Any] = {"name": name, "sparsity": sparsity, "commit": environment()["commit"]}
     if name in WAYS:
@@ -90,8 +86,7 @@ def _row(options: Any, metrics: list[Perplexity], name: str, sparsity: float) ->
         row |= {"gone": report.sparsity, "seconds": {key: round(value, 1) for key, value in report.seconds.items()},
                 **{kind: _mean([record.reached for record in report.sites if word in record.site])
                    for kind, word in (("attention", "attn"), ("mlp", "mlp"))}}
-    measured = [metric.measure(model, Context(tokenizer)) for metric in metrics]
-    return row | {"perplexity": [value.value for value in measured], "protocols": [value.protocol for value in measured]}
+    return row | perplexities(model, tokenizer, options.tiny)
 
 
 def _give_biases(model: Any) -> None:

@@ -7,6 +7,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from prunus.anatomy import describe
+from prunus.sites import ChannelSite, SublayerSite
+
 WORDS = 260
 
 _LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -70,3 +73,13 @@ def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
         backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def branches_of(model: Any) -> tuple[SublayerSite, ...]:
+    """Its attentions and MLPs, in depth order."""
+    return tuple(site for site in describe(model).sites("sublayer") if isinstance(site, SublayerSite))
+
+
+def channels_of(model: Any) -> tuple[ChannelSite, ...]:
+    """Its sites of channels, in depth order."""
+    return tuple(site for site in describe(model).sites("channel") if isinstance(site, ChannelSite))

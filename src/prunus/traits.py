@@ -1,10 +1,11 @@
-"""What many parts ask of a model of transformers."""
+"""What many parts ask of a model of transformers, and of the device that it is on."""
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["model_bytes", "module_layout", "parameters_of", "predicts_next"]
+__all__ = ["model_bytes", "module_layout", "most_precise", "parameters_of", "predicts_next"]
 
 
 def predicts_next(model: Any) -> bool:
@@ -25,3 +26,8 @@ def model_bytes(model: Any) -> int:
 def module_layout(module: Any, value: Tensor) -> Tensor:
     """(out, in) as the module stores its weight, and back."""
     return value.T if type(module).__name__ == "Conv1D" else value
+
+
+def most_precise(device: torch.device) -> torch.dtype:
+    """The widest numbers that a device computes with."""
+    return torch.float32 if device.type == "mps" else torch.float64

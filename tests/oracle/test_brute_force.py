@@ -133,7 +133,7 @@ def test_pivots_hold_the_refitted_weights_and_the_exact_losses(width: int) -> No
     for moved in (2, 0, 3, 2, 0):  # two of them come back
         stayed = state.stays.nonzero().flatten().tolist()
         predicted = float(state.losses()[moved])
-        state.move(moved)
+        state.move(torch.tensor([moved]))
         stays = state.stays.nonzero().flatten().tolist()
         assert abs(error(stays) - error(stayed)) == pytest.approx(predicted, rel=1e-6)
         kept = [group * width + place for group in stays for place in range(width)]

@@ -27,13 +27,12 @@ from prunus.recipe import Recipe, Stage
 from prunus.result import Pruned
 from prunus.search.plan import Search
 from prunus.search.strategies.local import Local
-from prunus.sites import ChannelSite
 from prunus.solvers.mask import Mask
 from prunus.solvers.refit import Refit
 from prunus.stats import LossNeeds
 from prunus.surgery.write import clear_rows, module_layout
 
-from ..tiny import CAUSAL, tiny_model, tiny_tokenizer
+from ..tiny import CAUSAL, channels_of, tiny_model, tiny_tokenizer
 
 TOKENS = torch.arange(2 * 20).view(2, 20) * 7 % 256
 BY_LOSS = Stage(("channel",), Budget(0.7), solver=Refit(Taylor(sequences=3)), allocation=Ranking(Taylor(sequences=3)))
@@ -55,10 +54,6 @@ def run(model: Any, wanted: Recipe, **settings: Any) -> Pruned:
 def answers(model: Any) -> Tensor:
     logits: Tensor = model(input_ids=TOKENS).logits
     return logits
-
-
-def channels_of(model: Any) -> list[ChannelSite]:
-    return [site for site in describe(model).sites("channel") if isinstance(site, ChannelSite)]
 
 
 @pytest.mark.parametrize("family", CAUSAL)

@@ -35,7 +35,7 @@ from prunus.surgery.cut import cut, skip
 from prunus.surgery.write import module_layout
 
 from ..problems import generator
-from ..tiny import CAUSAL, FAMILIES, tiny_model, tiny_tokenizer
+from ..tiny import CAUSAL, FAMILIES, branches_of, tiny_model, tiny_tokenizer
 
 TOKENS = torch.arange(2 * 20).view(2, 20) * 7 % 256
 NORMS_BEHIND = ("gemma2", "gemma3_text", "bert", "roberta", "distilbert")  # they undo a small scale
@@ -43,10 +43,6 @@ NORMS_BEHIND = ("gemma2", "gemma3_text", "bert", "roberta", "distilbert")  # the
 
 def deep(family: str = "llama", depth: int = 6) -> Any:
     return tiny_model(family, **{"n_layer" if family == "gpt2" else "n_layers" if family == "distilbert" else "num_hidden_layers": depth})
-
-
-def branches_of(model: Any) -> tuple[SublayerSite, ...]:
-    return tuple(site for site in describe(model).sites("sublayer") if isinstance(site, SublayerSite))
 
 
 def contiguous(model: Any, limit: float, sites: Sequence[SublayerSite] = ()) -> Allocation:

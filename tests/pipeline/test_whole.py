@@ -32,13 +32,13 @@ from prunus.search.strategies.evolution import Evolution
 from prunus.search.strategies.progressive import Progressive
 from prunus.search.strategies.random import Random
 from prunus.silence import silenced
-from prunus.sites import ChannelSite, SublayerSite
+from prunus.sites import ChannelSite
 from prunus.solvers.mask import Mask
 from prunus.solvers.refit import Refit
 from prunus.solvers.sparsegpt import SparseGPT
 from prunus.surgery.write import clear_rows, module_layout
 
-from ..tiny import CAUSAL, FAMILIES, tiny_model, tiny_tokenizer
+from ..tiny import CAUSAL, FAMILIES, branches_of, tiny_model, tiny_tokenizer
 
 TOKENS = torch.arange(2 * 20).view(2, 20) * 7 % 256
 BRANCHES = Stage(("sublayer",), Budget(0.7), allocation=Influence())
@@ -53,10 +53,6 @@ def run(model: Any, text_file: Path, *stages: Stage, **settings: Any) -> Pruned:
 def answers(model: Any) -> torch.Tensor:
     logits: torch.Tensor = model(input_ids=TOKENS).logits
     return logits
-
-
-def branches_of(model: Any) -> list[SublayerSite]:
-    return [site for site in describe(model).sites("sublayer") if isinstance(site, SublayerSite)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

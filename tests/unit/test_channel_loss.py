@@ -19,14 +19,10 @@ from prunus.stats import ChannelLoss, LossNeeds
 from prunus.surgery.write import module_layout
 
 from ..problems import generator, stats_of
-from ..tiny import CAUSAL, tiny_model
+from ..tiny import CAUSAL, channels_of, tiny_model
 
 TOKENS = torch.randint(0, 256, (3, 12), generator=generator(0))
 NEEDS = LossNeeds(channels=("vector", "element", "second", "mixed"))
-
-
-def channels_of(model: Any) -> list[ChannelSite]:
-    return [site for site in describe(model).sites("channel") if isinstance(site, ChannelSite)]
 
 
 def loss_of(model: Any, tokens: Tensor) -> Tensor:

@@ -15,20 +15,15 @@ from prunus.recovery.patch import Patch
 from prunus.search.fitness import Fitness
 from prunus.search.space import Query, Space
 from prunus.silence import silenced
-from prunus.sites import SublayerSite
 
-from ..tiny import tiny_model
+from ..tiny import branches_of, tiny_model
 
 TOKENS = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(0))
 
 
-def branches(model: Any) -> list[SublayerSite]:
-    return [site for site in describe(model).sites("sublayer") if isinstance(site, SublayerSite)]
-
-
 def patched(model: Any, gone: list[int], damping: float = 1e-6) -> Any:
     changed = copy.deepcopy(model)
-    sites = branches(model)
+    sites = branches_of(model)
     Patch(damping).recover(changed, describe(model), [sites[index] for index in gone], TOKENS, Placement(), 3)
     return changed
 
@@ -38,10 +33,10 @@ def streams(model: Any, gone: list[int]) -> dict[str, torch.Tensor]:
     """What every output matrix of a Llama reads, and the stream behind every block."""
     seen: dict[str, torch.Tensor] = {}
     handles = [model.get_submodule(site.output).register_forward_hook(
-        lambda _, given, __, name=site.output: seen.__setitem__(name, given[0].flatten(0, 1))) for site in branches(model)]
+        lambda _, given, __, name=site.output: seen.__setitem__(name, given[0].flatten(0, 1))) for site in branches_of(model)]
     handles += [layer.register_forward_hook(lambda _, __, gives, name=f"behind {depth}": seen.__setitem__(name, gives.flatten(0, 1)))
                 for depth, layer in enumerate(model.model.layers)]
-    with silenced(model, [branches(model)[index] for index in gone]):
+    with silenced(model, [branches_of(model)[index] for index in gone]):
         model(input_ids=TOKENS)
     for handle in handles:
         handle.remove()
@@ -65,7 +60,7 @@ def test_a_scale_of_every_row_is_the_best_of_its_kind() -> None:
     name = "model.layers.0.mlp.down_proj"
     weight = model.get_submodule(name).weight
     changed = copy.deepcopy(model)
-    Patch(1e-9, "scale").recover(changed, describe(model), [branches(model)[0]], TOKENS, Placement(), 3)
+    Patch(1e-9, "scale").recover(changed, describe(model), [branches_of(model)[0]], TOKENS, Placement(), 3)
     gap, product = dense["behind 0"] - cut["behind 0"], cut[name] @ weight.T
     best = weight * (1 + (gap * product).sum(0) / product.square().sum(0))[:, None]
     assert torch.allclose(changed.get_submodule(name).weight, best, rtol=1e-3, atol=1e-6)
@@ -85,7 +80,7 @@ def test_the_last_stream_is_nearer_to_the_dense_one_than_without(gone: list[int]
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3", "opt", "gpt2", "gpt_neox", "mistral"])
 def test_families_whose_branches_are_added_as_they_are_are_repaired(family: str) -> None:
     model = tiny_model(family)
-    sites = branches(model)
+    sites = branches_of(model)
     with torch.no_grad():
         dense = model(input_ids=TOKENS).logits
         with silenced(model, [sites[1]]):
@@ -102,7 +97,7 @@ def test_families_that_norm_what_is_added_are_refused_and_left_alone(family: str
     model = tiny_model(family)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(RecipeError, match="normed or scaled before it is added"):
-        Patch().recover(model, describe(model), [branches(model)[0]], TOKENS, Placement(), 4)
+        Patch().recover(model, describe(model), [branches_of(model)[0]], TOKENS, Placement(), 4)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity",
-    "Length", "Metrics", "Model", "Multiple", "Objective", "Out", "Overwrite", "Quiet", "RecipeFile", "Recovery", "Resume", "Samples",
-    "Search", "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "given", "named", "recipe_of",
+    "Length", "Metrics", "Model", "Multiple", "Objective", "Out", "Overwrite", "Quiet", "RecipeFile", "Recovery", "Repaired", "Resume",
+    "Samples", "Search", "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "given", "named", "recipe_of",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]

@@ -83,7 +83,6 @@ class Patch:
         if output.bias is not None:
             output.bias += (mean - change @ stats.mean).to(output.bias)
 
-
     def _map(self, stats: InputStats, lacking: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         factor, failed = torch.linalg.cholesky_ex(stats.damped(self.damping).double())
         if int(failed):
@@ -134,7 +133,6 @@ class Rehearsal:
                 for rows in pruned.batches():
                     behind[rows] = pruned.run(module, depth, rows).to(behind.device)
             yield behind
-
 
     def passes(self, depth: int, gone: Sequence[SublayerSite]) -> int:
         """Of the calibration text through the block, for what `block` gives."""

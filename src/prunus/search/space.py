@@ -120,11 +120,14 @@ class Space:
         low, high = (numpy.array([sum(self.gone[index][level] for index in group) for group in self.groups(per)]) for level in (0, -1))
         return low, high - low
 
-    def leaning(self, candidate: Candidate, per: Per) -> Array:
-        """By group: how far a candidate is on the way from the first level to the last, in [0, 1]."""
+    def leaning(self, candidate: Candidate, per: Per, certainty: float) -> Array:
+        """By group: how far a candidate is on the way from the first level to the last, in [0, 1]; the less certain, the nearer to the
+        mean of all weights."""
         low, width = self.spans(per)
         gone = numpy.array([sum(self.gone[index][candidate[index]] for index in group) for group in self.groups(per)])
-        found: Array = numpy.clip((gone - low) / numpy.maximum(width, 1e-9), 0, 1)
+        way = numpy.clip((gone - low) / numpy.maximum(width, 1e-9), 0, 1)
+        mean = float(width @ way) / max(float(width.sum()), 1e-9)
+        found: Array = (1 - certainty) * mean + certainty * way
         return found
 
     def without(self, goes: Iterable[Any], per: Per) -> Candidate:

@@ -12,6 +12,7 @@ from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
 from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
 from ..stats import LossNeeds, Needs
+from ..traits import most_precise
 from . import saliency_of
 
 __all__ = ["Refit"]
@@ -47,7 +48,7 @@ class Refit:
             return problem.untouched()
         values = saliency_of(problem, self.criterion)
         mask = keep_mask(values, problem.sparsity, problem.granularity)
-        precision = torch.float32 if problem.weight.device.type == "mps" else torch.float64
+        precision = most_precise(problem.weight.device)
         gram = problem.stats.damped(self.damping).to(precision)
         try:
             weight = fit_support(problem.weight.to(precision), mask, gram, tolerance=self.tolerance)

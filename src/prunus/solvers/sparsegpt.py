@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..granularity import NM, Columns, Unstructured, keep_largest, keep_mask, removed_count
-from ..pivots import diagonal_blocks, group_losses
+from ..pivots import Pivoted
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
 
@@ -141,24 +141,10 @@ class _Sweep:
 
 
 def _eliminate(problem: LayerProblem, factor: Float[Tensor, "in in"], granularity: Columns) -> LayerSolution:
-    """Remove groups of columns, a few at a time, those first whose loss after the best update is least.
-
-    The loss of a group g is tr(W_g [G^-1]_gg^-1 W_g^T); the update spreads it over all columns that are left.
-    """
-    weight, inverse = problem.weight.to(torch.float64), (factor.T @ factor).to(torch.float64)
-    width, groups = granularity.width, weight.shape[1] // granularity.width
-    gone = granularity.removed(problem.sparsity, weight.shape[1])
-    alive = torch.ones(groups, dtype=torch.bool, device=weight.device)
+    """Remove groups of columns, a few at a time, those first whose loss after the best update is least."""
+    state = Pivoted.of(problem.weight, factor, granularity.width)
+    gone = granularity.removed(problem.sparsity, problem.weight.shape[1])
     per_round = max(1, -(-gone // 64))
-    while (left := gone - int((~alive).sum())) > 0:
-        loss = group_losses(weight, diagonal_blocks(inverse, width))
-        loss[~alive] = torch.inf
-        chosen = loss.argsort(stable=True)[: min(per_round, left)]
-        alive[chosen] = False
-        columns = (chosen[:, None] * width + torch.arange(width, device=weight.device)).flatten()
-        push = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
-        weight -= weight[:, columns] @ push
-        inverse -= inverse[:, columns] @ push
-        inverse[columns, columns] = 1.0  # keeps the blocks of removed groups invertible; they are never read again
-    mask = alive.repeat_interleave(width).expand(problem.weight.shape).clone()
-    return LayerSolution(weight.to(problem.weight) * mask, mask)
+    for start in range(0, gone, per_round):
+        state.move(state.cheapest(min(per_round, gone - start)))
+    return LayerSolution(*state.solution(problem.weight))

@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from ..errors import RecipeError
 from ..granularity import Columns
 from ..pivots import Pivoted
@@ -40,17 +37,10 @@ class Subset:
         assert isinstance(problem.granularity, Columns)
         if problem.sparsity == 0:
             return problem.untouched()
-        width = problem.granularity.width
-        factor = problem.stats.inverse_cholesky(self.damping).to(_precision(problem.weight))
-        state = Pivoted(problem.weight.to(factor), factor.T @ factor, width)
+        state = Pivoted.of(problem.weight, problem.stats.inverse_cholesky(self.damping), problem.granularity.width)
         for _ in range(problem.granularity.removed(problem.sparsity, problem.weight.shape[1])):
             state.move(state.cheapest())
         for _ in range(self.swaps):
             if not state.exchange():
                 break
-        mask = state.stays.repeat_interleave(width).expand(problem.weight.shape).clone()
-        return LayerSolution(state.values.to(problem.weight) * mask, mask)
-
-
-def _precision(weight: Tensor) -> torch.dtype:
-    return torch.float32 if weight.device.type == "mps" else torch.float64
+        return LayerSolution(*state.solution(problem.weight))

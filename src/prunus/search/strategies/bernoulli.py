@@ -53,9 +53,7 @@ class Bernoulli:
             raise RecipeError(f"rate = {self.rate:g}, certainty = {self.certainty:g}: expected a rate above 0 and a certainty in [0, 1).")
 
     def init(self, space: Space, first: Candidate, seed: int) -> State:
-        width, leaning = space.spans(self.per)[1], space.leaning(first, self.per)
-        mean = float(width @ leaning) / max(float(width.sum()), 1e-9)
-        start = (1 - self.certainty) * mean + self.certainty * leaning
+        start = space.leaning(first, self.per, self.certainty)
         return State(space, first, numpy.random.default_rng(seed), _projected(start, space, self.per))
 
     def ask(self, state: State) -> list[Query]:

@@ -8,6 +8,7 @@ import numpy
 
 from ...allocation import Denominator, Per, cost_of, per_unit
 from ...errors import RecipeError
+from ..policy import numbers
 from ..space import Array, Candidate, Query, Space, Trial
 
 __all__ = ["Regression"]
@@ -69,9 +70,7 @@ class Regression:
         if state.draws is None:
             state = replace(state, answered=state.answered + 1)
             return self._drawn(state) if state.answered == 1 else state
-        values = numpy.array([trial.value for trial in trials])
-        finite = numpy.isfinite(values)
-        values = numpy.where(finite, values, values[finite].max() if finite.any() else 0.0)
+        values = numbers(numpy.array([trial.value for trial in trials]))
         added = _regressed(state.draws.astype(float), values[1:] - values[0], self.ridge)
         return self._drawn(replace(state, gone=self._taken(state, added), rounds=state.rounds + 1))
 
@@ -79,9 +78,7 @@ class Regression:
         """With the sub-models of the next round, if the budget is not met yet."""
         if state.space.met(state.space.without(state.gone, self.per)):
             return replace(state, draws=None)
-        width, leaning = state.space.spans(self.per)[1], state.space.leaning(state.first, self.per)
-        mean = float(width @ leaning) / max(float(width.sum()), 1e-9)
-        weights = (1 - self.certainty) * mean + self.certainty * leaning + 1e-9
+        width, weights = state.space.spans(self.per)[1], state.space.leaning(state.first, self.per, self.certainty) + 1e-9
         # ordered by a random time that is short where the weight is large, groups come as drawn one by one without replacement
         times = numpy.random.default_rng((state.seed, state.rounds)).exponential(size=(self.masks, len(width))) / weights
         times[:, state.gone] = numpy.inf
