@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .allocation import reach
 from .anatomy import describe
 from .budget import Allocation
 from .calibration.branches import branch_seconds, branch_stats
@@ -73,19 +74,21 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     records: list[SiteRecord] = []
     allocations: list[Allocation] = []
     searches: list[SearchRecord] = []
+    beyond: list[str] = []
     for index, stage in enumerate(recipe.stage):
         sites = chosen[index] if run.anatomy is dense else select(run.anatomy, stage, index)
         shares, rankings, found = run.shares(index, stage, sites)
         allocations.append(shares)
         searches += [found] if found else []
         records += run.carry_out(index, stage, sites, shares, rankings)
+        beyond += _beyond(index, stage, sites, shares)
     with clock("pruned"):
         after = evaluate(model, recipe, tokenizer, tell, "pruned model")
         answers_after = generate(model, tokenizer, recipe.prompts)
     report = Report(recipe, tuple(allocations), tuple(records), _gone(model, run.anatomy, dense),
                     (parameters, parameters_of(model)), (size, model_bytes(model)), before, after, recipe.prompts, answers,
                     answers_after, clock.seconds, environment(model, placement.device, source),
-                    (*_notes(recipe, run.tokens), *(remark for found in searches for remark in found.remarks)), tuple(searches))
+                    (*_notes(recipe, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks)), tuple(searches))
     return Pruned(model, tokenizer, report)
 
 
@@ -163,6 +166,16 @@ def _check_texts(recipe: Recipe, calibrated: bool) -> None:
 def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
     few = 0 < len(tokens) < (asked := recipe.calibration.samples)
     return (f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.",) if few else ()
+
+
+def _beyond(index: int, stage: Stage, sites: tuple[Site, ...], shares: Allocation) -> list[str]:
+    """A word where much more went than was asked for, as what goes whole comes in steps."""
+    shape = resolved(stage.granularity, stage.solver)
+    gone = 1 - stage.budget.remaining(sites, {site.name: reach(site, shares[site.name], shape) for site in sites})
+    if gone < stage.budget.sparsity + 0.02:
+        return []
+    return [f"Of the weights of stage {index + 1}'s sites {gone:.1%} went, where {stage.budget.sparsity:.1%} were to go: "
+            "what goes as a whole comes in steps, and the next smaller one was too small."]
 
 
 def _identity(model: Any, tokens: Tensor) -> str:
@@ -259,6 +272,8 @@ class _Run:
         """Prune every site of a stage, block by block; then leave out, for good, what is gone as a whole."""
         if stage.sites == ("sublayer",):
             return self._skip(stage, sites, allocation)
+        check_left(self.anatomy, [site.branch for site in sites if isinstance(site, ChannelSite)
+                                  and reach(site, allocation[site.name], stage.granularity) == 1])
         plan = matrices_of(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()
