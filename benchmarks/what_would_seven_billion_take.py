@@ -1,5 +1,5 @@
 """What would seven billion parameters take? Seconds and memory of every structural method for the shape of LLaMA-2-7B, from work
-counted by formula and the rates that Llamas of random weights reach here, the widest of them; SmolLM2 is the check.
+counted by formula and the rates that Llamas of random weights reach here; SmolLM2 is the check.
 
 Work is counted apart for what passes text through blocks and for what solves matrices, as their rates differ.
 """
@@ -66,7 +66,7 @@ class Shape:
 class Method:
     """A stage, and its work."""
 
-    stage: Stage
+    stage: Callable[[int], Stage]  # of a model with so many blocks
     passing: Callable[[Shape], float]
     passing_text: str
     solving: Callable[[int, float, int], float] | None  # n inputs, g that go, m outputs
@@ -75,8 +75,20 @@ class Method:
     memory_text: str
 
 
-def _channels(solver: Any) -> Stage:
-    return Stage(("channel",), Budget(1 - SPARSITY), solver=solver)
+def _channels(solver: Any) -> Callable[[int], Stage]:
+    return lambda blocks: Stage(("channel",), Budget(1 - SPARSITY), solver=solver)
+
+
+def _branches(recovery: Patch | None = None) -> Callable[[int], Stage]:
+    """A fifth of the blocks goes, evenly from two fifths of the depth on, whatever a model of random weights would choose."""
+
+    def stage(blocks: int) -> Stage:
+        first, count = 2 * blocks // 5, blocks // 5
+        free = {first + (blocks - first) * index // count for index in range(count)}
+        skip = tuple(f"model.layers.{block}.*" for block in range(blocks) if block not in free)
+        return Stage(("sublayer",), Budget(0.5 / count), skip=skip, allocation=Influence(per="block"), recovery=recovery)
+
+    return stage
 
 
 def _hidden(shape: Shape) -> float:
@@ -87,13 +99,12 @@ def _gram(shape: Shape) -> float:
     return _hidden(shape) + 4.0 * shape.inner**2
 
 
-BRANCHES = Stage(("sublayer",), Budget(1 - SPARSITY), allocation=Influence(per="block"))
 INVERSE = "n^3 + 2 n^3"
 METHODS = {
     "influence (ShortGPT, LLM-Drop)": Method(
-        BRANCHES, lambda shape: shape.passing, "P", None, "", _hidden, "2 T d"),
+        _branches(), lambda shape: shape.passing, "P", None, "", _hidden, "2 T d"),
     "least-squares repair": Method(
-        Stage(BRANCHES.sites, BRANCHES.budget, allocation=BRANCHES.allocation, recovery=Patch()),
+        _branches(Patch()),
         lambda shape: 0.6 * (5 * shape.passing + shape.moments + 2 * shape.blocks * shape.tokens * shape.width
                              * (shape.width + shape.inner)),
         "0.6 (5 P + M + 2 L T d (d + f)), from the first cut on", None, "",
@@ -115,13 +126,13 @@ METHODS = {
 }
 SEVEN = Shape(4096, 11008, 32, 4096, 32000, 128, 512)
 SMALL = Shape(576, 1536, 30, 192, 49152, 16, 512)
-WIDTHS = (512, 1024, 1536)
+WIDTHS = {512: 24, 1024: 12, 1536: 8}  # samples, as a rate wants seconds
 
 
 def main() -> None:
     options = arguments(__doc__ or "", only={"nargs": "*", "default": [], "help": "names of methods"})
-    shapes = [Shape(64, 172, 2, 64, 256, 4, 32)] if options.tiny else [Shape(width, 43 * width // 16, 2, width, 256, 8, 512)
-                                                                       for width in WIDTHS]
+    shapes = [Shape(64, 172, 5, 64, 256, 4, 32)] if options.tiny else [
+        Shape(width, 43 * width // 16, 5, width, 256, samples, 512) for width, samples in WIDTHS.items()]
     rows = []
     for name, method in METHODS.items():
         if not options.only or name in options.only:
@@ -136,19 +147,20 @@ def main() -> None:
 
 
 def _row(name: str, method: Method, shapes: list[Shape], tiny: bool) -> dict[str, Any]:
-    """Rates at every width; what the last of them says of SmolLM2 and of seven billion; and what SmolLM2 took."""
+    """Rates at every width; what the nearest of them says of SmolLM2 and of seven billion; and what SmolLM2 took."""
     _, letters = model_and_tokenizer(tiny=True)
-    measured = [_seconds(method.stage, _llama(shape), letters, Calibration("builtin", samples=shape.samples, length=shape.length))
+    measured = [_seconds(method.stage(shape.blocks), _llama(shape), letters, Calibration("builtin", samples=shape.samples, length=shape.length))
                 for shape in shapes]
     passing = [method.passing(shape) / seconds[0] / 1e9 for shape, seconds in zip(shapes, measured, strict=True)]
     solving = [shape.solving(method.solving) / seconds[1] / 1e9 if method.solving else None
                for shape, seconds in zip(shapes, measured, strict=True)]
 
     def predicted(shape: Shape) -> float:
-        seconds = method.passing(shape) / passing[-1]
-        return (seconds + (shape.solving(method.solving) / (solving[-1] or math.inf) if method.solving else 0)) / 1e9
+        near = min(range(len(shapes)), key=lambda index: abs(shapes[index].width - shape.width))
+        solved = shape.solving(method.solving) / (solving[near] or math.inf) if method.solving else 0
+        return (method.passing(shape) / passing[near] + solved) / 1e9
 
-    whole = sum(measured[-1]) if tiny else sum(_seconds(method.stage, *model_and_tokenizer(False, "bfloat16"), Calibration(
+    whole = sum(measured[-1]) if tiny else sum(_seconds(method.stage(SMALL.blocks), *model_and_tokenizer(False, "bfloat16"), Calibration(
         "c4", samples=SMALL.samples, length=SMALL.length)))
     return {"method": name, "passing": passing, "solving": solving, "small_predicted": predicted(SMALL), "small_measured": whole,
             "seven": predicted(SEVEN), "memory": method.memory(SEVEN)}

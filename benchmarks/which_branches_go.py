@@ -92,7 +92,7 @@ def _row(options: Any, name: str) -> dict[str, Any]:
         row |= {"cut": perplexities(model, tokenizer, options.tiny)["perplexity"]}
     tokens = replace(text, samples=4 if options.tiny else repaired).tokens(tokenizer, model, 0)
     with Timer() as timer:
-        Patch().recover(model, anatomy, gone, tokens, Placement(), 2)
+        Patch().recover(model, anatomy, gone, {}, tokens, Placement(), 2)
     with silenced(model, gone):
         return row | {"repairing": round(timer.wall, 1), **perplexities(model, tokenizer, options.tiny)}
 

@@ -111,6 +111,7 @@ def _check_folder(folder: Path) -> None:
         raise LoadError(f"model '{folder}': config.json is damaged: {error}") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise LoadError(f"model '{folder}': config.json names no model_type; expected a transformers model.")
+    _check_tokenizer(folder / "tokenizer.json")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = [name for name in _PICKLES if (folder / name).exists()] or [file.name for file in folder.glob("*.bin")]
@@ -133,6 +134,28 @@ def _check_shards(folder: Path) -> None:
         missing = sorted(name for name in names if not (folder / name).is_file())
         if missing:
             raise LoadError(f"model '{folder}': {len(missing)} of {len(names)} shards are missing, first {missing[0]}.")
+
+
+def _check_tokenizer(file: Path) -> None:
+    """Refuse one that is there and is no JSON; without any, a model can still be pruned by criteria that need no data."""
+    try:
+        if file.is_file():
+            json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoadError(f"{file}: a damaged tokenizer ({error}). Download or copy it again.") from None
+
+
+def _check_gguf(file: Path) -> None:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+    except Exception as error:  # numpy's, of many kinds
+        raise LoadError(f"{file}: a damaged or truncated GGUF file ({_reason(error, [])}). Download, copy or export it again.") from None
+    name = reader.fields.get("general.architecture")
+    if name is not None and name.contents() == "deci":
+        raise LoadError(f"{file}: of llama.cpp's architecture 'deci', which transformers does not read. Name the folder that it was "
+                        "exported from.")
 
 
 def _check_safetensors(file: Path) -> None:
@@ -257,6 +280,7 @@ def _from_gguf(file: Path) -> Path:
     """A plain checkpoint beside the cache, made once from a GGUF file; named by its content."""
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
         raise MissingExtra(f"reading {file.name}", "gguf")
+    _check_gguf(file)
     folder = _cache() / f"{file.stem}-{_hash(file)}"
     if (folder / "config.json").is_file():
         return folder

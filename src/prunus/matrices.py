@@ -49,6 +49,8 @@ def resolved(granularity: Granularity, solver: Solver) -> Granularity:
 def select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
     """The sites of a stage, each checked against its granularity."""
     where = f"recipe.stage[{index}]"
+    if not anatomy.sites(*stage.sites):
+        raise RecipeError(f"{where}.sites: no {stage.sites[0]} site is described for this model's family. Prune linear sites.")
     sites = tuple(site for site in anatomy.sites(*stage.sites)
                   if not any(fnmatch(site.name, pattern) for pattern in stage.skip))
     if not sites:
@@ -58,7 +60,28 @@ def select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
             check_shape(site.shape, stage.granularity, site.name)
     if "cache" in stage.denominators and not any(isinstance(site, SublayerSite) and site.cached for site in sites):
         raise RecipeError(f"{where}: denominator = 'cache', but no site keeps keys and values. Use weights, latency or none.")
+    if stage.sites == ("sublayer",):
+        _check_room(anatomy, sites, stage, where)
     if stage.multiple > 1:  # of groups of heads, of which there are few, any number may stay
-        sites = tuple(replace(site, multiple=stage.multiple) if isinstance(site, ChannelSite) and site.width == 1 else site
+        sites = tuple(_in_multiples(site, stage.multiple, where) if isinstance(site, ChannelSite) and site.width == 1 else site
                       for site in sites)
     return sites
+
+
+def _in_multiples(site: ChannelSite, multiple: int, where: str) -> ChannelSite:
+    """The same site, of whose channels a multiple is to stay. Raises RecipeError where that is all of them or none."""
+    if multiple >= site.count:
+        raise RecipeError(f"{where}.multiple = {multiple}: {site.name} has {site.count} channels, of which all or none could stay. "
+                          "Use a smaller multiple.")
+    return replace(site, multiple=multiple)
+
+
+def _check_room(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage, where: str) -> None:
+    """Refuse a budget that no choice can meet with an attention left. Raises RecipeError."""
+    attentions = [site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite) and site.cache]
+    if not attentions or not set(attentions) <= set(sites):  # one that is skipped stays
+        return
+    most = 1 - min(site.size for site in attentions) / sum(site.size for site in sites)
+    if stage.budget.sparsity > most + 1e-9:
+        raise RecipeError(f"{where}.budget: sparsity {stage.budget.sparsity:g} leaves no attention, and one must stay: at most "
+                          f"{most:.3f} of the weights of these branches may go.")

@@ -1,7 +1,7 @@
 """The road from a model and a recipe to a pruned model and its report: the only place where the parts meet."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .allocation import reach
 from .anatomy import describe
 from .budget import Allocation
 from .calibration.branches import branch_seconds, branch_stats
@@ -73,19 +74,21 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     records: list[SiteRecord] = []
     allocations: list[Allocation] = []
     searches: list[SearchRecord] = []
+    beyond: list[str] = []
     for index, stage in enumerate(recipe.stage):
         sites = chosen[index] if run.anatomy is dense else select(run.anatomy, stage, index)
         shares, rankings, found = run.shares(index, stage, sites)
         allocations.append(shares)
         searches += [found] if found else []
         records += run.carry_out(index, stage, sites, shares, rankings)
+        beyond += _beyond(index, stage, sites, shares)
     with clock("pruned"):
         after = evaluate(model, recipe, tokenizer, tell, "pruned model")
         answers_after = generate(model, tokenizer, recipe.prompts)
     report = Report(recipe, tuple(allocations), tuple(records), _gone(model, run.anatomy, dense),
                     (parameters, parameters_of(model)), (size, model_bytes(model)), before, after, recipe.prompts, answers,
                     answers_after, clock.seconds, environment(model, placement.device, source),
-                    (*_notes(recipe, run.tokens), *(remark for found in searches for remark in found.remarks)), tuple(searches))
+                    (*_notes(recipe, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks)), tuple(searches))
     return Pruned(model, tokenizer, report)
 
 
@@ -138,6 +141,9 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
                           "metrics=(), prompts=() and a solver that needs no data.")
     _check_texts(recipe, calibrated)
     tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if calibrated else torch.empty(0, 0).long()
+    for stage in recipe.stage:
+        if stage.recovery:
+            stage.recovery.check(model, anatomy, tokens, placement, together(tokens.shape[1]))
     texts = {index: stage.search.draws(tokenizer, model, recipe.seed + _OTHER_SEED, f"stage[{index}].search.text")
              for index, stage in enumerate(recipe.stage) if stage.search}
     identity = fingerprint(recipe.to_toml(), _identity(model, tokens)) if resume else ""
@@ -163,6 +169,16 @@ def _check_texts(recipe: Recipe, calibrated: bool) -> None:
 def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
     few = 0 < len(tokens) < (asked := recipe.calibration.samples)
     return (f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.",) if few else ()
+
+
+def _beyond(index: int, stage: Stage, sites: tuple[Site, ...], shares: Allocation) -> list[str]:
+    """A word where much more went than was asked for, as what goes whole comes in steps."""
+    shape = resolved(stage.granularity, stage.solver)
+    gone = 1 - stage.budget.remaining(sites, {site.name: reach(site, shares[site.name], shape) for site in sites})
+    if gone < stage.budget.sparsity + 0.02:
+        return []
+    return [f"Of the weights of stage {index + 1}'s sites {gone:.1%} went, where {stage.budget.sparsity:.1%} were to go: "
+            "what goes as a whole comes in steps, and the next smaller one was too small."]
 
 
 def _identity(model: Any, tokens: Tensor) -> str:
@@ -259,11 +275,14 @@ class _Run:
         """Prune every site of a stage, block by block; then leave out, for good, what is gone as a whole."""
         if stage.sites == ("sublayer",):
             return self._skip(stage, sites, allocation)
+        check_left(self.anatomy, [site.branch for site in sites if isinstance(site, ChannelSite)
+                                  and reach(site, allocation[site.name], stage.granularity) == 1])
         plan = matrices_of(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()
         records: list[SiteRecord] = []
         solved = 0
+        before = {name: value.detach().clone() for name, value in self._tensors(plan, plan).items()} if stage.recovery else {}
         with self.clock("pruning"):
             known = self._known(index, stage, sites, "solver")
             for views in self._stream(plan, stage.solver.needs, done):
@@ -273,6 +292,8 @@ class _Run:
                     self.tell(Progress("pruning", solved, total, record))
                 self._finish(index, views[0].site.block, plan, records, done)
                 del views, view  # statistics go before the next ones are made
+            if stage.recovery:
+                stage.recovery.recover(self.model, self.anatomy, (), before, self.tokens, self.placement, self._batch)
             if stage.sites == ("channel",):
                 self.anatomy = cut_unread(self.model, self.anatomy, [site for site in sites if isinstance(site, ChannelSite)])
         return records
@@ -283,7 +304,7 @@ class _Run:
         check_left(self.anatomy, [site.name for site in gone])
         with self.clock("pruning"):
             if stage.recovery:
-                stage.recovery.recover(self.model, self.anatomy, gone, self.tokens, self.placement, self._batch)
+                stage.recovery.recover(self.model, self.anatomy, gone, {}, self.tokens, self.placement, self._batch)
             self.anatomy = skip(self.model, self.anatomy, [site.name for site in gone])
         return [SiteRecord(site.name, allocation[site.name], float(site in gone), None, 0.0) for site in sites]
 
@@ -338,7 +359,7 @@ class _Run:
             kept = solution.mask[0].view(site.count, site.width)[:, 0].cpu()
             clear_rows(self.model, site.producers, (~kept).nonzero().flatten())
 
-    def _tensors(self, matrices: list[LinearSite], plan: Mapping[LinearSite, Task]) -> dict[str, Tensor]:
+    def _tensors(self, matrices: Iterable[LinearSite], plan: Mapping[LinearSite, Task]) -> dict[str, Tensor]:
         """The parameters that solving a block has changed."""
         names = {matrix.name for matrix in matrices}
         for matrix in matrices:

@@ -42,7 +42,7 @@ class Stage:
     skip: tuple[str, ...] = ()  # glob patterns of site names to leave alone
     multiple: int = 1  # of the MLP channels that stay in a matrix, where channels go
     search: Search | None = None  # improves what the allocator says
-    recovery: Recovery | None = None  # repairs what is kept, where sublayers go
+    recovery: Recovery | None = None  # repairs what is kept, where sublayers or channels go
 
     def __post_init__(self) -> None:
         if len(self.sites) != 1:
@@ -58,7 +58,8 @@ class Stage:
     @property
     def needs(self) -> tuple[Needs, ...]:
         """What its parts want to know of the model's inputs; of branches, nothing is solved."""
-        return ("power",) if self.sites == ("sublayer",) else (self.solver.needs, self.allocation.needs)
+        repairing: tuple[Needs, ...] = ("power",) if self.recovery else ()
+        return ("power",) if self.sites == ("sublayer",) else (self.solver.needs, self.allocation.needs, *repairing)
 
     @property
     def loss_needs(self) -> dict[str, LossNeeds]:
@@ -83,8 +84,8 @@ def _check_kind(stage: Stage, kind: Kind) -> None:
                           f"sites.{' Use influence or contiguous.' if kind == 'sublayer' else ''}")
     if stage.multiple < 1 or (stage.multiple > 1 and kind != "channel"):
         raise RecipeError(f"multiple = {stage.multiple}: expected at least 1, and more only where channels go.")
-    if stage.recovery and kind != "sublayer":
-        raise RecipeError(f"recovery repairs the loss of sublayers; {kind} sites are repaired by their solver. Leave it out.")
+    if stage.recovery and kind == "linear":
+        raise RecipeError("recovery repairs the loss of sublayers and channels; linear sites are repaired by their solver. Leave it out.")
 
 
 def _check_solved(stage: Stage) -> None:

@@ -7,12 +7,18 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from prunus.anatomy import describe
+from prunus.sites import Anatomy, LinearSite
+
+from ..tiny import tiny_model
 from .conftest import Ran
 
 Prunus = Callable[..., Ran]
@@ -249,3 +255,79 @@ def test_a_level_store_of_another_model(refused: Any, prunus: Prunus, quick: lis
 def test_an_export_that_cannot_be(flags: list[str], words: str, refused: Any, checkpoint: Any, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
     refused(["export", checkpoint(), "--out", tmp_path / "there", *flags], words)
+
+
+@pytest.mark.parametrize(("flags", "reasons"), [
+    (["--sites", "channel", "--sparsity", "0.999"], ["no attention would be left", "--skip 'model.layers.0.self_attn*'"]),
+    (["--sites", "channel", "--multiple", "48"], ["multiple = 48: model.layers.0.mlp.channels has 48 channels", "smaller multiple"]),
+    (["--sites", "channel", "--multiple", "0"], ["multiple = 0: expected at least 1"]),
+    (["--multiple", "8"], ["multiple = 8: expected at least 1, and more only where channels go"]),
+    (["--sites", "sublayer", "--sparsity", "0.9"], ["sparsity 0.9 leaves no attention", "at most 0.800 of the weights"]),
+    (["--sites", "sublayer", "--sparsity", "0.4", "--search", "progressive,only=attention"], ["no attention would be left"]),
+    (["--sites", "sublayer", "--search", "progressive,protected=1"], ["protected = 1, 0.0% of the weights may go", "wants 50.0%"]),
+    (["--sites", "sublayer", "--search", "progressive,only=attention"], ["only = 'attention'", "40.0% of the weights may go"]),
+    (["--metrics", "sped"], ["'sped' is unknown", "Did you mean 'speed'?"]), (["--metrics", "speed,answer=0"], ["answer = 0"]),
+], ids=lambda value: " ".join(value) if value[0].startswith("-") else "")
+def test_a_structure_that_cannot_go(flags: list[str], reasons: list[str], refused: Any, quick: list[Any]) -> None:
+    """Where work had begun, nothing of it is kept: the same recipe would come to the same end."""
+    refused([*quick, *flags], *reasons)
+
+
+def test_a_family_without_such_sites(refused: Any, quick: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def bare(model: Any) -> Anatomy:
+        found = describe(model)
+        return replace(found, blocks=tuple(replace(block, sites=tuple(site for site in block.sites if isinstance(site, LinearSite)))
+                                           for block in found.blocks))
+
+    monkeypatch.setattr("prunus.pipeline.describe", bare)
+    refused([*quick, "--sites", "channel"], "no channel site is described for this model's family")
+
+
+def truncated(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.6, 0.999])
+@pytest.mark.parametrize("form", ["huggingface", "sparse", "gguf"])
+def test_an_export_that_was_cut_off(form: str, share: float, refused: Any, prunus: Prunus, tmp_path: Path) -> None:
+    from ..pipeline.test_gguf import SHAPE, tokenizer
+
+    tiny_model(**SHAPE).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    place = tmp_path / ("out.gguf" if form == "gguf" else "out")
+    assert prunus("export", tmp_path / "model", "--format", form, "--out", place).code == 0
+    file = place if form == "gguf" else next(place.glob("*.safetensors"))
+    truncated(file, int(share * file.stat().st_size))
+    refused(["evaluate", place, "--length", "32"], str(file), "damaged or truncated")
+
+
+def test_a_tokenizer_that_is_damaged_or_not_there(refused: Any, quick: list[Any]) -> None:
+    truncated(quick[1] / "tokenizer.json", 100)
+    refused(["evaluate", quick[1], "--length", "32"], "tokenizer.json: a damaged tokenizer")
+    for file in quick[1].glob("tokenizer*"):
+        file.unlink()
+    refused(["evaluate", quick[1], "--length", "32"], "text needs a tokenizer")
+    refused(quick, "needs a tokenizer")
+
+
+def test_a_model_that_a_format_cannot_say_with_formats_that_can(refused: Any, checkpoint: Any, tmp_path: Path) -> None:
+    for form in ("gguf", "deci"):
+        refused(["export", checkpoint("gpt2"), "--format", form, "--out", tmp_path / "out"],
+                "not 'gpt2'. Use format 'huggingface' or 'padded'")
+
+
+def test_an_export_that_would_be_larger(refused: Any, tmp_path: Path) -> None:
+    """Random bits cannot be compressed."""
+    model = tiny_model(dtype=torch.float16, hidden_size=64)
+    for index, parameter in enumerate(model.parameters()):
+        bits = torch.randint(0, 256, (2 * parameter.numel(),), generator=torch.Generator().manual_seed(index)).to(torch.uint8)
+        parameter.data = bits.view(torch.float16).view(parameter.shape)
+    model.save_pretrained(tmp_path / "model")
+    refused(["export", tmp_path / "model", "--format", "sparse", "--out", tmp_path / "out"], "too few weights are 0")
+
+
+def test_texts_that_analyse_cannot_compare(refused: Any, quick: list[Any], text_file: Path, tmp_path: Path) -> None:
+    words = ["analyse", quick[1], "--out", tmp_path / "seen", "--calibration", text_file, "--length", 32, "--quiet"]
+    refused([*words, "--calibration", text_file], "is named twice")
+    refused([*words, "--text", "self", "--text", f"{text_file},length=16"], "sequences of 32, 16 tokens")
+    refused([*words, "--share", "20"], "share = 20")

@@ -184,7 +184,7 @@ def test_protected_blocks_and_kinds_are_left_alone() -> None:
     sites = branches_of(tiny_model(num_hidden_layers=8))
     gone = questions_of(Progressive(protected=1), len)[-1]
     assert {sites[index].block for index in gone} <= set(range(1, 7))
-    with pytest.raises(RecipeError, match="too little can go for this budget"):
+    with pytest.raises(RecipeError, match="may go, and the budget wants"):
         questions_of(Progressive(only="attention", protected=1), len)
 
 

@@ -23,9 +23,9 @@ from prunus.search.space import Candidate, Query, Space, Trial
 from prunus.search.strategies.evolution import Evolution
 from prunus.search.strategies.local import Local
 from prunus.search.strategies.random import Random
-from prunus.search.subnet import subnet
 from prunus.sites import LinearSite
 from prunus.solvers.sparsegpt import SparseGPT
+from prunus.subnet import subnet
 
 from ..problems import generator
 from ..tiny import CAUSAL, tiny_model
@@ -59,7 +59,7 @@ def fitness_of(tmp_path: Path) -> Iterator[Make]:
 def by_hand(fitness: Fitness, candidate: Candidate, tokens: Tensor = TOKENS, every: int = 1) -> float:
     """KL(dense || candidate) from whole forward passes of the model, one sequence at a time, at one of `every` positions."""
     model, space = fitness.model, fitness.space
-    weights = {site.name: fitness.store.weight(site.name, level, model.get_submodule(site.name).weight.data)
+    weights = {f"{site.name}.weight": fitness.store.weight(site.name, level, model.get_submodule(site.name).weight.data)
                for site, level in zip(space.sites, candidate, strict=True)}
     total = 0.0
     for row in tokens:
@@ -265,7 +265,7 @@ def test_perplexity_is_that_of_the_text_and_the_dense_model_s_is_known(fitness_o
 
     assert fitness.dense == pytest.approx(loss(), rel=1e-5)
     (trial,) = fitness([Query(candidate)])
-    weights = {site.name: fitness.store.weight(site.name, 1, model.get_submodule(site.name).weight.data) for site in fitness.space.sites}
+    weights = {f"{site.name}.weight": fitness.store.weight(site.name, 1, model.get_submodule(site.name).weight.data) for site in fitness.space.sites}
     with subnet(model, weights):
         assert trial.value == pytest.approx(loss(), rel=1e-5)
     assert trial.value != pytest.approx(fitness.dense, rel=1e-3)
@@ -279,7 +279,7 @@ CHOICES.chosen[5] = False  # the second example has two choices
 @torch.no_grad()
 def wrong(fitness: Fitness, candidate: Candidate, examples: range) -> float:
     """The share of examples whose choice of the largest log-likelihood is not the right one, from whole forward passes."""
-    weights = {site.name: fitness.store.weight(site.name, level, fitness.model.get_submodule(site.name).weight.data)
+    weights = {f"{site.name}.weight": fitness.store.weight(site.name, level, fitness.model.get_submodule(site.name).weight.data)
                for site, level in zip(fitness.space.sites, candidate, strict=True)}
     count = 0
     for example in examples:

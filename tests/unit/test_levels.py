@@ -17,11 +17,11 @@ from prunus.errors import CalibrationError, RecipeError
 from prunus.granularity import NM, Granularity, Unstructured
 from prunus.problem import LayerProblem
 from prunus.search.levels import LevelStore, planned_bytes
-from prunus.search.subnet import subnet
 from prunus.sites import LinearSite
 from prunus.solvers import Solver
 from prunus.solvers.mask import Mask
 from prunus.solvers.sparsegpt import SparseGPT
+from prunus.subnet import subnet
 from prunus.surgery.write import read_weight
 
 from ..problems import generator
@@ -52,7 +52,7 @@ def test_every_level_of_every_site_is_what_the_solver_gives_for_the_dense_model(
             for index, level in enumerate(LEVELS):
                 problem = LayerProblem(read_weight(module), view.stats, Unstructured("matrix"), level, view.site.name)
                 expected = SparseGPT().solve(problem)
-                with subnet(model, {view.site.name: store.weight(view.site.name, index, module.weight)}):
+                with subnet(model, {f"{view.site.name}.weight": store.weight(view.site.name, index, module.weight)}):
                     found = read_weight(module)
                 assert torch.equal(found, expected.weight.to(dtype).float())
                 assert store.entries[view.site.name].errors[index] == problem.error(expected.weight)
@@ -176,7 +176,7 @@ def test_a_subnet_leaves_the_model_its_own_memory_whatever_happens() -> None:
     before, address = weight.clone(), weight.data_ptr()
 
     def interrupted() -> None:
-        with subnet(model, {"model.layers.0.mlp.up_proj": torch.zeros_like(weight)}):
+        with subnet(model, {"model.layers.0.mlp.up_proj.weight": torch.zeros_like(weight)}):
             assert (model.model.layers[0].mlp.up_proj.weight == 0).all()
             raise KeyboardInterrupt
 

@@ -11,7 +11,7 @@ from ..errors import CorpusError, RecipeError
 from ..traits import predicts_next
 from .corpus import Text, read, windows
 
-__all__ = ["Calibration", "check_length", "with_bos"]
+__all__ = ["Calibration", "check_length", "check_tokenizer", "with_bos"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Calibration:
     def tokens(self, tokenizer: Any, model: nn.Module, seed: int, where: str = "calibration") -> Int[Tensor, "samples length"]:
         """The sequences, chosen by `seed`. Raises CorpusError, or RecipeError when the model cannot take the length."""
         check_length(model, self.length, f"{where}.length")
+        check_tokenizer(tokenizer, where)
         text = self.text()
         if text is None:
             return _written(tokenizer, model, self.samples, self.length, seed)
@@ -64,6 +65,12 @@ def check_length(model: nn.Module, length: int, where: str) -> None:
         limit -= config.pad_token_id + 1  # its positions start after the padding index
     if limit is not None and length > limit:
         raise RecipeError(f"{where} = {length}: the model takes at most {limit} tokens. Use a shorter length.")
+
+
+def check_tokenizer(tokenizer: Any, where: str) -> None:
+    """Refuse to read text without one. Raises RecipeError."""
+    if tokenizer is None:
+        raise RecipeError(f"{where}: text needs a tokenizer, and this model comes with none that transformers can read.")
 
 
 @torch.no_grad()

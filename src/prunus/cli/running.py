@@ -33,14 +33,15 @@ def journal_of(out: Path, overwrite: bool, resume: bool) -> "Journal":
 @contextmanager
 def kept(journal: "Journal", out: Path, screen: "Screen") -> Iterator[None]:
     """Work that finishes and clears its journal, or else a word about what is kept."""
-    from ..errors import CalibrationError
+    from ..errors import CalibrationError, RecipeError
 
+    ours = not journal.folder.exists()
     try:
         yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             screen.warn(f"Interrupted: nothing was written to {out}.")
-        if isinstance(error, CalibrationError):
+        if isinstance(error, CalibrationError) or (ours and isinstance(error, RecipeError)):
             journal.discard()  # it would fail again at the same place
         if journal.folder.exists():
             screen.warn(f"Finished work is kept in {journal.folder}: run the same command with --resume to go on.")

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from ..calibration.blocks import replaced
 from ..calibration.corpus import Text, has_split, read, windows
-from ..calibration.sample import check_length, with_bos
+from ..calibration.sample import check_length, check_tokenizer, with_bos
 from ..errors import RecipeError
 from ..traits import predicts_next
 from . import Context, Measurement
@@ -57,6 +57,7 @@ class Perplexity:
         if not predicts_next(model):
             raise RecipeError("perplexity needs a model that predicts the next token; this one does not.")
         check_length(model, self.length, "perplexity.length")
+        check_tokenizer(context.tokenizer, "perplexity")
         text, bos = self.text(), with_bos(context.tokenizer, self.bos)
         count = self.tokens // self.length if self.tokens else None
         table = windows(text, context.tokenizer, self.length, count, bos=bos)

@@ -27,18 +27,19 @@ class Deci:
         check_target(path, self.overwrite, model_bytes(pruned.model))
         config = pruned.model.config
         if config.model_type != "llama" or config.attention_bias or config.mlp_bias:
-            raise ExportError(f"format 'deci' knows llama without biases, not '{config.model_type}'. Use format 'huggingface'.")
+            raise ExportError(f"format 'deci' knows llama without biases, not '{config.model_type}'. Use format 'huggingface' or "
+                              "'padded'.")
         blocks = block_sizes(pruned.model)
         heads = {block.heads for block in blocks if block.heads}
         if len(heads) > 1:
             raise ExportError(f"format 'deci': blocks have {', '.join(map(str, sorted(heads)))} attention heads, expected as many in "
-                              "every block that has any. Use format 'huggingface' or 'gguf'.")
+                              "every block that has any. Use format 'huggingface', 'padded' or 'gguf'.")
         if heads and config.hidden_size % max(heads):
             raise ExportError(f"format 'deci': {max(heads)} attention heads do not divide the hidden size {config.hidden_size}, which "
-                              "Llama's config wants. Use format 'huggingface' or 'gguf'.")
+                              "Llama's config wants. Use format 'huggingface', 'padded' or 'gguf'.")
         if not blocks[0].heads:
             raise ExportError("format 'deci': the first block has no attention, which programs that read it need. Use format "
-                              "'huggingface', or keep it (protected = 1).")
+                              "'huggingface', 'padded' or 'gguf', or keep it (protected = 1).")
 
     def save(self, pruned: Savable, path: Path) -> None:
         self.check(pruned, path)

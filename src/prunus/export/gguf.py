@@ -44,13 +44,15 @@ class GGUF:
         model: Any = pruned.model
         config = model.config
         if config.model_type not in _FAMILIES:
-            raise ExportError(f"format 'gguf' knows {', '.join(_FAMILIES)}, not '{config.model_type}'. Use format 'huggingface'.")
+            raise ExportError(f"format 'gguf' knows {', '.join(_FAMILIES)}, not '{config.model_type}'. Use format 'huggingface' or "
+                              "'padded'.")
         kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
         if kind != "default" or getattr(config, "sliding_window", None):
             raise ExportError(f"format 'gguf': this model has {'rotations of type ' + kind if kind != 'default' else 'a sliding window'}, "
-                              "which it cannot say. Use format 'huggingface'.")
+                              "which it cannot say. Use format 'huggingface' or 'padded'.")
         if any(name.endswith("proj.bias") for name, _ in model.named_parameters()):
-            raise ExportError("format 'gguf': this model's matrices have biases, which it cannot say. Use format 'huggingface'.")
+            raise ExportError("format 'gguf': this model's matrices have biases, which it cannot say. Use format 'huggingface' or "
+                              "'padded'.")
         if pruned.tokenizer is not None:
             _tokens(pruned.tokenizer)
         for depth, block in enumerate(_blocks(model)):
@@ -168,7 +170,7 @@ def _tokens(tokenizer: Any) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, "backend_tokenizer") else {}
     if data.get("model", {}).get("type") != "BPE" or not data["model"]["merges"] or _pre(data) is None:
         raise ExportError("format 'gguf': the tokenizer is not byte-level BPE, with merges, as llama.cpp knows it. Take its metadata from "
-                          "the dense model's GGUF, or use format 'huggingface'.")
+                          "the dense model's GGUF, or use format 'huggingface' or 'padded'.")
     return data
 
 

@@ -1,6 +1,6 @@
 """Recoveries: repair what is kept of a model. One file each; the file name is the name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
@@ -16,12 +16,16 @@ __all__ = ["Recovery"]
 class Recovery(Protocol):
     """Changes weights that are kept, so that the model does without what goes.
 
-    A frozen dataclass whose fields are its hyper-parameters. `recover` is called while the branches `gone` are still there;
-    it neither removes them nor changes a shape, and weights that are zero stay zero.
+    A frozen dataclass whose fields are its hyper-parameters. `recover` is called while all branches are still there, those `gone` too,
+    and all channels, those that have gone as zeros; it neither removes them nor changes a shape, and weights that are zero stay zero.
+    `dense` are the parameters, by name, that have other values now than in the dense model, with those of the dense model.
     """
 
-    def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], tokens: Int[Tensor, "samples length"],
-                placement: Placement, batch: int) -> None:
-        """Repair in place. Raises CalibrationError when the calibration tokens cannot be used, RecipeError for a family it
-        cannot repair."""
+    def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
+        """Raises RecipeError for a family that `recover` cannot repair. The model is dense."""
+        ...
+
+    def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
+        """Repair in place. Raises CalibrationError when the calibration tokens cannot be used."""
         ...

@@ -1,6 +1,6 @@
 """What leaves the branches that are kept is refitted, so that the stream is what it was with those that go."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from ..errors import CalibrationError, RecipeError
 from ..silence import silenced
 from ..sites import Anatomy, Block, SublayerSite
 from ..stats import InputStats
+from ..subnet import subnet
 from ..surgery.write import module_layout
 
 __all__ = ["Patch"]
@@ -38,25 +39,33 @@ class Patch:
             raise RecipeError(f"damping = {self.damping:g}: expected more than 0.")
 
     @torch.no_grad()
-    def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], tokens: Int[Tensor, "samples length"],
-                placement: Placement, batch: int) -> None:
-        if not gone:
-            return
-        first = min(site.block for site in gone)
+    def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
+        """Whether what leaves a branch is added to the stream as it is: then so is the change of one batch's product."""
         with evaluating(model), ExitStack() as stack:
-            dense = enter(model, anatomy, tokens, placement, batch, stack)
-            _check_added(model, anatomy.blocks[0], dense, placement)
+            _check_added(model, anatomy.blocks[0], enter(model, anatomy, tokens[:batch], placement, batch, stack), placement)
+
+    @torch.no_grad()
+    def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
+        changed = [{name: value for name, value in dense.items() if name.startswith(f"{block.name}.")} for block in anatomy.blocks]
+        depths = {site.block for site in gone} | {depth for depth, values in enumerate(changed) if values}
+        if not depths:
+            return
+        first = min(depths)
+        with evaluating(model), ExitStack() as stack:
+            whole = enter(model, anatomy, tokens, placement, batch, stack)
             for depth, block in enumerate(anatomy.blocks[:first]):
-                _advance(model, block, depth, dense, (), placement)
-            hidden = stack.enter_context(placement.hidden(tuple(dense.hidden.shape), dense.hidden.dtype))
-            pruned = States(hidden.copy_(dense.hidden), dense.batch, dense.device, dense.arguments)
+                _advance(model, block, depth, whole, (), placement)
+            hidden = stack.enter_context(placement.hidden(tuple(whole.hidden.shape), whole.hidden.dtype))
+            pruned = States(hidden.copy_(whole.hidden), whole.batch, whole.device, whole.arguments)
             for depth, block in enumerate(anatomy.blocks[first:], first):
                 kept = [branch for branch in block.branches if branch not in gone]
-                with placement.hidden((len(kept), *dense.hidden.shape), dense.hidden.dtype) as targets:
-                    with placement.visiting(model.get_submodule(block.name)):
-                        for place, branch in enumerate(kept):
-                            _stream_behind(model, block, branch, dense, targets[place])
-                    _advance(model, block, depth, dense, (), placement)
+                with placement.hidden((len(kept), *whole.hidden.shape), whole.hidden.dtype) as targets:
+                    with subnet(model, changed[depth]):
+                        with placement.visiting(model.get_submodule(block.name)):
+                            for place, branch in enumerate(kept):
+                                _stream_behind(model, block, branch, whole, targets[place])
+                        _advance(model, block, depth, whole, (), placement)
                     with placement.visiting(model.get_submodule(block.name)):
                         for place, branch in enumerate(kept):
                             self._refit(model, block, branch, gone, targets[place], pruned)
@@ -77,6 +86,8 @@ class Patch:
 
     def _add(self, output: Any, stats: InputStats, lacking: Float[Tensor, "out in"], mean: Float[Tensor, "out"]) -> None:
         layout = module_layout(output, output.weight)
+        if not layout.any():
+            return  # all its channels have gone
         change = self._map(stats, lacking) if self.form == "matrix" else self._scaled(layout.to(lacking), stats, lacking)
         kept = layout != 0
         layout += (change * kept).to(layout)
@@ -109,7 +120,6 @@ class Rehearsal:
         with evaluating(model):
             self._states = enter(model, anatomy, tokens, placement, batch, stack)
             self.entry = self._states.hidden.clone()  # of the first block
-            _check_added(model, anatomy.blocks[0], self._states, placement)
             self._behind: dict[str, Tensor] = {}
             for depth, block in enumerate(anatomy.blocks):
                 for branch in block.branches:
@@ -194,7 +204,6 @@ def _moments(output: Any, module: nn.Module, branch: SublayerSite, target: Tenso
 
 
 def _check_added(model: Any, block: Block, dense: States, placement: Placement) -> None:
-    """Whether what leaves a branch is added to the stream as it is: then so is the change of one batch's product."""
     module: nn.Module = model.get_submodule(block.name)
     rows = next(dense.batches())
     with placement.visiting(module):

@@ -20,10 +20,10 @@ from ..errors import RecipeError
 from ..files import fingerprint, intact, keep_tensors
 from ..silence import gated, silenced
 from ..sites import Anatomy, ChannelSite, Site, SublayerSite
+from ..subnet import subnet
 from .channels import ChannelSpace
 from .levels import LevelStore
 from .space import Candidate, Query, Space, Trial
-from .subnet import subnet
 from .targets import Chosen, Following, Predicted, Target, packed, unpacked
 
 __all__ = ["Fitness", "Objective"]
@@ -186,7 +186,7 @@ class Fitness:
                 yield
             return
         skipped = [site for site in self._skipped(candidate) if site.block == depth]
-        weights = {name: self._weight(name, level) for _, site, level in here if not isinstance(site, SublayerSite)
+        weights = {f"{name}.weight": self._weight(name, level) for _, site, level in here if not isinstance(site, SublayerSite)
                    for name in [_matrix(site)]}
         with subnet(self.model, weights), self._repaired(candidate, depth), silenced(self.model, skipped):
             yield

@@ -25,7 +25,7 @@ def check_left(anatomy: Anatomy, branches: Iterable[str]) -> None:
     sites = [site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite)]
     for what, needed in (("attention", [site.name for site in sites if site.cache]), ("branch", [site.name for site in sites])):
         if needed and gone.issuperset(needed):
-            raise RecipeError(f"skip: no {what} would be left. Keep at least one.")
+            raise RecipeError(f"no {what} would be left, and one must stay. Use a lower sparsity, or keep one: --skip '{needed[0]}*'.")
 
 
 @torch.no_grad()

@@ -70,8 +70,9 @@ class Progressive:
                 and self._may_go(site.name)]
         groups = tuple(found for group in space.groups(self.per) if (found := tuple(index for index in group if index in free)))
         if sum(space.gone[index][-1] for index in free) < space.required:
-            raise RecipeError(f"strategy 'progressive': without only = {self.only!r} and {self.protected} protected blocks at either end "
-                              "too little can go for this budget.")
+            able = sum(space.gone[index][-1] for index in free) / sum(site.size for site in space.sites)
+            raise RecipeError(f"strategy 'progressive': with only = {self.only!r} and protected = {self.protected}, {able:.1%} of the "
+                              f"weights may go, and the budget wants {space.budget.sparsity:.1%}.")
         return State(space, first, groups)
 
     def _may_go(self, name: str) -> bool:
