@@ -149,8 +149,8 @@ def main() -> None:
 def _row(name: str, method: Method, shapes: list[Shape], tiny: bool) -> dict[str, Any]:
     """Rates at every width; what the nearest of them says of SmolLM2 and of seven billion; and what SmolLM2 took."""
     _, letters = model_and_tokenizer(tiny=True)
-    measured = [_seconds(method.stage(shape.blocks), _llama(shape), letters, Calibration("builtin", samples=shape.samples, length=shape.length))
-                for shape in shapes]
+    measured = [_seconds(method.stage(shape.blocks), _llama(shape), letters,
+                         Calibration("builtin", samples=shape.samples, length=shape.length)) for shape in shapes]
     passing = [method.passing(shape) / seconds[0] / 1e9 for shape, seconds in zip(shapes, measured, strict=True)]
     solving = [shape.solving(method.solving) / seconds[1] / 1e9 if method.solving else None
                for shape, seconds in zip(shapes, measured, strict=True)]

@@ -265,7 +265,8 @@ def test_perplexity_is_that_of_the_text_and_the_dense_model_s_is_known(fitness_o
 
     assert fitness.dense == pytest.approx(loss(), rel=1e-5)
     (trial,) = fitness([Query(candidate)])
-    weights = {f"{site.name}.weight": fitness.store.weight(site.name, 1, model.get_submodule(site.name).weight.data) for site in fitness.space.sites}
+    weights = {f"{site.name}.weight": fitness.store.weight(site.name, 1, model.get_submodule(site.name).weight.data)
+               for site in fitness.space.sites}
     with subnet(model, weights):
         assert trial.value == pytest.approx(loss(), rel=1e-5)
     assert trial.value != pytest.approx(fitness.dense, rel=1e-3)
