@@ -18,20 +18,20 @@ def test_a_factor_of_a_channel_changes_the_loss_as_its_gradient_says(family: str
     sites = channels_of(model)
 
     def loss(row: int) -> torch.Tensor:
-        found: torch.Tensor = model(input_ids=TOKENS[row : row + 1], labels=TOKENS[row : row + 1]).loss
-        return found
+        logits = model(input_ids=TOKENS[row : row + 1]).logits[0, :-1]  # a loss of transformers' own is in float32
+        return torch.nn.functional.cross_entropy(logits, TOKENS[row, 1:])
 
     found = gate_gradients(model, sites, [lambda: loss(0), lambda: loss(1)])
     for site in sites[:2]:
         assert found[site.name].shape == (2, site.count)
         for row in range(2):
             values = []
-            for step in (1e-4, -1e-4):
+            for step in (1e-2, -1e-2):
                 gate = torch.ones(site.count, dtype=torch.float64)
                 gate[1] += step
                 with torch.no_grad(), gated(model, {site.consumer: gate.repeat_interleave(site.width)}):
                     values.append(float(loss(row)))
-            assert (values[0] - values[1]) / 2e-4 == pytest.approx(float(found[site.name][row, 1]), rel=1e-3, abs=1e-7)
+            assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(found[site.name][row, 1]), rel=1e-2, abs=2e-4)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 

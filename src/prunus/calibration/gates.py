@@ -29,7 +29,7 @@ def gate_gradients(model: Any, sites: Sequence[ChannelSite],
             with torch.enable_grad(), gated(model, {site.consumer: gates[site.name].repeat_interleave(site.width) for site in sites}):
                 value = loss()
                 if not bool(value.isfinite()):
-                    raise CalibrationError(f"the loss of batch {index} is {float(value)}. The model overflows in its dtype or its "
+                    raise CalibrationError(f"the loss of batch {index} is {value.item()}. The model overflows in its dtype or its "
                                            "weights are damaged; try --dtype float32.")
                 slopes = torch.autograd.grad(value, list(gates.values()))
             for name, slope in zip(gates, slopes, strict=True):
