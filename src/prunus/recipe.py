@@ -181,7 +181,8 @@ class Recipe:
 
 # Plug-in types and the folders they are looked up in.
 _FOLDERS: dict[Any, str] = {Solver: "solvers", Criterion: "criteria", Allocator: "allocation", Metric: "evaluation",
-                            Strategy: "search.strategies", Recovery: "recovery"}
+                            Strategy: "search.strategies", Recovery: "recovery",
+                            ArchitectureSpace: "search.spaces", Searcher: "search.searchers", TrainingStrategy: "supernet"}
 _SHAPES: dict[str, type] = {"unstructured": Unstructured, "nm": NM, "tile": Tile, "columns": Columns}
 
 
