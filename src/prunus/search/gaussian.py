@@ -1,0 +1,78 @@
+"""Questions of a Gaussian process that has learned from the trials: what the searchers of Bayesian optimisation share."""
+
+import logging
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+
+from ..errors import MissingExtra, RecipeError
+from .explored import Explored, changed
+from .genome import Genome
+from .pareto import quantiles
+from .space import Array, Candidate
+
+__all__ = ["prepared", "scores", "suggested"]
+
+_MOST = 200  # variables that a question takes seconds for
+
+
+def prepared(name: str, genome: Genome, seed: int) -> Explored:
+    """The state before anything is valued. Raises MissingExtra, and RecipeError when there are too many variables."""
+    try:
+        import optuna  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError:
+        raise MissingExtra(f"searcher '{name}'", "search") from None
+    if len(genome.sizes) > _MOST:
+        raise RecipeError(f"searcher '{name}' models at most {_MOST} variables, and this space has {len(genome.sizes)}. "
+                          "Use nsga2, morea or local, or a space with fewer.")
+    return Explored(genome, seed)
+
+
+def scores(values: Array) -> Array:
+    """Every objective as its quantile among the trials, which no outlier and no scale moves; failures are the worst in all."""
+    return numpy.where(numpy.isfinite(values).all(1)[:, None], quantiles({"": values})[""], 1.0)
+
+
+def suggested(state: Explored, values: Array, rng: random.Random, asked: Sequence[Candidate]) -> Candidate | None:
+    """The candidate with the largest expected improvement, of one objective, or of the hypervolume of several, by Optuna's GPSampler;
+    a neighbour of it when it is known. `values` has a row for every trial; `asked` is being valued meanwhile."""
+    with _quiet():
+        import optuna
+
+        # whole numbers are left to the model as intervals of a line: it searches lines much faster than numbers
+        lines = {f"{index:04}": optuna.distributions.FloatDistribution(-0.5, size - 0.5)
+                 for index, size in enumerate(state.genome.sizes) if size > 1}
+        sampler = optuna.samplers.GPSampler(seed=rng.randrange(2**32), n_startup_trials=1, deterministic_objective=True)
+        study = optuna.create_study(directions=["minimize"] * values.shape[1], sampler=sampler)
+
+        def point(candidate: Candidate) -> dict[str, Any]:
+            return {name: float(candidate[int(name)]) for name in lines}
+
+        for trial, row in zip(state.trials, values.tolist(), strict=True):
+            study.add_trial(optuna.create_trial(params=point(trial.candidate), distributions=lines, values=row))
+        for candidate in asked:
+            study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.RUNNING, params=point(candidate), distributions=lines))
+        found = study.ask(lines).params
+    sizes = state.genome.sizes
+    candidate = tuple(min(max(round(found.get(f"{index:04}", 0.0)), 0), size - 1) for index, size in enumerate(sizes))
+    taken = {*state.seen, *asked}
+    return changed(candidate, sizes, taken, rng) if candidate in taken else candidate
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library says at every question what it does and what is experimental."""
+    logger = logging.getLogger("optuna")
+    level = logger.level
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        logger.setLevel(level)

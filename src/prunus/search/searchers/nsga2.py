@@ -1,0 +1,117 @@
+"""Cross and mutate a population that is sorted by dominance and kept apart (NSGA-II; Deb et al. 2002)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy
+
+from ...errors import MissingExtra, RecipeError
+from ..explored import Explored, changed, fresh
+from ..genome import Genome
+from ..space import Array, Candidate
+from . import Question, Trial
+
+__all__ = ["NSGA2"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known, the population (an object of the library `pymoo`), and its children that are not all valued yet."""
+
+    known: Explored
+    algorithm: Any = None  # None until the first population is valued
+    children: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True)
+class NSGA2:
+    """Deb et al. 2002, by the library `pymoo`: simulated binary crossover and polynomial mutation, rounded to whole numbers.
+
+    Departs from it: a child that is known already gets another value of one variable; a failed candidate counts as worse than all.
+    """
+
+    population: int = 10  # candidates per generation
+    crossover: float = 0.9  # probability that two parents are crossed
+    eta: float = 3.0  # of crossover and mutation: the larger, the closer children are to their parents
+
+    def __post_init__(self) -> None:
+        if self.population < 2 or not 0 <= self.crossover <= 1 or self.eta <= 0:
+            raise RecipeError(f"population = {self.population}, crossover = {self.crossover:g}, eta = {self.eta:g}: expected a population "
+                              "of at least 2, a probability, and an eta above 0.")
+
+    def init(self, genome: Genome, seed: int) -> State:
+        try:
+            import pymoo  # noqa: F401
+        except ImportError:
+            raise MissingExtra("searcher 'nsga2'", "search") from None
+        return State(Explored(genome, seed))
+
+    def ask(self, state: State, count: int) -> list[Question]:
+        if state.algorithm is None:
+            return state.known.questions(min(count, self.population - len(state.known.trials)))
+        waiting = [child for child in state.children if child not in state.known.seen]
+        return [Question(child) for child in waiting[:count]]
+
+    def tell(self, state: State, trials: Sequence[Trial]) -> State:
+        known = replace(state.known, trials=(*state.known.trials, *trials))
+        if len(known.trials) < self.population or not known.seen.issuperset(state.children):
+            return replace(state, known=known)
+        if state.algorithm is None:
+            algorithm = self._algorithm(known)
+            _valued(algorithm, algorithm.ask(), known)
+        else:
+            algorithm = state.algorithm
+            _valued(algorithm, _population(state.children), known)
+        return State(known, algorithm, _children(algorithm, known))
+
+    def _algorithm(self, known: Explored) -> Any:
+        from pymoo.algorithms.moo.nsga2 import NSGA2 as Algorithm
+        from pymoo.core.problem import Problem
+        from pymoo.core.termination import NoTermination
+        from pymoo.operators.crossover.sbx import SBX
+        from pymoo.operators.mutation.pm import PM
+        from pymoo.operators.repair.rounding import RoundingRepair
+
+        sizes = numpy.array(known.genome.sizes)
+        algorithm = Algorithm(self.population, sampling=numpy.array([trial.candidate for trial in known.trials]),
+                              crossover=SBX(prob=self.crossover, eta=self.eta, vtype=float, repair=RoundingRepair()),
+                              mutation=PM(eta=self.eta, vtype=float, repair=RoundingRepair()))
+        algorithm.setup(Problem(n_var=len(sizes), n_obj=known.values.shape[1], xl=0, xu=sizes - 1, vtype=int), seed=known.seed,
+                        termination=NoTermination())
+        return algorithm
+
+
+def _population(candidates: Sequence[Candidate]) -> Any:
+    from pymoo.core.population import Population
+
+    return Population.new(X=numpy.array(candidates))
+
+
+def _valued(algorithm: Any, population: Any, known: Explored) -> None:
+    """Tell the algorithm what its candidates are worth."""
+    values = dict(zip((trial.candidate for trial in known.trials), _finite(known.values), strict=True))
+    population.set("F", numpy.array([values[tuple(row)] for row in population.get("X").tolist()]))
+    algorithm.tell(infills=population)
+
+
+def _finite(values: Array) -> Array:
+    """Failures become worse than all in every objective."""
+    good = values[numpy.isfinite(values).all(1)]
+    if not len(good):
+        return numpy.zeros_like(values)
+    return numpy.where(numpy.isfinite(values).all(1)[:, None], values, 2 * good.max(0) - good.min(0) + 1)
+
+
+def _children(algorithm: Any, known: Explored) -> tuple[Candidate, ...]:
+    """The next generation, all of them new."""
+    rng, found = known.rng(), algorithm.ask()
+    wanted = [tuple(int(value) for value in row) for row in found.get("X").tolist()] if found is not None else []
+    taken, children = set(known.seen), []
+    for child in wanted or [known.trials[-1].candidate]:  # the library gives up where nearly all is known
+        new = changed(child, known.genome.sizes, taken, rng) if child in taken else child
+        new = new or fresh(known.genome, taken, rng)
+        if new is not None:
+            taken.add(new)
+            children.append(new)
+    return tuple(children)
