@@ -26,6 +26,7 @@ from .sites import Kind
 from .solvers import Solver
 from .solvers.alps import ALPS
 from .stats import LossNeeds, Needs
+from .supernet import TrainingStrategy
 
 __all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain", "plugin"]
 
@@ -181,7 +182,7 @@ class Recipe:
 
 # Plug-in types and the folders they are looked up in.
 _FOLDERS: dict[Any, str] = {Solver: "solvers", Criterion: "criteria", Allocator: "allocation", Metric: "evaluation",
-                            Strategy: "search.strategies", Recovery: "recovery"}
+                            Strategy: "search.strategies", TrainingStrategy: "supernet", Recovery: "recovery"}
 _SHAPES: dict[str, type] = {"unstructured": Unstructured, "nm": NM, "tile": Tile, "columns": Columns}
 
 
