@@ -23,8 +23,9 @@ from .errors import RecipeError
 from .files import fingerprint
 from .front import Front, FrontSearch, Point
 from .lookup import find
-from .predictions import answers, value_of
+from .predictions import answers, what_is_said
 from .recipe import plain
+from .scores import scored
 from .search.channels import ChannelSpace, channel_scores
 from .search.explore import Progress, explore
 from .search.fitness import Fitness
@@ -32,7 +33,6 @@ from .search.genome import Architectures
 from .search.latency import Latency
 from .search.objectives import QUALITIES, Judge
 from .search.pareto import front
-from .search.searchers import Question
 from .search.space import Query
 from .search.subnetwork import Kept, Units
 from .sites import ChannelSite
@@ -68,7 +68,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         with clock("measuring latency"):
             tokens = torch.randint(3, 1000, (plan.batch, length), generator=torch.Generator().manual_seed(0))
             latency = Latency.measured(model, genome.units, tokens) if "latency" in plan.objectives else None
-        judge, other = (Judge(model, genome, plan.objectives, quality, length, latency) for quality in (seen, unseen))
+        judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         with clock("searching"):
             identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(plain(plan.space)), source,
                                    *protocols)
@@ -132,7 +132,12 @@ def _losses(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
             yield partial(_loss, model, examples, index)
         return
     for row in plan.calibration.tokens(tokenizer, model, plan.seed)[:_ORDERING].to(device):
-        yield lambda row=row: model(input_ids=row[None], labels=row[None], use_cache=False).loss
+        yield partial(_text_loss, model, row)
+
+
+def _text_loss(model: Any, row: Tensor) -> Tensor:
+    loss: Tensor = model(input_ids=row[None], labels=row[None], use_cache=False).loss
+    return loss
 
 
 def _loss(model: Any, examples: Encoded, index: int) -> Tensor:
@@ -158,7 +163,7 @@ def _on_task(model: Any, tokenizer: Any, read: Labelled, units: Units) -> _Parts
         def of(kept: Kept) -> Mapping[str, float]:
             with units.worn(model, kept):
                 said = answers(model, examples)
-            return {"error": 1 - value_of(said, examples), "loss": float(task_loss(said, examples.targets)),
+            return {"error": 1 - scored(examples.metric, what_is_said(said), examples.targets, examples.classes), "loss": float(task_loss(said, examples.targets)),
                     "divergence": _divergence(dense, said)}
 
         return of

@@ -21,11 +21,14 @@ from .granularity import NM, Columns, Granularity, Tile, Unstructured
 from .lookup import find, names
 from .recovery import Recovery
 from .search.plan import Search
+from .search.searchers import Searcher
+from .search.spaces import ArchitectureSpace
 from .search.strategies import Strategy
 from .sites import Kind
 from .solvers import Solver
 from .solvers.alps import ALPS
 from .stats import LossNeeds, Needs
+from .supernet import TrainingStrategy
 
 __all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain", "plugin"]
 

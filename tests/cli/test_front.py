@@ -1,6 +1,5 @@
 """prunus finetune, search --space, front and extract: from a task or a text to a small model that transformers opens."""
 
-import copy
 import csv
 import json
 import random
@@ -13,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from prunus.calibration.tasks import encoded
 from prunus.front import Front
 from prunus.frontier import genome_of
 from prunus.loading import load
 from prunus.predictions import score
-from prunus.calibration.tasks import encoded
 
 from ..tiny import tiny_model, tiny_tokenizer
 from .conftest import Ran
@@ -66,7 +65,8 @@ def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: 
     assert ran.code == 0, ran.err
     assert "14 sub-networks" in ran.err
     found = Front.load(tmp_path / "run")
-    assert found.orders == {name: tuple(order) for name, order in json.loads((tmp_path / "super" / "supernet.json").read_text())["orders"].items()}
+    trained = json.loads((tmp_path / "super" / "supernet.json").read_text())
+    assert {name: list(order) for name, order in found.orders.items()} == trained["orders"]
     trials = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()[1:]]
     rows = numpy.array([trial["values"] for trial in trials])
     better = ((rows[None] <= rows[:, None]).all(2) & (rows[None] < rows[:, None]).any(2)).any(1)  # computed again, plainly

@@ -1,7 +1,6 @@
 """prunus finetune MODEL --out FOLDER."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer

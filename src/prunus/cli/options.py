@@ -208,7 +208,7 @@ def named(text: str, where: str) -> dict[str, Any]:
 
     from ..errors import RecipeError
 
-    name, *settings = re.split(r",(?![^\[]*\])", text)  # a comma inside a list is not one of ours
+    name, *settings = re.split(r",(?![^\[]*\])(?![^{]*\})", text)  # one in a list or a table is not ours
     table: dict[str, Any] = {"name": name.strip()}
     for setting in settings:
         key, equals, value = setting.partition("=")

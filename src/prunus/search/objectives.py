@@ -8,9 +8,7 @@ from ..errors import RecipeError, UnknownName
 from ..sites import SublayerSite
 from ..surgery.cut import check_left
 from ..traits import model_bytes
-from .genome import Architectures
 from .latency import Latency
-from .space import Candidate
 from .subnetwork import Kept, Units
 
 __all__ = ["COSTS", "QUALITIES", "Judge", "check_objectives"]
@@ -34,17 +32,17 @@ class Judge:
     """Values sub-networks of one model by several objectives."""
 
     model: Any
-    genome: Architectures
+    units: Units
     names: tuple[str, ...]
-    quality: Callable[[Candidate], Mapping[str, float]]  # those of QUALITIES that are asked for, on the search's own text or task
+    quality: Callable[[Kept], Mapping[str, float]]  # those of QUALITIES that are asked for, on the search's own text or task
     length: int  # tokens of a sequence, for the work of attention
     latency: Latency | None = None  # where it is asked for
 
-    def __call__(self, candidate: Candidate) -> tuple[float, ...]:
+    def __call__(self, kept: Kept) -> tuple[float, ...]:
         """In the order of `names`. Raises RecipeError for what could not be extracted."""
-        units, kept = self.genome.units, self.genome.kept(candidate)
+        units = self.units
         check_left(units.anatomy, [site.branch for site in units.sites if not kept[site.name].any()])
-        known = dict(self.quality(candidate)) if set(self.names) & set(QUALITIES) else {}
+        known = dict(self.quality(kept)) if set(self.names) & set(QUALITIES) else {}
         for name in self.names:
             if name in COSTS:
                 known[name] = self._cost(name, units, kept)
@@ -55,14 +53,15 @@ class Judge:
             case "params":
                 return units.remaining(kept)
             case "flops":
-                return flops(units, kept, self.length) / flops(units, self.genome.kept(self.genome.largest), self.length)
+                whole = {site.name: units.first(site, site.count) for site in units.sites}
+                return flops(units, kept, self.length) / flops(units, whole, self.length)
             case "latency":
                 assert self.latency is not None
                 return self.latency.seconds(kept) / self.latency.dense
             case _:  # memory of the weights, embeddings and head included
-                whole = model_bytes(self.model)
+                dense = model_bytes(self.model)
                 gone = (1 - units.remaining(kept)) * units.size * next(self.model.parameters()).element_size()
-                return (whole - gone) / whole
+                return (dense - gone) / dense
 
 
 def flops(units: Units, kept: Kept, length: int) -> float:
