@@ -66,7 +66,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         seen, unseen, protocols, length = (_on_task(model, tokenizer, read, genome.units) if read else
                                            _on_text(model, tokenizer, plan, genome.units, stack))
         with clock("measuring latency"):
-            tokens = torch.randint(3, 1000, (plan.batch, length), generator=torch.Generator().manual_seed(0))
+            tokens = torch.randint(model.config.get_text_config().vocab_size, (plan.batch, length), generator=torch.Generator().manual_seed(0))
             latency = Latency.measured(model, genome.units, tokens) if "latency" in plan.objectives else None
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         with clock("searching"):

@@ -48,7 +48,8 @@ def order(values: ArrayLike) -> Indices:
     alone = numpy.zeros(len(rows))
     for level in range(int(rank.max(initial=-1)) + 1):
         members = numpy.flatnonzero((rank == level) & numpy.isfinite(rows).all(1))
-        alone[members] = _crowding(rows[members])
+        if members.size:  # the last rank may hold failures alone
+            alone[members] = _crowding(rows[members])
     return numpy.lexsort((-alone, rank))
 
 
