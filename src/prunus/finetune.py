@@ -281,7 +281,7 @@ class _Run:
                     logits = self._logits(self.model, given)
                 loss = task_loss(logits, targets) if net.temperature is None else distilled_loss(
                     logits, said, targets, net.temperature)  # type: ignore[arg-type]
-                value = float(loss)
+                value = loss.item()
                 if not math.isfinite(value):
                     raise TrainingError(f"training: the loss of {net.candidate or 'the dense model'} is {value} in step {step + 1} of "
                                         f"{self.steps}. Use a lower rate, clip the gradient, or compute in float32.")

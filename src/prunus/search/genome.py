@@ -2,13 +2,14 @@
 
 import random
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from .space import Candidate
 
 __all__ = ["Genome"]
 
 
+@runtime_checkable
 class Genome(Protocol):
     """A candidate gives every variable a value from 0 to its size - 1; at a higher value at least as much is left.
 
