@@ -63,7 +63,6 @@ def test_where_no_candidate_lies_in_a_stratum_the_nearest_is_taken() -> None:
 def test_by_rank_the_front_is_drawn_most_and_nobody_twice() -> None:
     """A loss that falls with the depth alone: of the same depth, who has least left is on the front, and the others are behind."""
     space = genome()
-    pools: list[list[Candidate]] = []
     fronts, means = 0, 0.0
     for seed in range(300):
         looked: list[Candidate] = []
@@ -73,13 +72,12 @@ def test_by_rank_the_front_is_drawn_most_and_nobody_twice() -> None:
             return -float(candidate[0])
 
         (found,) = Sampling(by="pareto", pool=5).draw(space, 1, random.Random(seed), loss)
+        assert len(looked) == 5
         values = {candidate: (loss(candidate), space.remaining(candidate)) for candidate in looked[:5]}
         front = [one for one in values if not any(
             other[0] <= values[one][0] and other[1] <= values[one][1] and other != values[one] for other in values.values())]
-        pools.append(looked[:5])
         fronts += found in front
         means += len(front) / 5
-    assert all(len(pool) == 5 for pool in pools)
     assert fronts / 300 > means / 300 + 0.1
     both = Sampling(by="pareto", pool=4).draw(space, 4, random.Random(0), lambda candidate: 0.0)
     own = random.Random(0)

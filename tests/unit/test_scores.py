@@ -64,7 +64,7 @@ def test_defaults_are_those_of_glue() -> None:
 
 
 def test_a_metric_that_does_not_fit_is_refused_with_those_that_do() -> None:
-    with pytest.raises(CorpusError, match=r"mine: metric 'spearman' is of numbers, and its labels are classes\. Use accuracy, f1, matthews,"):
+    with pytest.raises(CorpusError, match=r"mine: metric 'spearman' is of numbers, and its labels are classes\. Use accuracy, f1,"):
         check_metric("spearman", False, "mine")
     with pytest.raises(CorpusError, match=r"metric 'accuracy' is of classes, and its labels are numbers\. Use spearman, pearson,"):
         check_metric("accuracy", True, "mine")

@@ -59,7 +59,8 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         Task(written(tmp_path, rows), label="right").read()
 
 
-def test_the_training_file_is_split_by_the_seed_and_the_validation_file_is_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_file_is_split_by_the_seed_and_the_validation_file_is_the_test(tmp_path: Path,
+                                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNUS_DATA", str(tmp_path))
     train, test = rows_of(100), rows_of(30, seed=1)
     written(tmp_path / "task", train, "train.jsonl.gz")
