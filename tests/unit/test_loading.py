@@ -15,8 +15,9 @@ from prunus.anatomy import describe
 from prunus.checkpoint import folder, save_model
 from prunus.errors import LoadError, MissingExtra, RecipeError
 from prunus.loading import Loaded, load, parse_dtype
+from prunus.shape import reshape
 
-from ..tiny import CAUSAL, FAMILIES, tiny_model, tiny_tokenizer
+from ..tiny import CAUSAL, FAMILIES, branches_of, tiny_model, tiny_tokenizer
 
 Checkpoint = Callable[..., Path]
 
@@ -142,6 +143,25 @@ def test_a_checkpoint_keeps_its_own_words_where_they_may_be_the_labels(asked: tu
                                                                         checkpoint: Checkpoint, tmp_path: Path) -> None:
     load(checkpoint("bert"), labels=("no", "yes")).model.save_pretrained(tmp_path / "saved")
     assert tuple(load(tmp_path / "saved", labels=asked).model.config.id2label.values()) == known
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama"])
+def test_a_cut_model_keeps_its_head_and_gets_another(family: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    first = load(checkpoint(family), labels=("no", "yes"))
+    shape = {"silent": {part.module: part.gives for part in branches_of(first.model)[2].silent}}
+    reshape(first.model, shape)
+    first.model.config.pruned = shape
+    with folder(tmp_path / "saved") as draft:
+        assert save_model(first.model, first.tokenizer, draft)
+    tokens = torch.tensor([[5, 6, 7]])
+    for labels, new in (((), False), (("no", "yes"), False), (("a", "b", "c"), True)):
+        again = load(tmp_path / "saved", labels=labels)
+        assert (again.new_head, type(again.model).__name__) == (new, type(first.model).__name__)
+        assert len(branches_of(again.model)) == 3
+        hidden = again.model.base_model(input_ids=tokens)[0]
+        assert torch.equal(hidden, first.model.base_model(input_ids=tokens)[0])
+        if not new:
+            assert torch.equal(again.model(input_ids=tokens).logits, first.model(input_ids=tokens).logits)
 
 
 def test_a_body_that_is_not_whole_is_refused_with_a_head_too(checkpoint: Checkpoint) -> None:
