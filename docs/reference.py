@@ -23,7 +23,7 @@ GENERATED = "<!-- Written by docs/reference.py (make docs); do not edit. -->"
 FOLDERS = {  # folder: (title, guide)
     "solvers": ("Solvers", "add-a-solver"), "criteria": ("Criteria", ""), "allocation": ("Allocators", "add-an-allocator"),
     "search.strategies": ("Search strategies", "add-a-search-strategy"),
-    "recovery": ("Recoveries", ""), "evaluation": ("Metrics", ""),
+    "search.searchers": ("Searchers of a front", ""), "recovery": ("Recoveries", ""), "evaluation": ("Metrics", ""),
     "anatomy": ("Model families", "add-a-model-family"), "export": ("Formats", ""),
     "report": ("Reports", ""),
 }

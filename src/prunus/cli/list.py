@@ -7,8 +7,8 @@ import typer
 __all__ = ["list_names"]
 
 _FOLDERS = {"solvers": "solvers", "criteria": "criteria", "allocators": "allocation",
-            "strategies": "search.strategies", "recoveries": "recovery", "metrics": "evaluation", "families": "anatomy",
-            "formats": "export", "reports": "report"}
+            "strategies": "search.strategies", "searchers": "search.searchers", "recoveries": "recovery", "metrics": "evaluation",
+            "families": "anatomy", "formats": "export", "reports": "report"}
 
 
 def list_names(what: Annotated[str, typer.Argument(help=f"One of: {', '.join(_FOLDERS)}.")]) -> None:

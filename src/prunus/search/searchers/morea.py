@@ -30,7 +30,7 @@ class MOREA:
     def ask(self, state: Explored, count: int) -> list[Question]:
         living = state.trials[-self.population :]
         if len(living) < self.population:
-            return state.questions(min(count, self.population - len(living)))
+            return state.spread(min(count, self.population - len(living)))
         best_first = order(state.values[-self.population :]).tolist()
 
         def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
