@@ -23,7 +23,9 @@ GENERATED = "<!-- Written by docs/reference.py (make docs); do not edit. -->"
 FOLDERS = {  # folder: (title, guide)
     "solvers": ("Solvers", "add-a-solver"), "criteria": ("Criteria", ""), "allocation": ("Allocators", "add-an-allocator"),
     "search.strategies": ("Search strategies", "add-a-search-strategy"),
-    "search.searchers": ("Searchers of a front", ""), "recovery": ("Recoveries", ""), "evaluation": ("Metrics", ""),
+    "search.spaces": ("Spaces of architectures", ""), "search.searchers": ("Searchers of a front", ""),
+    "supernet": ("Super-network training", ""),
+    "recovery": ("Recoveries", ""), "evaluation": ("Metrics", ""),
     "anatomy": ("Model families", "add-a-model-family"), "export": ("Formats", ""),
     "report": ("Reports", ""),
 }
@@ -35,7 +37,10 @@ VALUES = {  # page: (title, introduction, {module: classes})
                 "granularity": ("Unstructured", "NM", "Tile", "Columns")}),
     "python": ("Python", "The functions of the package, and the values that they take and give.",
                {"loading": ("load", "Loaded"), "anatomy": ("describe",), "pipeline": ("prune", "Progress"),
-                "calibration.placement": ("Placement",), "export.huggingface": ("save",),
+                "calibration.placement": ("Placement",), "calibration.tasks": ("Task", "Labelled", "Examples", "Encoded", "encoded"),
+                "finetune": ("train_supernet", "Training", "TrainingProgress", "Trained"), "search.sampling": ("Sampling",),
+                "predictions": ("score", "answers"), "scores": ("Score",), "distillation": ("distilled_loss", "task_loss"),
+                "export.huggingface": ("save",),
                 "result": ("Pruned", "Report", "SiteRecord"), "evaluation": ("Measurement",),
                 "sites": ("Anatomy", "Block", "LinearSite", "ChannelSite", "Producer", "SublayerSite")}),
 }

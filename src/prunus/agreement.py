@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Agreement", "agreements", "counts", "first_to_go", "rank_correlation"]
+__all__ = ["Agreement", "agreements", "correlation", "counts", "first_to_go", "rank_correlation"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,17 @@ def first_to_go(values: Sequence[float], sizes: Sequence[int], share: float) -> 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     """Spearman's, from -1 to 1; equal values share the mean of their ranks."""
-    first, second = (_ranks(torch.tensor(values, dtype=torch.float64)) for values in (one, other))
+    return correlation(*(_ranks(torch.as_tensor(values, dtype=torch.float64)).tolist() for values in (one, other)))
+
+
+def correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Pearson's, from -1 to 1; no number where one of them is constant."""
+    first, second = (torch.as_tensor(values, dtype=torch.float64) for values in (one, other))
     first, second = first - first.mean(), second - second.mean()
     size = float(first.norm() * second.norm())
     return float(first @ second) / size if size else math.nan
 
 
 def _ranks(values: torch.Tensor) -> torch.Tensor:
-    return (values[:, None] > values).sum(1) + ((values[:, None] == values).sum(1) - 1) / 2
+    _, places, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts + 1) / 2).double()[places]

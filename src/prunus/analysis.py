@@ -152,8 +152,7 @@ class _Looks:
 
 
 def _record(site: SublayerSite, stats: BranchStats, impact: float) -> BranchRecord:
-    kind = "attention" if site.cache or "att" in site.name.rpartition(".")[2] else "mlp"
-    return BranchRecord(site.name, site.block, kind, site.size, stats.before, stats.added, stats.relative, 1 - stats.cosine,
+    return BranchRecord(site.name, site.block, site.kind, site.size, stats.before, stats.added, stats.relative, 1 - stats.cosine,
                         1 - stats.block, impact, 1e6 * impact / site.size)
 
 

@@ -21,6 +21,10 @@ class CalibrationError(PrunusError):
     """Statistics of a site cannot be used: non-finite, missing or singular beyond repair."""
 
 
+class TrainingError(PrunusError):
+    """A training cannot go on: its loss is no number."""
+
+
 class ExportError(PrunusError):
     """A result cannot be written where or how it was asked for."""
 

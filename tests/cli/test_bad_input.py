@@ -263,7 +263,6 @@ def test_an_export_that_cannot_be(flags: list[str], words: str, refused: Any, ch
     (["--sites", "channel", "--multiple", "0"], ["multiple = 0: expected at least 1"]),
     (["--multiple", "8"], ["multiple = 8: expected at least 1, and more only where channels go"]),
     (["--sites", "sublayer", "--sparsity", "0.9"], ["sparsity 0.9 leaves no attention", "at most 0.800 of the weights"]),
-    (["--sites", "sublayer", "--sparsity", "0.4", "--search", "progressive,only=attention"], ["no attention would be left"]),
     (["--sites", "sublayer", "--search", "progressive,protected=1"], ["protected = 1, 0.0% of the weights may go", "wants 50.0%"]),
     (["--sites", "sublayer", "--search", "progressive,only=attention"], ["only = 'attention'", "40.0% of the weights may go"]),
     (["--metrics", "sped"], ["'sped' is unknown", "Did you mean 'speed'?"]), (["--metrics", "speed,answer=0"], ["answer = 0"]),

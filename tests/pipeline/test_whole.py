@@ -296,6 +296,6 @@ def test_few_groups_of_heads_are_not_rounded_up_where_little_goes(text_file: Pat
 def test_what_would_leave_no_attention_is_refused_and_the_model_is_whole(text_file: Path) -> None:
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(RecipeError, match="no attention would be left"):
+    with pytest.raises(RecipeError, match="leaves no attention, and one must stay"):
         run(model, text_file, Stage(("sublayer",), Budget(0.05), allocation=Influence()))
     assert model.state_dict().keys() == before.keys()

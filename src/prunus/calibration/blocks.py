@@ -14,7 +14,7 @@ from ..stats import finite
 from ..traits import predicts_next
 from .placement import Placement
 
-__all__ = ["Enough", "States", "enter", "evaluating", "replaced"]
+__all__ = ["Enough", "States", "enter", "evaluating", "frozen", "replaced"]
 
 
 class Enough(Exception):
@@ -205,3 +205,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for its gradient, whatever it did before and will do after."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.requires_grad_(False)
+        for parameter in asking:
+            parameter.requires_grad_(True)

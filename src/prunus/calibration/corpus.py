@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import CorpusError, MissingExtra
 from ..hub import reachable
 
-__all__ = ["HUB", "Text", "has_split", "located", "overlap", "read", "rows_of", "windows"]
+__all__ = ["HUB", "Text", "files_of", "has_split", "located", "overlap", "read", "rows_of", "windows"]
 
 HUB = {  # name: (hub id, configuration, column)
     "c4": ("allenai/c4", "en", "text"),
@@ -80,13 +80,24 @@ def read(corpus: str, split: str = "train") -> Text:
 
 def located(corpus: str, split: str) -> Path:
     """The file of a corpus that is a file, or lies in PRUNUS_DATA. Raises CorpusError."""
+    return Path(corpus) if Path(corpus).is_file() else _file_of(_home(corpus), split)
+
+
+def files_of(corpus: str) -> dict[str, Path]:
+    """The files of a corpus in PRUNUS_DATA, by the splits it has; a file is its own training split. Raises CorpusError."""
     if Path(corpus).is_file():
-        return Path(corpus)
+        return {"train": Path(corpus)}
+    found = {split: _file_of(_home(corpus), split) for split in _FILES if has_split(corpus, split)}
+    return found or {"train": _file_of(_home(corpus), "train")}
+
+
+def _home(corpus: str) -> Path:
+    """The folder of a corpus that is no file. Raises CorpusError."""
     folder = _folder(corpus)
     if folder is None:
         raise CorpusError(f"corpus '{corpus}': no such file, and no such folder in PRUNUS_DATA "
                           f"({os.environ.get('PRUNUS_DATA') or 'not set'}).")
-    return _file_of(folder, split)
+    return folder
 
 
 def rows_of(file: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from ..errors import CalibrationError
 from ..sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from ..stats import ChannelLoss, ChannelSum, LossNeeds, LossStats, finite
 from ..traits import module_layout
-from .blocks import evaluating
+from .blocks import evaluating, frozen
 
 __all__ = ["channel_loss", "known_loss", "loss_stats"]
 
@@ -28,7 +28,7 @@ def loss_stats(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens
     traces three tensors as large as the sites' weights too. Raises CalibrationError when a gradient is not finite.
     """
     tokens = tokens[: needs.sequences].to(next(model.parameters()).device)
-    with evaluating(model), _frozen(model):
+    with evaluating(model), frozen(model):
         found = _slopes(model, anatomy, sites, tokens)
         if needs.curvature:
             traces = _traces(model, [site.name for site in sites], tokens, seed)
@@ -49,7 +49,7 @@ def channel_loss(model: Any, anatomy: Anatomy, sites: Sequence[ChannelSite | Sub
     """
     tokens = tokens[: needs.sequences].to(next(model.parameters()).device)
     parts = {site.name: _parts(anatomy, site) for site in sites}
-    with evaluating(model), _frozen(model), ExitStack() as stack:
+    with evaluating(model), frozen(model), ExitStack() as stack:
         axes = {part.name: part.axis for several in parts.values() for part in several}  # a fused matrix has several parts
         sums = {name: stack.enter_context(_adding(model.get_submodule(name), axis, needs.channels)) for name, axis in axes.items()}
         for row in tokens:
@@ -84,19 +84,6 @@ def _check(name: str, fine: bool) -> None:
     if not fine:
         raise CalibrationError(f"{name}: the gradient of the loss is not finite. The model overflows in this dtype or its "
                                "weights are damaged; try --dtype float32.")
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for its gradient, whatever it did before and will do after."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.requires_grad_(False)
-        for parameter in asking:
-            parameter.requires_grad_(True)
 
 
 def _loss(model: Any, tokens: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Which text calibrates, and how much of it."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..errors import CorpusError, RecipeError
 from ..traits import predicts_next
 from .corpus import Text, read, windows
 
-__all__ = ["Calibration", "check_length", "check_tokenizer", "with_bos"]
+__all__ = ["Calibration", "check_length", "check_tokenizer", "how_read", "with_bos"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ def check_tokenizer(tokenizer: Any, where: str) -> None:
     """Refuse to read text without one. Raises RecipeError."""
     if tokenizer is None:
         raise RecipeError(f"{where}: text needs a tokenizer, and this model comes with none that transformers can read.")
+
+
+def how_read(model: Any, tokenizer: Any) -> str:
+    """The dtype of the model and what its tokenizer knows, for a protocol."""
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    vocabulary = hashlib.sha256(repr(words).encode()).hexdigest()[:8]
+    return f"{str(model.dtype).removeprefix('torch.')}, tokenizer of {len(words)} words {vocabulary}"
 
 
 @torch.no_grad()

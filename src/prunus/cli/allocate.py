@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
+from .front import search_front
 from .running import journal_of, kept, opened
 
 __all__ = ["allocate", "search"]
@@ -57,6 +58,12 @@ def search(
     solver: o.Solver = None,
     allocation: o.Allocation = None,
     search: _Search = None,
+    space: o.Space = None,
+    objectives: o.Objectives = None,
+    searcher: o.Searcher = None,
+    task: o.Task = None,
+    order: o.Order = None,
+    batch: o.LatencyBatch = None,
     evaluations: o.Evaluations = None,
     search_text: o.SearchText = None,
     objective: o.Objective = None,
@@ -74,9 +81,14 @@ def search(
     json: _JSON = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
-    """Search how much each site gives (by policy gradient, unless --search says otherwise), and prune nothing."""
+    """Search how much each site gives (by policy gradient, unless --search says otherwise), and prune nothing; or, with --space, search
+    sub-networks by several objectives at once, and give all that no other beats (a Pareto front)."""
     from ..errors import RecipeError
 
+    settings = o.front_settings(locals())
+    if settings is not None:
+        search_front(model, settings, out, {"device": device}, dtype, overwrite, resume, trust_remote_code, quiet)
+        return
     flags = o.given(locals())
     if recipe is None:
         flags |= {"evaluate": "none", "search": search or ("progressive" if sites == "sublayer" else "reinforce")}

@@ -7,7 +7,7 @@ import typer
 __all__ = ["list_names"]
 
 _FOLDERS = {"solvers": "solvers", "criteria": "criteria", "allocators": "allocation",
-            "strategies": "search.strategies", "searchers": "search.searchers", "recoveries": "recovery", "metrics": "evaluation",
+            "strategies": "search.strategies", "searchers": "search.searchers", "spaces": "search.spaces", "trainings": "supernet", "recoveries": "recovery", "metrics": "evaluation",
             "families": "anatomy", "formats": "export", "reports": "report"}
 
 

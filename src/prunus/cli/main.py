@@ -12,6 +12,8 @@ from .demo import demo
 from .describe import describe
 from .evaluate import evaluate
 from .export import export
+from .finetune import finetune
+from .front import extract, front
 from .list import list_names
 from .prune import prune
 from .recipe import recipe
@@ -28,6 +30,9 @@ app = typer.Typer(
 app.command("prune")(prune)
 app.command("allocate")(allocate)
 app.command("search")(search)
+app.command("finetune")(finetune)
+app.command("front")(front)
+app.command("extract")(extract)
 app.command("evaluate")(evaluate)
 app.command("analyse")(analyse)
 app.command("export")(export)

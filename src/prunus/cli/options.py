@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity",
-    "Length", "Metrics", "Model", "Multiple", "Objective", "Out", "Overwrite", "Quiet", "RecipeFile", "Recovery", "Repaired", "Resume",
-    "Samples", "Search", "SearchText", "Seed", "Sites", "Skip", "Solver", "Sparsity", "TrustRemoteCode", "given", "named", "recipe_of",
+    "LatencyBatch", "Length", "Metrics", "Model", "Multiple", "Objective", "Objectives", "Order", "Out", "Overwrite", "Quiet",
+    "RecipeFile", "Recovery", "Repaired", "Resume", "Samples", "Search", "SearchText", "Searcher", "Seed", "Sites", "Skip", "Solver",
+    "Space", "Sparsity", "Task", "TrustRemoteCode", "front_settings", "given", "named", "of_corpus", "recipe_of",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -44,12 +45,28 @@ Repaired = Annotated[int | None, typer.Option(
 Multiple = Annotated[int | None, typer.Option(
     help="Where channels go, a multiple of this stays in every MLP (32 for Q8_0, 64 or 128 for GPUs). [default: 1]")]
 Recovery = Annotated[str | None, typer.Option(
-    help="Repair what is kept where sublayers go: patch, or none; settings after commas. [default: patch]")]
+    help="Repair what is kept where sublayers or channels go: patch, or none; settings after commas. [default: patch where "
+         "sublayers go, none where channels do]")]
 Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone, as a glob pattern; may be repeated.")]
 CalibrationText = Annotated[str | None, typer.Option(
     "--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. [default: 128]")]
 Length = Annotated[int | None, typer.Option(help="Tokens per calibration (and search) sequence. [default: 512]")]
+Space = Annotated[str | None, typer.Option(
+    help="Search sub-networks by several objectives: small, medium, layer, sublayer or large; settings after commas: medium,steps=8.")]
+Objectives = Annotated[str | None, typer.Option(
+    help="With --space: error (of --task), loss or divergence; and params, flops, latency or memory, as shares of the dense model's; two or "
+         "more. [default: error,params with --task, else divergence,params]")]
+Searcher = Annotated[str | None, typer.Option(
+    help="With --space, which sub-networks are looked at: nsga2, ehvi, morea, local, lsbo, rsbo, stratified or random; settings after "
+         "commas. [default: nsga2]")]
+Task = Annotated[str | None, typer.Option(
+    help="A labelled corpus: glue_sst2, or a .jsonl file; settings after commas: glue_sst2,rows=4000,seed=1. Trained on its training split, "
+         "searched on its validation split, and reported on its test split.")]
+Order = Annotated[str | None, typer.Option(
+    help="Which channels of a branch stay first: none (as they are), fisher, or a criterion (magnitude, wanda, taylor, …). [default: none; "
+         "of a trained super-network its own]")]
+LatencyBatch = Annotated[int | None, typer.Option("--batch", help="With --space: sequences that latency is measured with. [default: 1]")]
 EvaluationText = Annotated[str | None, typer.Option(
     "--evaluate", help="Text for the perplexity before and after; none for no measurement. [default: builtin]")]
 EvaluationLength = Annotated[int | None, typer.Option("--evaluate-length", help="Tokens per window of that text. [default: 512]")]
@@ -72,6 +89,43 @@ _SUITED = {  # to kinds of sites, where flags do not say otherwise
     "channel": {"solver": "sparsegpt"},
     "sublayer": {"allocation": "influence", "search": "progressive", "recovery": "patch"},
 }
+
+
+_OF_FRONTS = ("objectives", "searcher", "task", "order", "batch")
+_OF_SHARES = ("recipe", "sites", "sparsity", "multiple", "granularity", "solver", "allocation", "search", "objective", "repaired", "skip")
+
+
+def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
+    """The flags of a search for a front as plain data; None where none is asked for. Raises RecipeError where flags do not go together."""
+    from ..errors import RecipeError
+
+    said = {key: value for key, value in values.items() if value is not None}
+    if "space" not in said:
+        if wrong := [key for key in _OF_FRONTS if key in said]:
+            raise RecipeError(f"--{wrong[0]} says nothing without --space.")
+        return None
+    if wrong := [key for key in _OF_SHARES if key in said]:
+        raise RecipeError(f"--{wrong[0]} does not go with --space, whose sub-networks have any size.")
+    text = {flag: said[flag] for flag in ("samples", "length") if flag in said}
+    quality = "error" if "task" in said else "divergence"
+    settings: dict[str, Any] = {"space": named(said["space"], "--space"),
+                                "objectives": [name.strip() for name in said.get("objectives", f"{quality},params").split(",")],
+                                "calibration": {"corpus": said.get("calibration", "builtin"), **text}}
+    settings |= {flag: named(said[flag], f"--{flag}") for flag in ("searcher",) if flag in said}
+    settings |= {flag: said[flag] for flag in ("order", "batch", "seed") if flag in said}
+    if "task" in said:
+        settings["task"] = of_corpus(said["task"], "--task")
+    if "search_text" in said:
+        settings["text"] = {"samples": 16, **of_corpus(said["search_text"], "--search-text")}
+    if "evaluations" in said:
+        settings["evaluations"] = int(said["evaluations"])
+    return settings
+
+
+def of_corpus(text: str, where: str) -> dict[str, Any]:
+    """`corpus,key=value,…` as a table; a file may have commas in its name."""
+    table = {"name": text} if Path(text).is_file() else named(text, where)
+    return {"corpus": table.pop("name"), **table}
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
@@ -132,10 +186,8 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
 
 def _search(given: dict[str, Any]) -> dict[str, Any]:
     """A search as plain data; its sequences are as long as those of the calibration."""
-    asked_text = given.get("search_text", "self")
-    text = {"name": asked_text} if Path(asked_text).is_file() else named(asked_text, "--search-text")
     length = {"length": given["length"]} if "length" in given else {}
-    text = {"corpus": text.pop("name"), "samples": 16, **length, **text}
+    text = {"samples": 16, **length, **of_corpus(given.get("search_text", "self"), "--search-text")}
     asked: dict[str, Any] = {key: value for key, value in given.items() if key in ("evaluations", "objective", "repaired")}
     return {"strategy": named(given["search"], "--search"), "text": text, **asked}
 
@@ -156,7 +208,7 @@ def named(text: str, where: str) -> dict[str, Any]:
 
     from ..errors import RecipeError
 
-    name, *settings = re.split(r",(?![^\[]*\])", text)  # a comma inside a list is not one of ours
+    name, *settings = re.split(r",(?![^\[]*\])(?![^{]*\})", text)  # one in a list or a table is not ours
     table: dict[str, Any] = {"name": name.strip()}
     for setting in settings:
         key, equals, value = setting.partition("=")

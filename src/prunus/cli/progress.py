@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -78,6 +78,55 @@ class Screen:
         how = " with trust_remote_code=True" if (out / "modeling_pruned.py").is_file() else ""
         self._console.print(f"\nSaved to {out} (transformers loads it{how}); the figures are in {out / 'README.md'}.")
 
+    def exploring(self, progress: Any) -> bool:
+        """How far the search for a front is, with the front so far."""
+        if self._quiet:
+            return True
+        found = progress.found
+        done, total = len(found.trials), progress.evaluations
+        share = done / max(total, 1)
+        left = f"about {_clock((time.perf_counter() - self._start) * (1 - share) / share)} left"
+        line = f"{share:4.0%}  {left}  sub-networks: {done} of {total}; front of {len(found.front)}, hypervolume {progress.hypervolume:.3f}"
+        table = Table(*found.objectives, box=None, pad_edge=False)
+        for trial in found.front[:: max(1, len(found.front) // 12)]:
+            table.add_row(*(f"{value:.4g}" for value in trial.values))
+        self._live.update(Group(Text(line), table))
+        if not self._console.is_terminal and (done == total or time.perf_counter() - self._shown > 10):
+            self._shown = time.perf_counter()
+            self._console.print(line)
+        return True
+
+    def training(self, progress: Any) -> None:
+        """How far a training is."""
+        if self._quiet:
+            return
+        line = (f"{progress.done / progress.total:4.0%}  about {_clock(progress.remaining)} left  step {progress.done} of {progress.total}, "
+                f"epoch {progress.epoch + 1}, loss {progress.loss:.4f}")
+        self._live.update(Text(line))
+        if not self._console.is_terminal and (progress.done == progress.total or time.perf_counter() - self._shown > 10):
+            self._shown = time.perf_counter()
+            self._console.print(line)
+
+    def front(self, found: Any, out: Path) -> None:
+        """The points of a front, in the search and on what it did not see."""
+        if self._quiet:
+            return
+        names = found.plan.objectives
+        table = Table("", *names, *(f"{name}, held out" for name in names), "", box=None, pad_edge=False)
+        for point in (*found.points, found.dense):
+            table.add_row("dense" if point is found.dense else "", *(f"{value:.4g}" for value in (*point.values, *point.held_out)),
+                          "dominated on held-out data" if point.dominated and point is not found.dense else "")
+        self._console.print(table)
+        failed = f", of which {found.failed} have no values" if found.failed else ""
+        self._console.print(f"{found.looked} sub-networks{failed}; {len(found.points)} on the front.")
+        if found.interrupted:
+            self._console.print("Interrupted: the same command with --resume goes on.")
+        self._console.print(f"Saved to {out}. To take a point: prunus extract {out} --pick '{names[-1]}<=0.5' --out small/")
+
+    def point(self, found: Any, point: Any) -> None:
+        """The point that is taken, beside the dense model."""
+        pairs = zip(found.plan.objectives, point.values, point.held_out, found.dense.held_out, strict=True)
+        self.say("; ".join(f"{name} {value:.4g}, held out {held:.4g} (dense {dense:.4g})" for name, value, held, dense in pairs))
 
     def shares(self, found: Any, out: Path) -> None:
         """How much each kind of site gives, what a search found, and where it is."""

@@ -1,6 +1,6 @@
 """What the commands that work for long have in common: a model, a folder for what is finished, and words when it ends early."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,12 +49,12 @@ def kept(journal: "Journal", out: Path, screen: "Screen") -> Iterator[None]:
     journal.discard()
 
 
-def opened(source: str, placement: "Placement", dtype: str, trust: bool, screen: "Screen") -> "Loaded":
-    """The model, where it will compute if it fits there."""
+def opened(source: str, placement: "Placement", dtype: str, trust: bool, screen: "Screen", labels: Sequence[str] = ()) -> "Loaded":
+    """The model, where it will compute if it fits there; with `labels`, with a head for them."""
     screen.say(f"Loading {source}")
     from ..loading import load
 
-    loaded: Any = load(source, dtype=dtype, trust_remote_code=trust)
+    loaded: Any = load(source, dtype=dtype, trust_remote_code=trust, labels=labels)
     if placement.device != "cpu" and placement.fits(loaded.model):
         loaded.model.to(placement.device)
     return loaded

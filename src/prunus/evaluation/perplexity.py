@@ -1,6 +1,5 @@
 """Perplexity with a pinned protocol."""
 
-import hashlib
 import math
 import time
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from ..calibration.blocks import replaced
 from ..calibration.corpus import Text, has_split, read, windows
-from ..calibration.sample import check_length, check_tokenizer, with_bos
+from ..calibration.sample import check_length, check_tokenizer, how_read, with_bos
 from ..errors import RecipeError
 from ..traits import predicts_next
 from . import Context, Measurement
@@ -69,12 +68,9 @@ class Perplexity:
 
     def _protocol(self, text: Text, table: Tensor, bos: bool, model: Any, tokenizer: Any) -> str:
         start = "BOS in every window" if bos else "no BOS"
-        words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        vocabulary = hashlib.sha256(repr(words).encode()).hexdigest()[:8]
         cut = f"first {table.numel()} tokens" if self.tokens else "full stride"
         return (f"{text.name} {text.split} perplexity, text sha256 {text.digest}, {text.joined}, {cut}, "
-                f"{len(table)} windows of {self.length}, stride {self.length}, {start}, "
-                f"{str(model.dtype).removeprefix('torch.')}, tokenizer of {len(words)} words {vocabulary}")
+                f"{len(table)} windows of {self.length}, stride {self.length}, {start}, {how_read(model, tokenizer)}")
 
 
 @torch.no_grad()

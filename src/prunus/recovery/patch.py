@@ -23,12 +23,14 @@ __all__ = ["Patch"]
 
 @dataclass(frozen=True)
 class Patch:
-    """Every matrix that leaves a branch behind the first cut gets the least-squares map from what it reads to what the stream
-    lacks there, added to it: with a its input in the pruned model, g the dense model's stream behind the branch less the
-    pruned model's, and G = E[a a^T], W becomes W + E[g a^T] (G + d mean(diag G) I)^-1. A bias takes what is left of the mean.
+    """Every matrix that leaves a branch, from the first block on that lost branches or channels, gets the least-squares map from
+    what it reads to what the stream lacks there, added to it: with a its input in the pruned model, g the dense model's stream behind
+    the branch less the pruned model's, and G = E[a a^T], W becomes W + E[g a^T] (G + d mean(diag G) I)^-1. A bias takes what is left
+    of the mean.
 
-    Branch by branch, so that what one map could not make up is left to the next. LinearPatch (Chen et al. 2025) and ReplaceMe
-    (Shopkhoev et al. 2025) put a map of the stream at the cut; these are in matrices that the model has anyway.
+    Branch by branch and in the order of the forward pass, so that what one map could not make up is left to the next. LinearPatch
+    (Chen et al. 2025) and ReplaceMe (Shopkhoev et al. 2025) put a map of the stream at the cut; these are in matrices that the model
+    has anyway.
     """
 
     damping: float = 0.3  # d: added to the Gram's diagonal, as a fraction of its mean

@@ -22,7 +22,7 @@ from ..sites import Anatomy, ChannelSite, LinearSite
 from ..surgery.write import read_weight
 from .space import Array, Candidate, shifted
 
-__all__ = ["ChannelSpace"]
+__all__ = ["ChannelSpace", "channel_scores"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,17 +46,7 @@ class ChannelSpace:
               watch: Callable[[int], None] = lambda done: None) -> "ChannelSpace":
         """What a channel matters is the sum of a criterion over its columns of the consumer, in the dense model; `loss` is what the
         criterion wants to know of it, by matrix."""
-        matrices = {site.name: site for site in anatomy.sites("linear") if isinstance(site, LinearSite)}
-        ours = {site.consumer: site for site in sites}
-        scores: dict[str, Array] = {}
-        with torch.no_grad():
-            for views in stream(model, anatomy, [matrices[name] for name in ours], tokens, criterion.needs, placement, batch):
-                for view in views:
-                    site = ours[view.site.name]
-                    weight = read_weight(view.module).to(placement.device)
-                    values = saliency(criterion, weight, view.stats, loss.get(view.site.name))
-                    scores[site.name] = values.sum(0).view(site.count, site.width).sum(1).double().cpu().numpy()
-                    watch(len(scores))
+        scores = channel_scores(sites, criterion, model, anatomy, tokens, loss, placement, batch, watch)
         counts = tuple(round(reach(site, first[site.name], Unstructured("matrix")) * site.count) for site in sites)
         return cls(tuple(sites), tuple(scores[site.name] for site in sites), counts)
 
@@ -157,6 +147,24 @@ class ChannelSpace:
         begins = [0, *range(site.count % site.multiple or site.multiple, site.count, site.multiple)]
         sizes = numpy.diff([*begins, site.count])
         return order, sizes, numpy.add.reduceat(going[order], begins) / sizes
+
+
+def channel_scores(sites: Sequence[ChannelSite], criterion: Criterion, model: Any, anatomy: Anatomy, tokens: Tensor,
+                   loss: Mapping[str, Any], placement: Placement = Placement(), batch: int = 4,
+                   watch: Callable[[int], None] = lambda done: None) -> dict[str, Array]:
+    """By site, what every channel matters: the sum of a criterion over its columns of the consumer, in the dense model."""
+    matrices = {site.name: site for site in anatomy.sites("linear") if isinstance(site, LinearSite)}
+    ours = {site.consumer: site for site in sites}
+    scores: dict[str, Array] = {}
+    with torch.no_grad():
+        for views in stream(model, anatomy, [matrices[name] for name in ours], tokens, criterion.needs, placement, batch):
+            for view in views:
+                site = ours[view.site.name]
+                weight = read_weight(view.module).to(placement.device)
+                values = saliency(criterion, weight, view.stats, loss.get(view.site.name))
+                scores[site.name] = values.sum(0).view(site.count, site.width).sum(1).double().cpu().numpy()
+                watch(len(scores))
+    return scores
 
 
 def _descending(values: Array) -> NDArray[numpy.int64]:

@@ -181,11 +181,13 @@ class Fitness:
     def _wearing(self, candidate: Candidate, depth: int) -> Iterator[None]:
         """The model with what the candidate says of one block."""
         here = [(index, site, candidate[index]) for index, site in enumerate(self.space.sites) if site.block == depth]
+        skipped = [site for site in self._skipped(candidate) if site.block == depth]
         if isinstance(self.space, ChannelSpace):
-            with gated(self.model, {_matrix(site): self.space.kept(candidate, index) for index, site, _ in here}):
+            silent = {site.branch for site in skipped}
+            gates = {_matrix(site): self.space.kept(candidate, index) for index, site, bits in here if bits and site.branch not in silent}
+            with gated(self.model, gates), silenced(self.model, skipped):
                 yield
             return
-        skipped = [site for site in self._skipped(candidate) if site.block == depth]
         weights = {f"{name}.weight": self._weight(name, level) for _, site, level in here if not isinstance(site, SublayerSite)
                    for name in [_matrix(site)]}
         with subnet(self.model, weights), self._repaired(candidate, depth), silenced(self.model, skipped):
@@ -210,8 +212,10 @@ class Fitness:
         return known
 
     def _skipped(self, candidate: Candidate) -> list[SublayerSite]:
-        if isinstance(self.space, ChannelSpace):
-            return []
+        if isinstance(self.space, ChannelSpace):  # a branch that has lost all its channels is left out, bias and all
+            branches = {site.name: site for site in self.anatomy.sites("sublayer") if isinstance(site, SublayerSite)}
+            return [branches[site.branch] for site, bits in zip(self.space.sites, candidate, strict=True)
+                    if bits.bit_count() == site.count and site.branch in branches]
         return [site for index, (site, level) in enumerate(zip(self.space.sites, candidate, strict=True))
                 if isinstance(site, SublayerSite) and self.space.gone[index][level] > 0]
 

@@ -1,14 +1,19 @@
 """What an architecture search chooses from: sub-networks of one dense model, each a tuple of small whole numbers."""
 
 import random
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
+from ..sites import ChannelSite
 from .space import Candidate
+from .subnetwork import Kept, Units
 
-__all__ = ["Genome"]
+__all__ = ["Architectures", "Genome", "switches", "thinned"]
 
 
+@runtime_checkable
 class Genome(Protocol):
     """A candidate gives every variable a value from 0 to its size - 1; at a higher value at least as much is left.
 
@@ -35,10 +40,51 @@ class Genome(Protocol):
         ...
 
     def remaining(self, candidate: Candidate) -> float:
-        """Parameters of the blocks that are left, as a fraction of the dense model's; nothing is run."""
+        """The share of the weights of all branches that is left; nothing is run."""
         ...
 
     def worn(self, model: Any, candidate: Candidate) -> AbstractContextManager[None]:
         """The model as the sub-network, for as long as it is looked at or trained: no weight is copied, and gradients reach the
         dense model's own parameters."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Architectures:
+    """The Genome of a model's branches and channels; a space says what the variables mean."""
+
+    units: Units
+    sizes: tuple[int, ...]
+    smallest: Candidate
+    kept: Callable[[Candidate], Kept]  # which channels of which branches the sub-network has
+    sample: Callable[[random.Random], Candidate] | None = None  # for training; none: every variable by itself
+
+    @property
+    def largest(self) -> Candidate:
+        return tuple(size - 1 for size in self.sizes)
+
+    def draw(self, rng: random.Random) -> Candidate:
+        return self.sample(rng) if self.sample else tuple(rng.randrange(size) for size in self.sizes)
+
+    def remaining(self, candidate: Candidate) -> float:
+        return self.units.remaining(self.kept(candidate))
+
+    def worn(self, model: Any, candidate: Candidate) -> AbstractContextManager[None]:
+        return self.units.worn(model, self.kept(candidate))
+
+
+def switches(units: Units, groups: Sequence[Sequence[ChannelSite]]) -> Architectures:
+    """A variable for every group of branches, which stay or go together. The smallest sub-network has the first group; samples have any
+    number of them, one at least, equally often."""
+    def kept(candidate: Candidate) -> Kept:
+        return {site.name: units.first(site, site.count if stays else 0)
+                for group, stays in zip(groups, candidate, strict=True) for site in group}
+
+    return Architectures(units, (2,) * len(groups), (1, *[0] * (len(groups) - 1)), kept,
+                         lambda rng: thinned(len(groups), rng.randrange(len(groups)), rng))
+
+
+def thinned(count: int, without: int, rng: random.Random) -> Candidate:
+    """1 for each of `count` variables but some, taken at random."""
+    gone = set(rng.sample(range(count), without))
+    return tuple(int(index not in gone) for index in range(count))

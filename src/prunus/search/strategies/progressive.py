@@ -67,17 +67,13 @@ class Progressive:
     def init(self, space: Space, first: Candidate, seed: int) -> State:
         last = max(site.block for site in space.sites)
         free = [index for index, site in enumerate(space.sites) if self.protected <= site.block <= last - self.protected
-                and self._may_go(site.name)]
+                and self.only in ("all", getattr(site, "kind", ""))]
         groups = tuple(found for group in space.groups(self.per) if (found := tuple(index for index in group if index in free)))
         if sum(space.gone[index][-1] for index in free) < space.required:
             able = sum(space.gone[index][-1] for index in free) / sum(site.size for site in space.sites)
             raise RecipeError(f"strategy 'progressive': with only = {self.only!r} and protected = {self.protected}, {able:.1%} of the "
                               f"weights may go, and the budget wants {space.budget.sparsity:.1%}.")
         return State(space, first, groups)
-
-    def _may_go(self, name: str) -> bool:
-        attention = "attn" in name or "attention" in name
-        return self.only == "all" or (self.only == "attention") == attention
 
     def ask(self, state: State) -> list[Query]:
         if not state.begun:

@@ -1,0 +1,94 @@
+"""prunus finetune MODEL --out FOLDER."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+from .running import journal_of, kept, opened
+
+__all__ = ["finetune"]
+
+_Strategy = Annotated[str, typer.Option(
+    help="Which networks every step trains: standard (the model alone), one_shot, sandwich, random, linear_random, kd, one_shot_upper or "
+         "fixed; settings after commas: one_shot,subnets=2,temperature=10.")]
+_Space = Annotated[str | None, typer.Option(
+    help="The sub-networks of those: small, medium, layer, sublayer or large; settings after commas. [default: small]")]
+
+
+def finetune(
+    model: o.Model,
+    out: o.Out,
+    task: o.Task = None,
+    strategy: _Strategy = "standard",
+    space: _Space = None,
+    order: o.Order = None,
+    calibration: Annotated[str, typer.Option(help="Text to train on, where there is no task; and to order channels by.")] = "builtin",
+    samples: o.Samples = None,
+    length: o.Length = None,
+    epochs: Annotated[int, typer.Option(help="Passes through the examples.")] = 5,
+    steps: Annotated[int, typer.Option(help="Changes of the weights at most; 0: as many as the epochs have.")] = 0,
+    batch: Annotated[int, typer.Option(help="Examples, or sequences, at a time.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Batches whose gradients are added up before the weights change.")] = 1,
+    rate: Annotated[float, typer.Option(help="The largest learning rate.")] = 2e-5,
+    precision: Annotated[str, typer.Option(help="In which matrices are multiplied: float32, bfloat16 or float16.")] = "float32",
+    rank: Annotated[int, typer.Option(help="Of low-rank adapters (LoRA) that are trained in the weights' stead; 0: none.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the order of the examples, sub-networks, and a new head.")] = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    quiet: o.Quiet = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Train a model on a task or a text; with another strategy than standard, its sub-networks too (a super-network)."""
+    from ..calibration.placement import Placement
+    from ..calibration.tasks import Task, encoded
+    from ..checkpoint import folder, save_model
+    from ..finetune import Training, train_supernet
+    from ..front import FrontSearch
+    from ..frontier import genome_of, orders_of
+    from ..recipe import build, plain, plugin
+    from ..supernets import SuperNet
+    from .progress import Screen
+
+    trained_by = plugin("supernet", o.named(strategy, "--strategy"), "--strategy")
+    alone = getattr(trained_by, "alone", False)
+    if alone and (space or order):
+        raise _refused(f"--{'space' if space else 'order'} says nothing with --strategy standard, which trains the model alone.")
+    training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate,
+                                          "precision": precision, "rank": rank, "seed": seed}, "training")
+    text = {key: value for key, value in (("samples", samples), ("length", length)) if value is not None}
+    objective = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed}
+    asked: dict[str, Any] = {"space": o.named(space or "small", "--space"), "calibration": {"corpus": calibration, **text}, **objective}
+    if task:
+        asked["task"] = o.of_corpus(task, "--task")
+    plan: FrontSearch = build(FrontSearch, asked, "finetune")
+    read = plan.task.read() if isinstance(plan.task, Task) else None
+    journal = journal_of(out, overwrite, resume)
+    with Screen(quiet) as screen, kept(journal, out, screen):
+        loaded = opened(model, Placement(device), dtype, trust_remote_code, screen, read.labels if read else ())
+        orders = {} if alone else orders_of(loaded.model, loaded.tokenizer, plan, read)
+        genome = None if alone else genome_of(loaded.model, plan.space, orders)
+        data = encoded(read, "train", loaded.model, loaded.tokenizer) if read else plan.calibration.tokens(loaded.tokenizer, loaded.model, seed)
+        done = train_supernet(loaded.model, genome, trained_by, data, training, folder=journal.folder, watch=screen.training)
+        with folder(out.absolute()) as draft:
+            save_model(loaded.model, loaded.tokenizer, draft)
+            facts = {"strategy": plain(trained_by), "settings": plain(training), "task": plain(plan.task), **asdict(done)}
+            if not alone:
+                SuperNet(plan.space, {name: tuple(row) for name, row in orders.items()}, facts).write(draft)
+        if read:
+            from ..predictions import score
+
+            for split in ("validation", "test"):
+                found = score(loaded.model, encoded(read, split, loaded.model, loaded.tokenizer))  # type: ignore[arg-type]
+                low, high = found.interval
+                screen.say(f"{found.metric} on the {split} split: {found.value:.4f} [{low:.4f}, {high:.4f}]")
+        screen.say(f"Saved to {out}: {done.steps} steps, loss {done.losses[-1]:.4f}, {done.seconds:.0f} s.")
+
+
+def _refused(reason: str) -> Exception:
+    from ..errors import RecipeError
+
+    return RecipeError(reason)

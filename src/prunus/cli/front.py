@@ -1,0 +1,113 @@
+"""prunus search MODEL --space NAME --out RUN, prunus front RUN, and prunus extract RUN --pick LIMITS --out FOLDER."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options as o
+from .running import opened
+
+if TYPE_CHECKING:
+    from ..front import Front
+
+__all__ = ["extract", "front", "search_front"]
+
+Run = Annotated[Path, typer.Argument(help="The folder of a `prunus search --space`.", show_default=False)]
+_Pick = Annotated[list[str] | None, typer.Option(
+    help="A limit that the point must keep to, such as params<=0.5; may be repeated. Of those that do, the best by the first objective "
+         "without a limit. [default: none, and the point where the front bends most]")]
+
+
+def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[str, Any], dtype: str, overwrite: bool, resume: bool,
+                 trust: bool, quiet: bool) -> None:
+    """The search of `prunus search` where it is asked for a space of architectures."""
+    from ..calibration.placement import Placement
+    from ..checkpoint import check_target
+    from ..errors import ExportError
+    from ..files import whole_folder
+    from ..front import FILE, FrontSearch
+    from ..recipe import build
+    from ..supernets import SuperNet
+    from .progress import Screen
+
+    plan: FrontSearch = build(FrontSearch, settings, "search")
+    check_target(out, overwrite or resume, 0)
+    if overwrite and not resume:
+        for name in ("trials.jsonl", FILE):
+            (out / name).unlink(missing_ok=True)
+    if out.is_dir() and any(out.iterdir()) and not overwrite and not (out / "trials.jsonl").exists():
+        raise ExportError(f"{out}: holds no search to resume. Choose another folder or say --overwrite.")
+    trained = SuperNet.of(source)
+    if trained:
+        trained.check(plan.space)
+    labels = plan.task.read().labels if plan.task else ()
+    with Screen(quiet) as screen:
+        loaded = opened(source, Placement(**place), dtype, trust, screen, labels)
+        from ..frontier import find_front
+
+        found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out, source=source,
+                           watch=screen.exploring)
+        with whole_folder(out.absolute()) as draft:
+            _write(found, draft)
+        screen.front(found, out)
+
+
+def _write(found: "Front", folder: Path) -> None:
+    from ..front import FILE
+    from ..front_figures import front_figures
+
+    (folder / FILE).write_text(found.to_json(), encoding="utf-8")
+    for name, content in front_figures(found).items():
+        (folder / name).write_bytes(content)
+
+
+def front(run: Run, quiet: o.Quiet = False) -> None:
+    """Draw the front that a search found (front.html, front.png and front.csv in its folder), and list its points."""
+    from ..files import whole_folder
+    from ..front import Front
+    from .progress import Screen
+
+    found = Front.load(run)
+    with whole_folder(run.absolute()) as draft:
+        _write(found, draft)
+    with Screen(quiet) as screen:
+        screen.front(found, run)
+
+
+def extract(
+    run: Run,
+    out: o.Out,
+    pick: _Pick = None,
+    model: Annotated[str, typer.Option(help="The model that was searched, if it is not where it was.")] = "",
+    dtype: o.Dtype = "auto",
+    overwrite: o.Overwrite = False,
+    quiet: o.Quiet = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Make one point of a front a model of its own: smaller matrices, fewer blocks, and nothing of what it does not have."""
+    import json
+    from dataclasses import asdict
+
+    from ..calibration.placement import Placement
+    from ..checkpoint import check_target, folder, save_model
+    from ..front import Front
+    from ..traits import model_bytes
+    from .progress import Screen
+
+    found = Front.load(run)
+    point = found.pick(pick or ())
+    check_target(out, overwrite, 0)
+    labels = found.plan.task.read().labels if found.plan.task else ()
+    with Screen(quiet) as screen:
+        loaded = opened(model or found.source, Placement(), dtype, trust_remote_code, screen, labels)
+        from ..frontier import genome_of
+
+        genome, before = genome_of(loaded.model, found.plan.space, found.orders), model_bytes(loaded.model)
+        genome.units.extract(loaded.model, genome.kept(point.candidate))
+        with folder(out.absolute()) as draft:
+            save_model(loaded.model, loaded.tokenizer, draft)
+            data = {"run": str(run), "pick": pick or [], "objectives": found.plan.objectives, **asdict(point)}
+            (draft / "point.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        screen.point(found, point)
+        screen.say(f"Saved to {out}: {model_bytes(loaded.model) / before:.1%} of the weights' bytes, embeddings and head included.")

@@ -1,0 +1,29 @@
+"""What a network in training is told: by labels, and by what a teacher says."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["distilled_loss", "task_loss"]
+
+
+def task_loss(logits: Float[Tensor, "rows outputs"], targets: Tensor) -> Float[Tensor, ""]:
+    """Cross-entropy with the index of a class per row, or the mean squared error to a float per row, in float32."""
+    if targets.is_floating_point():
+        return functional.mse_loss(logits.float().squeeze(1), targets)
+    return functional.cross_entropy(logits.float(), targets)
+
+
+def distilled_loss(student: Float[Tensor, "rows outputs"], teacher: Float[Tensor, "rows outputs"], targets: Tensor,
+                   temperature: float) -> Float[Tensor, ""]:
+    """T^2 CE(softmax(teacher / T), student / T) + CE(targets, student), of classes; of numbers the mean squared error to the teacher,
+    and the targets are not used. Nothing flows back to the teacher. (Klein et al. 2024, their code's loss.)
+
+    T^2 keeps the size of the first part's gradient, which else falls as 1 / T^2 (Hinton et al. 2015).
+    """
+    teacher = teacher.detach().float()
+    if targets.is_floating_point():
+        return functional.mse_loss(student.float(), teacher)
+    said = torch.softmax(teacher / temperature, dim=1)
+    return temperature**2 * functional.cross_entropy(student.float() / temperature, said) + task_loss(student, targets)

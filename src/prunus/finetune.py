@@ -1,0 +1,374 @@
+"""Training a super-network, or the dense model alone, on a task or on text; interrupted, it goes on with the same result."""
+
+import copy
+import hashlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .anatomy import describe
+from .calibration.blocks import evaluating
+from .calibration.tasks import Encoded
+from .distillation import distilled_loss, task_loss
+from .errors import CorpusError, MissingExtra, RecipeError, TrainingError
+from .files import fingerprint, intact, keep_tensors
+from .search.genome import Genome
+from .search.space import Candidate
+from .supernet import Net, TrainingStrategy
+from .trainable import trainable
+from .traits import classifies, predicts_next
+
+__all__ = ["Trained", "Training", "TrainingProgress", "train_supernet"]
+
+_LOOK = 8  # examples of a batch on which sub-networks are ranked
+_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # Accelerate's names
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast; AdamW, whose rate falls linearly to 0. (The defaults of Klein et al. 2024, whose code reads 8 at a time.)
+
+    Weights that are trained are in float32 while they are, whatever the model's dtype is.
+    """
+
+    epochs: int = 5  # passes through the examples
+    steps: int = 0  # changes of the weights at most; 0: as many as the epochs have
+    batch: int = 8  # examples, or sequences, at a time
+    accumulate: int = 1  # batches whose gradients are added up before the weights change
+    rate: float = 2e-5  # the largest learning rate
+    warmup: float = 0.0  # the fraction of the steps in which the rate grows to it
+    decay: float = 0.01  # of the weights, per step and unit of the rate
+    clip: float = 0.0  # the largest norm of the gradient; 0: none
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # in which matrices are multiplied
+    rank: int = 0  # of low-rank adapters (LoRA) of all block matrices, which are trained in their stead; 0: all weights are trained
+    alpha: float = 16.0  # of the adapters, which are multiplied by alpha / rank
+    checkpoint: int = 500  # steps after which the training is kept on disk; it is after every epoch too
+    seed: int = 0  # of the order of the examples, dropout, sub-networks and adapters
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch, self.accumulate, self.checkpoint) < 1 or min(self.steps, self.rank) < 0:
+            raise RecipeError(f"epochs = {self.epochs}, batch = {self.batch}, accumulate = {self.accumulate}, checkpoint = "
+                              f"{self.checkpoint}, steps = {self.steps}, rank = {self.rank}: expected at least 1, of the last two 0.")
+        if not self.rate > 0 or not 0 <= self.warmup < 1 or min(self.decay, self.clip) < 0 or not self.alpha > 0:
+            raise RecipeError(f"rate = {self.rate:g}, warmup = {self.warmup:g}, decay = {self.decay:g}, clip = {self.clip:g}, alpha = "
+                              f"{self.alpha:g}: expected a rate and an alpha above 0, a warm-up in [0, 1), no negative number.")
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of step `step`, from 0, of `steps`."""
+        warm = round(self.warmup * steps)
+        return self.rate * (step / warm if step < warm else (steps - step) / (steps - warm))
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a training has come."""
+
+    done: int  # steps
+    total: int
+    epoch: int  # from 0, of the step just done
+    loss: float  # of that step, the mean over its networks
+    seconds: float  # since the beginning, those before an interruption too
+    remaining: float  # seconds, about
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training was."""
+
+    steps: int  # changes of the weights
+    passes: int  # of a network, forwards and backwards through a batch
+    looks: int  # of a sub-network, forwards through a part of a batch, where they are ranked
+    losses: tuple[float, ...]  # by epoch: the mean over its steps of the mean over their networks
+    seconds: float  # those before an interruption too
+
+
+def train_supernet(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, training: Training = Training(),
+                   *, folder: Path | None = None, watch: Callable[[TrainingProgress], None] | None = None) -> Trained:
+    """Train `model` where it is, in place, on the examples of a task or on sequences of tokens (samples, length).
+
+    In `folder` the weights, the optimizer's state and the step are kept, as whole files; called again with equal arguments and the
+    model as it was, the training goes on from there and ends with the same weights, to the bit on one machine. What is random in a
+    step depends on the seed and the step alone, so nothing of it has to be kept. The genome may be None where the strategy trains
+    the dense model alone. One process, one device.
+    Raises RecipeError when the parts do not go together or `folder` holds another training, TrainingError when a loss is no number.
+    """
+    device = next(model.parameters()).device
+    _check(model, genome, strategy, data, training, device)
+    identity = _identity(model, genome, strategy, data, training) if folder else ""
+    taught = getattr(strategy, "teacher", "") == "frozen"
+    apart = taught and (not training.rank or classifies(model))  # else the teacher is the model without its adapters
+    teacher = copy.deepcopy(model).requires_grad_(False).eval() if apart else None
+    matrices = [site.name for site in describe(model).sites("linear")] if training.rank else []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _accelerated(training, device) as accelerator:
+        torch.manual_seed(training.seed)
+        with trainable(model, training.rank, training.alpha, matrices) as adapters, _training(model):
+            asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(asked, lr=training.rate, weight_decay=training.decay))
+            run = _Run(model, genome, strategy, data, training, device, accelerator, optimizer, teacher, adapters if taught else None)
+            return run.to_the_end(folder, identity, watch)
+
+
+def _check(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, training: Training,
+           device: torch.device) -> None:
+    name = type(strategy).__name__
+    if genome is None and not getattr(strategy, "alone", False):
+        raise RecipeError(f"strategy {name} trains sub-networks: expected a search space. Name one, or use standard.")
+    if isinstance(data, Encoded) and not classifies(model):
+        raise RecipeError(f"a task needs a model with a head, and this is a {type(model).__name__}. Load it with the task's labels.")
+    if not isinstance(data, Encoded) and not predicts_next(model):
+        raise RecipeError(f"text trains a model that predicts the next token, and this is a {type(model).__name__}. Use a task.")
+    if not len(data):
+        raise CorpusError("training: there is no example.")
+    if training.precision == "float16" and device.type == "cpu":
+        raise RecipeError("training.precision = 'float16': CPUs do not train in it. Use bfloat16 or float32.")
+
+
+def _identity(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, training: Training) -> str:
+    """A hash of all that decides the result."""
+    space = "" if genome is None else repr((genome.sizes, genome.smallest, genome.largest))
+    weights = [f"{name} {tuple(parameter.shape)} {float(parameter.detach().sum(dtype=torch.float64))!r}"
+               for name, parameter in model.named_parameters()]
+    words = data.protocol if isinstance(data, Encoded) else hashlib.sha256(data.cpu().numpy().tobytes()).hexdigest()
+    return fingerprint(repr(strategy), repr(replace(training, checkpoint=1)), space, words, type(model).__name__, *weights)
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """The model with dropout, for the duration."""
+    before = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+@contextmanager
+def _accelerated(training: Training, device: torch.device) -> Iterator[Any]:
+    """Accelerate, for one process; its global state is put back unless somebody else had set it."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, GradientState, is_initialized
+    except ImportError:
+        raise MissingExtra("training", "train") from None
+    theirs = is_initialized()
+    try:
+        try:
+            accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=_PRECISIONS[training.precision])
+        except ValueError as error:
+            raise RecipeError(f"training.precision = '{training.precision}': {str(error).splitlines()[0]}") from None
+        yield accelerator
+    finally:
+        if not theirs:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+
+@dataclass
+class _History:
+    """What a training has done so far."""
+
+    step: int = 0
+    passes: int = 0
+    looks: int = 0
+    total: float = 0.0  # of the losses of this epoch
+    count: int = 0  # its steps
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
+class _Run:
+    """A training under way."""
+
+    model: Any
+    genome: Any
+    strategy: TrainingStrategy
+    data: Encoded | Tensor
+    training: Training
+    device: torch.device
+    accelerator: Any
+    optimizer: Any
+    teacher: Any  # a model that stays as it was
+    adapters: Any  # without which the model is as it was
+    history: _History = field(default_factory=_History)
+    epoch: int = -1
+    order: list[int] = field(default_factory=list)  # of the examples in this epoch
+
+    @property
+    def together(self) -> int:
+        """Examples of a step."""
+        return self.training.batch * self.training.accumulate
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        steps = self.training.epochs * self.per_epoch
+        return min(steps, self.training.steps or steps)
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return math.ceil(len(self.data) / self.together)
+
+    def to_the_end(self, folder: Path | None, identity: str, watch: Callable[[TrainingProgress], None] | None) -> Trained:
+        """All steps that are left."""
+        if folder:
+            self._recall(folder, identity)
+        history, start = self.history, time.perf_counter()
+        first, before = history.step, history.seconds
+        while history.step < self.steps:
+            loss = self._step(history.step)
+            history.step += 1
+            history.total, history.count = history.total + loss, history.count + 1
+            ended = history.step % self.per_epoch == 0 or history.step == self.steps
+            epoch = len(history.losses)
+            if ended:
+                history.losses.append(history.total / history.count)
+                history.total, history.count = 0.0, 0
+            spent = time.perf_counter() - start
+            history.seconds = before + spent
+            if folder and (ended or history.step % self.training.checkpoint == 0):
+                self._keep(folder, identity)
+            if watch:
+                left = spent / (history.step - first) * (self.steps - history.step)
+                watch(TrainingProgress(history.step, self.steps, epoch, loss, history.seconds, left))
+        return Trained(history.step, history.passes, history.looks, tuple(history.losses), history.seconds)
+
+    def _step(self, step: int) -> float:
+        """Add up the gradients of all networks over all batches of a step, and change the weights; the mean loss of the networks."""
+        rng = random.Random(f"{self.training.seed} {step}")
+        torch.manual_seed(rng.getrandbits(63))  # for dropout
+        rows = self._rows(step)
+        nets = self.strategy.nets(self.genome, step, self.steps, rng, lambda candidate: self._look(candidate, rows[:_LOOK]))
+        total = 0.0
+        for start in range(0, len(rows), self.training.batch):
+            part = rows[start : start + self.training.batch]
+            total += self._learn(nets, part, len(part) / len(rows), step)
+        if self.training.clip:
+            self.accelerator.clip_grad_norm_([parameter for parameter in self.model.parameters() if parameter.requires_grad],
+                                             self.training.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.rate_at(step, self.steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total / len(nets)
+
+    def _rows(self, step: int) -> list[int]:
+        """The examples of a step."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, list(range(len(self.data)))
+            random.Random(f"{self.training.seed} epoch {epoch}").shuffle(self.order)
+        return self.order[place * self.together : (place + 1) * self.together]
+
+    def _learn(self, nets: Sequence[Net], rows: Sequence[int], weight: float, step: int) -> float:
+        """Add the gradients of all networks on a batch, times a weight; the sum of their losses, times the same."""
+        given, targets = self._given(rows)
+        said = self._asked(given, nets)
+        total = 0.0
+        for net in nets:
+            with self._worn(net.candidate):
+                with self.accelerator.autocast():
+                    logits = self._logits(self.model, given)
+                loss = task_loss(logits, targets) if net.temperature is None else distilled_loss(
+                    logits, said, targets, net.temperature)  # type: ignore[arg-type]
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise TrainingError(f"training: the loss of {net.candidate or 'the dense model'} is {value} in step {step + 1} of "
+                                        f"{self.steps}. Use a lower rate, clip the gradient, or compute in float32.")
+                if loss.requires_grad:  # a network may be without anything that is trained: all adapters are in what it lacks
+                    self.accelerator.backward(loss * weight)
+            if said is None and net.candidate is None:
+                said = logits.detach()
+            total += value * weight
+            self.history.passes += 1
+        return total
+
+    def _asked(self, given: dict[str, Any], nets: Sequence[Net]) -> Tensor | None:
+        """What the teacher says, if it has to be asked: the dense model, where it is trained before others, says it by the way."""
+        if all(net.temperature is None for net in nets):
+            return None
+        with torch.no_grad(), self.accelerator.autocast():
+            if self.teacher is not None:
+                return self._logits(self.teacher, given)
+            if self.adapters is not None:
+                with evaluating(self.model), _without(self.adapters):
+                    return self._logits(self.model, given)
+            return None if nets[0] == Net() else self._logits(self.model, given)
+
+    @torch.no_grad()
+    def _look(self, candidate: Candidate, rows: Sequence[int]) -> float:
+        self.history.looks += 1
+        given, targets = self._given(rows)
+        with evaluating(self.model), self._worn(candidate), self.accelerator.autocast():
+            value = float(task_loss(self._logits(self.model, given), targets))
+        return value if math.isfinite(value) else math.inf
+
+    def _worn(self, candidate: Candidate | None) -> Any:
+        return nullcontext() if candidate is None else self.genome.worn(self.model, candidate)
+
+    def _given(self, rows: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
+        """What the model is called with, and what it should say."""
+        if isinstance(self.data, Encoded):
+            return self.data.batch(rows, self.device), self.data.targets[list(rows)].to(self.device)
+        tokens = self.data[list(rows)].to(self.device)
+        return {"input_ids": tokens, "use_cache": False}, tokens[:, 1:].flatten()
+
+    def _logits(self, model: Any, given: dict[str, Any]) -> Tensor:
+        """One row per example; of text, per token that is predicted."""
+        logits: Tensor = model(**given).logits
+        return logits if isinstance(self.data, Encoded) else logits[:, :-1].flatten(0, 1)
+
+    def _keep(self, folder: Path, identity: str) -> None:
+        """Write all that is needed to go on, and then delete what was kept before."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                tensors[f"weight {name}"] = parameter.detach().contiguous()
+                tensors |= {f"{key} {name}": value.contiguous() for key, value in self.optimizer.state.get(parameter, {}).items()}
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
+        file = folder / f"step-{self.history.step:08}.safetensors"
+        keep_tensors(file, tensors, identity=identity, scaler=scaler, history=asdict(self.history))
+        for old in folder.glob("step-*"):
+            if not old.name.startswith(file.name):
+                old.unlink()
+
+    def _recall(self, folder: Path, identity: str) -> None:
+        """Put back what was kept last and is whole. Raises RecipeError when it is of another training."""
+        from safetensors.torch import load_file
+
+        for file in sorted(folder.glob("step-*.safetensors"), reverse=True):
+            if (note := intact(file)) is None:
+                continue
+            if note["identity"] != identity:
+                raise RecipeError(f"{folder}: holds another training (other model, space, strategy, settings or examples). Choose another "
+                                  "folder, or delete it.")
+            self.history = _History(**note["history"])
+            tensors = load_file(file)
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.data.copy_(tensors.pop(f"weight {name}"))
+                    self.optimizer.state[parameter] = {key.removesuffix(f" {name}"): value.to(self.device) if value.dim() else value
+                                                       for key, value in tensors.items() if key.endswith(f" {name}")}
+            if note["scaler"]:
+                self.accelerator.scaler.load_state_dict(note["scaler"])
+            return
+
+
+@contextmanager
+def _without(adapters: Any) -> Iterator[None]:
+    adapters.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        adapters.enable_adapter_layers()

@@ -1,0 +1,104 @@
+"""A front: sub-networks that no other beats in every objective, with the search that found them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .calibration.sample import Calibration
+from .calibration.tasks import Task
+from .errors import LoadError, RecipeError
+from .recipe import build, plain
+from .search.objectives import QUALITIES, check_objectives
+from .search.pareto import pick
+from .search.searchers import Searcher
+from .search.searchers.nsga2 import NSGA2
+from .search.space import Candidate
+from .search.spaces import ArchitectureSpace
+from .search.spaces.small import Small
+
+__all__ = ["Front", "FrontSearch", "Point"]
+
+FILE = "front.json"
+
+
+@dataclass(frozen=True)
+class FrontSearch:
+    """All that decides a front, but the model and the machine."""
+
+    space: ArchitectureSpace = Small()  # which sub-networks there are
+    objectives: tuple[str, ...] = ("error", "params")  # error, loss, divergence; params, flops, latency, memory: shares of the dense model's
+    searcher: Searcher = NSGA2()  # which of them are looked at
+    evaluations: int = 100  # that are looked at
+    order: str = "none"  # of channels, the last of which go first: none (as they are), fisher, or a criterion
+    task: Task | None = None  # whose validation split is searched on; none: text is
+    text: Calibration = Calibration("self", samples=16)  # searched on, where there is no task; a fourth of it is held out
+    calibration: Calibration = Calibration()  # orders channels, where there is no task
+    batch: int = 1  # sequences that latency is measured with
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_objectives(self.objectives)
+        if self.evaluations < 1 or self.batch < 1:
+            raise RecipeError(f"evaluations = {self.evaluations}, batch = {self.batch}: expected at least 1 of each.")
+        if not set(self.objectives) & set(QUALITIES):
+            raise RecipeError(f"objectives = {', '.join(self.objectives)}: expected one of {', '.join(QUALITIES)} among them; without any the "
+                              "smallest sub-network is the best.")
+        if "error" in self.objectives and self.task is None:
+            raise RecipeError("objectives: 'error' is of a task, and none is named. Name one (--task), or use divergence or loss.")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A sub-network of the front."""
+
+    candidate: Candidate
+    values: tuple[float, ...]  # in the search
+    held_out: tuple[float, ...]  # on what the search did not see
+    dominated: bool  # by another point, there
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a search has found."""
+
+    plan: FrontSearch
+    source: str  # of the model
+    points: tuple[Point, ...]  # by the first objective
+    dense: Point
+    looked: int  # sub-networks
+    failed: int  # without values
+    protocols: tuple[str, ...]  # of what was searched on, and of what was not
+    orders: Mapping[str, tuple[int, ...]]  # of channels, by site; none: as they are
+    seconds: Mapping[str, float]
+    environment: Mapping[str, str]
+    interrupted: bool = False
+
+    def pick(self, limits: Sequence[str] = ()) -> Point:
+        """The best point within limits such as "params<=0.5", by the first objective that none is on; without any, the knee. Raises
+        RecipeError that names the nearest point where none is within them."""
+        return self.points[pick([point.values for point in self.points], self.plan.objectives, limits)]
+
+    def to_json(self) -> str:
+        """Plain data."""
+        data = {**{item: getattr(self, item) for item in ("source", "looked", "failed", "protocols", "interrupted")},
+                "plan": plain(self.plan), "points": [asdict(point) for point in self.points], "dense": asdict(self.dense),
+                "orders": {name: list(order) for name, order in self.orders.items()}, "seconds": dict(self.seconds),
+                "environment": dict(self.environment)}
+        return json.dumps(data, indent=1) + "\n"
+
+    @classmethod
+    def load(cls, folder: Path) -> "Front":
+        """From a run's folder. Raises LoadError."""
+        file = folder / FILE
+        if not file.is_file():
+            raise LoadError(f"{folder}: holds no front ({FILE}). Name the folder of a finished `prunus search --space`.")
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            points = [Point(tuple(row["candidate"]), tuple(row["values"]), tuple(row["held_out"]), row["dominated"])
+                      for row in (*data["points"], data["dense"])]
+            return cls(build(FrontSearch, data["plan"], str(file)), data["source"], tuple(points[:-1]), points[-1], data["looked"],
+                       data["failed"], tuple(data["protocols"]), {name: tuple(order) for name, order in data["orders"].items()},
+                       data["seconds"], data["environment"], data["interrupted"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise LoadError(f"{file}: is damaged ({type(error).__name__}: {error}). Search again.") from None

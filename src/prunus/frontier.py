@@ -1,0 +1,207 @@
+"""An architecture search as a person asks for it: channels are put in order, sub-networks valued by several objectives, and every point
+of the front is valued again on what the search did not see."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .anatomy import describe
+from .calibration.corpus import windows
+from .calibration.gates import gate_gradients
+from .calibration.loss import known_loss
+from .calibration.placement import Placement, together
+from .calibration.tasks import Encoded, Labelled, encoded
+from .criteria import loss_needs
+from .distillation import task_loss
+from .environment import Clock, available_bytes, environment
+from .errors import RecipeError
+from .files import fingerprint
+from .front import Front, FrontSearch, Point
+from .lookup import find
+from .predictions import answers, what_is_said
+from .recipe import plain
+from .scores import scored
+from .search.channels import ChannelSpace, channel_scores
+from .search.explore import Progress, explore
+from .search.fitness import Fitness
+from .search.genome import Architectures
+from .search.latency import Latency
+from .search.objectives import QUALITIES, Judge
+from .search.pareto import front
+from .search.space import Query
+from .search.subnetwork import Kept, Units
+from .sites import ChannelSite
+from .traits import predicts_next
+
+__all__ = ["find_front", "genome_of", "orders_of"]
+
+_HELD_OUT = 4  # every fourth sequence of the search text is never searched on
+_ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
+_OTHER_SEED = 1  # of the search text, which is drawn as calibration text is
+
+Quality = Callable[[Kept], Mapping[str, float]]
+
+
+def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping[str, Sequence[int]] | None = None,
+               folder: Path | None = None, source: str = "", watch: Callable[[Progress], bool] | None = None) -> Front:
+    """Search, and value the front on the test split of the task, or on held-out text.
+
+    `orders` are those that a super-network was trained with; without any they are made as the plan says. Trials are written to
+    `folder` at once; called again with equal arguments, the search goes on from there. Raises RecipeError when the parts do not go
+    together.
+    """
+    clock = Clock()
+    read = plan.task.read() if plan.task else None
+    if read is None and not predicts_next(model):
+        raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
+    with clock("ordering"):
+        order = dict(orders) if orders is not None else orders_of(model, tokenizer, plan, read)
+    genome = genome_of(model, plan.space, order)
+    with ExitStack() as stack:
+        seen, unseen, protocols, length = (_on_task(model, tokenizer, read, genome.units) if read else
+                                           _on_text(model, tokenizer, plan, genome.units, stack))
+        with clock("measuring latency"):
+            tokens = torch.randint(model.config.get_text_config().vocab_size, (plan.batch, length), generator=torch.Generator().manual_seed(0))
+            latency = Latency.measured(model, genome.units, tokens) if "latency" in plan.objectives else None
+        judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
+        with clock("searching"):
+            identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(plain(plan.space)), source,
+                                   *protocols)
+            found = explore(genome, plan.searcher, lambda question: judge(genome.kept(question.candidate)), plan.objectives,
+                            plan.evaluations, plan.seed, log=folder / "trials.jsonl" if folder else None, identity=identity, watch=watch)
+        with clock("valuing the front"):
+            trials = [trial for trial in found.front if not trial.failed]
+            dense = next(trial for trial in found.trials if trial.candidate == genome.largest)
+            held = [other(genome.kept(trial.candidate)) for trial in (*trials, dense)]
+    best = set(front(held[:-1]).tolist())
+    points = [Point(trial.candidate, trial.values, values, index not in best)
+              for index, (trial, values) in enumerate(zip((*trials, dense), held, strict=True))]
+    return Front(plan, source, tuple(points[:-1]), points[-1], len(found.trials), sum(bool(trial.failed) for trial in found.trials),
+                 protocols, {name: tuple(map(int, value)) for name, value in order.items()}, clock.seconds,
+                 environment(model, str(next(model.parameters()).device), source), found.interrupted)
+
+
+def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]]) -> Architectures:
+    """The sub-networks of a model. Raises RecipeError where the orders are of another model."""
+    anatomy = describe(model)
+    counts = {site.name: site.count for site in anatomy.sites("channel") if isinstance(site, ChannelSite)}
+    for name, order in orders.items():
+        if sorted(order) != list(range(counts.get(name, -1))):
+            raise RecipeError(f"{name}: the order of its channels is of another model.")
+    found: Architectures = space.over(Units(anatomy, {name: torch.tensor(order) for name, order in orders.items()}))
+    return found
+
+
+def orders_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> dict[str, list[int]]:
+    """By channel site: its channels, those first that matter most; none where the plan says none.
+
+    "fisher" is the mean square of the loss's derivative by a factor on the channel (Kwon et al. 2022), of examples of the training
+    split or of calibration sequences; a criterion sees these as text.
+    """
+    if plan.order == "none":
+        return {}
+    anatomy = describe(model)
+    sites = [site for site in anatomy.sites("channel") if isinstance(site, ChannelSite)]
+    if plan.order == "fisher":
+        gradients = gate_gradients(model, sites, _losses(model, tokenizer, plan, read))
+        scores = {name: rows.square().mean(0) for name, rows in gradients.items()}
+    else:
+        criterion = find("criteria", plan.order)()
+        tokens = plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
+        needs = loss_needs(criterion)
+        if needs and not predicts_next(model):
+            raise RecipeError(f"order = {plan.order!r}: looks at the loss of the next token, which this model does not predict. Use fisher.")
+        loss = known_loss(model, anatomy, sites, tokens, needs, plan.seed) if needs else {}
+        found = channel_scores(sites, criterion, model, anatomy, tokens, loss, Placement(str(next(model.parameters()).device)),
+                               together(tokens.shape[1]))
+        scores = {name: torch.from_numpy(values) for name, values in found.items()}
+    return {name: values.argsort(descending=True, stable=True).tolist() for name, values in scores.items()}
+
+
+def _losses(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> Iterator[Callable[[], Tensor]]:
+    """Of single examples of the training split, or of single calibration sequences."""
+    device = next(model.parameters()).device
+    if read is not None:
+        examples = encoded(read, "train", model, tokenizer)
+        for index in range(min(_ORDERING, len(examples))):
+            yield partial(_loss, model, examples, index)
+        return
+    for row in plan.calibration.tokens(tokenizer, model, plan.seed)[:_ORDERING].to(device):
+        yield partial(_text_loss, model, row)
+
+
+def _text_loss(model: Any, row: Tensor) -> Tensor:
+    loss: Tensor = model(input_ids=row[None], labels=row[None], use_cache=False).loss
+    return loss
+
+
+def _loss(model: Any, examples: Encoded, index: int) -> Tensor:
+    device = next(model.parameters()).device
+    return task_loss(model(**examples.batch([index], device)).logits, examples.targets[[index]].to(device))
+
+
+def _as_tokens(model: Any, tokenizer: Any, read: Labelled) -> Tensor:
+    """The training split as running text."""
+    return windows(read.train.as_text(), tokenizer, read.task.length, _ORDERING // 4)
+
+
+_Parts = tuple[Quality, Quality, tuple[str, ...], int]  # what is searched on, and what is not; protocols; tokens of a sequence
+
+
+def _on_task(model: Any, tokenizer: Any, read: Labelled, units: Units) -> _Parts:
+    """The validation split, and the test split."""
+    parts = [encoded(read, split, model, tokenizer) for split in ("validation", "test")]
+
+    def quality(examples: Encoded) -> Quality:
+        dense = answers(model, examples)
+
+        def of(kept: Kept) -> Mapping[str, float]:
+            with units.worn(model, kept):
+                said = answers(model, examples)
+            return {"error": 1 - scored(examples.metric, what_is_said(said), examples.targets, examples.classes), "loss": float(task_loss(said, examples.targets)),
+                    "divergence": _divergence(dense, said)}
+
+        return of
+
+    seen, unseen = map(quality, parts)
+    return seen, unseen, tuple(part.protocol for part in parts), max(map(len, parts[0].tokens))
+
+
+def _divergence(dense: Tensor, said: Tensor) -> float:
+    """KL(dense model || sub-network) in nats per example; of numbers the mean squared difference."""
+    if dense.shape[1] == 1:
+        return float((dense - said).square().mean())
+    first, second = dense.double().log_softmax(1), said.double().log_softmax(1)
+    return float((first.exp() * (first - second)).sum(1).mean())
+
+
+def _on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack: ExitStack) -> _Parts:
+    """Three quarters of the search text, and the fourth."""
+    tokens = plan.text.tokens(tokenizer, model, plan.seed + _OTHER_SEED, "text")
+    space = ChannelSpace(units.sites, (), ())
+    objectives = {"divergence": "divergence", "loss": "perplexity"}  # as fitness calls them
+
+    def quality(held_out: bool) -> Quality:
+        rows = [row for row in range(len(tokens)) if (row % _HELD_OUT == _HELD_OUT - 1) == held_out]
+        services: dict[str, Fitness] = {}
+        for name in set(plan.objectives) & set(QUALITIES):
+            services[name] = Fitness(model, units.anatomy, space, None, tokens[rows], objective=objectives[name],  # type: ignore[arg-type]
+                                     placement=Placement(str(next(model.parameters()).device)), batch=together(tokens.shape[1]),
+                                     memory=available_bytes() // 16)
+            stack.callback(services[name].close)
+
+        def of(kept: Kept) -> Mapping[str, float]:
+            goes = torch.cat([~kept[site.name] for site in units.sites]).double().numpy()
+            return {name: service([Query(space.candidate(goes))])[0].value for name, service in services.items()}
+
+        return of
+
+    text = plan.text.text()
+    told = f"{plan.text.corpus}, {'written by the model' if text is None else f'text sha256 {text.digest}'}, sequences of {tokens.shape[1]}"
+    count = len(tokens) // _HELD_OUT
+    return quality(False), quality(True), (f"{told}, {len(tokens) - count}", f"{told}, {count} others"), tokens.shape[1]

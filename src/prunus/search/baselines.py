@@ -1,0 +1,187 @@
+"""Sub-networks that need no search: what a search for a front is compared with."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..calibration.blocks import evaluating
+from ..silence import gated
+from ..sites import ChannelSite, SublayerSite
+from ..traits import module_layout
+from .subnetwork import Kept, Units
+
+__all__ = ["BASELINES", "Gradients", "fewest_heads", "first_layers", "least", "rescaled", "retraining_free"]
+
+BASELINES = ("layerdrop", "heads", "magnitude", "rfp")
+
+Gradients = Mapping[str, Float[Tensor, "losses channels"]]  # of losses by a factor on each channel, by site
+Scales = Mapping[str, Float[Tensor, "channels"]]  # by site: the factor of every channel, 0 where it goes
+
+_WIDEST = 10.0  # a factor beyond this, either way, says that the system was singular
+
+
+def first_layers(units: Units) -> list[Kept]:
+    """Layer dropping (Sajjad et al. 2023): the last blocks go, one more in every sub-network."""
+    depth = len(units.blocks)
+    return [{site.name: units.first(site, site.count if place < layers else 0)
+             for place, sites in enumerate(units.blocks) for site in sites} for layers in range(1, depth + 1)]
+
+
+def fewest_heads(units: Units, importance: Mapping[str, Tensor], steps: int = 10) -> list[Kept]:
+    """Head pruning (Michel et al. 2019): the heads of all blocks compete, by |dL/dm|, and the least go; MLPs stay. Of steps + 1
+    shares, from all heads to one."""
+    heads = [site for site in units.sites if _attends(units, site)]
+    total = sum(site.count for site in heads)
+    counts = sorted({max(1, round(total * step / steps)) for step in range(steps + 1)}, reverse=True)
+    return [{**_all(units), **_top(heads, importance, count)} for count in counts]
+
+
+def least(units: Units, importance: Mapping[str, Tensor], share: float) -> Kept:
+    """The channels of all branches compete by importance per weight, and the least go until `share` of the weights is left."""
+    kept = {name: mask.clone() for name, mask in _all(units).items()}
+    cost = {site.name: site.size / site.count for site in units.sites}
+    order = sorted((float(value) / cost[site.name], site.name, index) for site in units.sites
+                   for index, value in enumerate(importance[site.name].tolist()))
+    surplus = (1 - share) * units.size
+    for _, name, index in order:
+        if surplus <= 0:
+            break
+        kept[name][index] = False
+        surplus -= cost[name]
+    return kept
+
+
+def retraining_free(units: Units, gradients: Gradients, share: float) -> Kept:
+    """The mask of Kwon et al. 2022, sections 4.1 and 4.2, at a share of the weights.
+
+    Importance is the diagonal of the Fisher information, sum_b g_b^2. For every number of heads the best ones are taken, and the best
+    MLP channels for what is left; the number with the most importance in all wins. Then, in every branch, channels are exchanged, the
+    best pair first, as long as |sum of the gradients of what goes|^2 falls, with as many channels as before.
+    """
+    importance = {name: rows.double().square().sum(0) for name, rows in gradients.items()}
+    heads, rest = (_ranked(units, importance, attention) for attention in (True, False))
+    budget = share * units.size
+    best, chosen = -1.0, (0, 0)
+    for count in range(len(heads) + 1):
+        left = budget - sum(cost for _, cost, _, _ in heads[:count])
+        if left < 0:
+            break
+        more = _affordable(rest, left)
+        gained = sum(value for value, *_ in heads[:count]) + sum(value for value, *_ in rest[:more])
+        if gained > best:
+            best, chosen = gained, (count, more)
+    kept = {site.name: torch.zeros(site.count, dtype=torch.bool) for site in units.sites}
+    for _, _, name, index in (*heads[: chosen[0]], *rest[: chosen[1]]):
+        kept[name][index] = True
+    return {site.name: _exchanged(kept[site.name], gradients[site.name]) for site in units.sites}
+
+
+def _exchanged(kept: Tensor, gradients: Float[Tensor, "losses channels"]) -> Tensor:
+    """The same number of channels, with the least |sum over losses of (sum of gradients of what goes)^2|, greedily."""
+    kept = kept.clone()
+    together = gradients.double().T @ gradients.double()
+    for _ in range(int((~kept).sum()) if kept.any() else 0):
+        pull = together @ (~kept).double()
+        goes, stays = (~kept).nonzero().flatten(), kept.nonzero().flatten()
+        gain = (-2 * pull[goes] + together.diagonal()[goes])[:, None] + (2 * pull[stays] + together.diagonal()[stays])[None]
+        gain -= 2 * together[goes][:, stays]
+        place = int(gain.argmin())
+        if float(gain.flatten()[place]) >= -1e-12 * float(together.diagonal().sum()):
+            break
+        back, away = divmod(place, len(stays))
+        kept[goes[back]], kept[stays[away]] = True, False
+    return kept
+
+
+@torch.no_grad()
+def rescaled(model: Any, units: Units, kept: Kept, teacher: Kept, batches: Sequence[Callable[[], Any]]) -> Scales:
+    """Kwon et al. 2022, section 4.3: branch by branch, the factors with which the channels that are left give most nearly what the
+    consumer gives in the model masked by `teacher`; min |A d - r|^2 + |d|^2 with factors 1 + d, as LSMR with damping 1 finds it. Where
+    one lies beyond 10, all factors of the branch stay 1.
+
+    Departs from the authors' code, which compares what is behind the residual sum. `batches` run the model, on the same examples.
+    """
+    scales = {name: mask.float() for name, mask in kept.items()}
+    with evaluating(model):
+        for site in units.sites:
+            if not kept[site.name].any():
+                continue
+            consumer: Any = model.get_submodule(site.consumer)
+            weight = module_layout(consumer, consumer.weight).double()
+            columns = kept[site.name].repeat_interleave(site.width).to(weight.device)
+            gram, cross = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64), torch.zeros(weight.shape, dtype=torch.float64)
+            for batch in batches:
+                with units.worn(model, teacher):
+                    _, aim = _through(consumer, batch) if teacher[site.name].any() else (None, 0.0)
+                with units.worn(model, kept), gated(model, _factors(units, scales)):
+                    read, gives = _through(consumer, batch)
+                gram += (read.T @ read).cpu()
+                cross += ((aim - gives).T @ read).cpu()
+            mine = weight.cpu() * columns.cpu()
+            parts = ((mine.T @ mine) * gram).view(site.count, site.width, site.count, site.width).sum((1, 3))
+            wanted = (mine * cross).sum(0).view(site.count, site.width).sum(1)
+            change = torch.linalg.solve(parts + torch.eye(site.count, dtype=torch.float64), wanted)
+            if float((1 + change).abs().max()) <= _WIDEST:
+                scales[site.name] = ((1 + change) * kept[site.name]).float()
+    return scales
+
+
+def _through(consumer: Any, batch: Callable[[], Any]) -> tuple[Float[Tensor, "tokens in"], Float[Tensor, "tokens out"]]:
+    """What a matrix reads and gives while a batch runs, padding too."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = consumer.register_forward_hook(lambda _, given, gives: seen.append((given[0], gives)))
+    try:
+        batch()
+    finally:
+        handle.remove()
+    read, gives = (value.double().flatten(0, -2) for value in seen[-1])
+    return read, gives
+
+
+def _factors(units: Units, scales: Scales) -> dict[str, Tensor]:
+    """Those that are not 1 or 0, by consumer and column."""
+    return {site.consumer: scales[site.name].repeat_interleave(site.width) for site in units.sites
+            if bool(((scales[site.name] != 1) & (scales[site.name] != 0)).any())}
+
+
+def _all(units: Units) -> dict[str, Tensor]:
+    return {site.name: units.first(site, site.count) for site in units.sites}
+
+
+def _attends(units: Units, site: ChannelSite) -> bool:
+    kinds = {other.name: other.kind for other in units.anatomy.sites("sublayer") if isinstance(other, SublayerSite)}
+    return kinds[site.branch] == "attention"
+
+
+def _top(sites: Iterable[ChannelSite], importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The `count` channels of several sites that matter most."""
+    sites = list(sites)
+    kept = {site.name: torch.zeros(site.count, dtype=torch.bool) for site in sites}
+    order = sorted(((float(value), site.name, index) for site in sites for index, value in enumerate(importance[site.name].tolist())),
+                   reverse=True)
+    for _, name, index in order[:count]:
+        kept[name][index] = True
+    return kept
+
+
+_Entry = tuple[float, float, str, int]  # importance, weights, site, channel
+
+
+def _ranked(units: Units, importance: Mapping[str, Tensor], attention: bool) -> list[_Entry]:
+    """The channels of all attentions, or of all MLPs, the most important first."""
+    return sorted(((float(value), site.size / site.count, site.name, index) for site in units.sites if _attends(units, site) == attention
+                   for index, value in enumerate(importance[site.name].tolist())), reverse=True)
+
+
+def _affordable(entries: Sequence[_Entry], budget: float) -> int:
+    """How many of the first fit."""
+    count = 0
+    for _, cost, _, _ in entries:
+        budget -= cost
+        if budget < -1e-9:
+            break
+        count += 1
+    return count

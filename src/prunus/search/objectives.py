@@ -1,0 +1,75 @@
+"""What a sub-network costs and what it is worth: numbers of which smaller is better."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import RecipeError, UnknownName
+from ..sites import SublayerSite
+from ..surgery.cut import check_left
+from ..traits import model_bytes
+from .latency import Latency
+from .subnetwork import Kept, Units
+
+__all__ = ["COSTS", "QUALITIES", "Judge", "check_objectives"]
+
+QUALITIES = ("error", "loss", "divergence")
+COSTS = ("params", "flops", "latency", "memory")  # all as shares of the dense model's
+
+
+def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
+    """At least two, all known and none twice. Raises RecipeError or UnknownName."""
+    for name in names:
+        if name not in QUALITIES + COSTS:
+            raise UnknownName("objectives", name, list(QUALITIES + COSTS))
+    if len(set(names)) < len(names) or len(names) < 2:
+        raise RecipeError(f"objectives = {', '.join(names)}: expected at least two, none of them twice.")
+    return tuple(names)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Values sub-networks of one model by several objectives."""
+
+    model: Any
+    units: Units
+    names: tuple[str, ...]
+    quality: Callable[[Kept], Mapping[str, float]]  # those of QUALITIES that are asked for, on the search's own text or task
+    length: int  # tokens of a sequence, for the work of attention
+    latency: Latency | None = None  # where it is asked for
+
+    def __call__(self, kept: Kept) -> tuple[float, ...]:
+        """In the order of `names`. Raises RecipeError for what could not be extracted."""
+        units = self.units
+        check_left(units.anatomy, [site.branch for site in units.sites if not kept[site.name].any()])
+        known = dict(self.quality(kept)) if set(self.names) & set(QUALITIES) else {}
+        for name in self.names:
+            if name in COSTS:
+                known[name] = self._cost(name, units, kept)
+        return tuple(float(known[name]) for name in self.names)
+
+    def _cost(self, name: str, units: Units, kept: Kept) -> float:
+        match name:
+            case "params":
+                return units.remaining(kept)
+            case "flops":
+                whole = {site.name: units.first(site, site.count) for site in units.sites}
+                return flops(units, kept, self.length) / flops(units, whole, self.length)
+            case "latency":
+                assert self.latency is not None
+                return self.latency.seconds(kept) / self.latency.dense
+            case _:  # memory of the weights, embeddings and head included
+                dense = model_bytes(self.model)
+                gone = (1 - units.remaining(kept)) * units.size * next(self.model.parameters()).element_size()
+                return (dense - gone) / dense
+
+
+def flops(units: Units, kept: Kept, length: int) -> float:
+    """Multiplications and additions of the branches for one token of a sequence of `length`: two for every weight that is left, and
+    four per channel and token that attention looks at (scores and sums; all of them, masked or not)."""
+    looking = {site.name for site in units.anatomy.sites("sublayer") if isinstance(site, SublayerSite) and site.kind == "attention"}
+    total = 0.0
+    for site in units.sites:
+        share = float(kept[site.name].float().mean())
+        total += share * (2 * site.size + (4 * length * site.count * site.width if site.branch in looking else 0))
+    return total

@@ -1,0 +1,82 @@
+"""Which channels of which branches a sub-network keeps, and the dense model as that sub-network."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..errors import RecipeError
+from ..silence import gated, silenced
+from ..sites import Anatomy, ChannelSite, SublayerSite
+from ..surgery.cut import cut, skip
+
+__all__ = ["Kept", "Units"]
+
+Kept = Mapping[str, Bool[Tensor, "channels"]]  # by channel site: True where a channel stays; without any, the branch goes
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What sub-networks of a dense model are made of: branches, each with channels that stay or go."""
+
+    anatomy: Anatomy
+    order: Mapping[str, Int[Tensor, "channels"]]  # by channel site: its channels, those first that a prefix keeps first
+    depths: tuple[int, ...] = ()  # blocks, those first that a prefix keeps first; none: as they come
+
+    @cached_property
+    def sites(self) -> tuple[ChannelSite, ...]:
+        """The channels of every branch, in depth order. Raises RecipeError where a family has none."""
+        found = tuple(site for site in self.anatomy.sites("channel") if isinstance(site, ChannelSite))
+        if len(found) != len(self._branches):
+            raise RecipeError("spaces of architectures: the channels of this model's branches are not described.")
+        return found
+
+    @cached_property
+    def _branches(self) -> dict[str, SublayerSite]:
+        return {site.name: site for site in self.anatomy.sites("sublayer") if isinstance(site, SublayerSite)}
+
+    @cached_property
+    def blocks(self) -> tuple[tuple[ChannelSite, ...], ...]:
+        """The sites of every block, in the order in which blocks are kept."""
+        found = [tuple(site for site in self.sites if site.block == depth) for depth in range(len(self.anatomy.blocks))]
+        return tuple(found[depth] for depth in self.depths or range(len(found)))
+
+    @cached_property
+    def size(self) -> int:
+        """Weights of all branches."""
+        return sum(site.size for site in self.sites)
+
+    def first(self, site: ChannelSite, count: int) -> Bool[Tensor, "channels"]:
+        """The `count` channels of a site that its order has first."""
+        mask = torch.zeros(site.count, dtype=torch.bool)
+        mask[self.order[site.name][:count] if site.name in self.order else slice(count)] = True
+        return mask
+
+    def remaining(self, kept: Kept) -> float:
+        """The share of the branches' weights that stays."""
+        return sum(site.size * float(kept[site.name].float().mean()) for site in self.sites) / self.size
+
+    @contextmanager
+    def worn(self, model: Any, kept: Kept) -> Iterator[None]:
+        """The model as the sub-network: what the consumers read of channels that go is 0, and of branches without any nothing is
+        computed. No weight is copied, and gradients reach the model's own parameters."""
+        gone = [self._branches[site.branch] for site in self.sites if not kept[site.name].any()]
+        gates = {site.consumer: kept[site.name].repeat_interleave(site.width) for site in self.sites
+                 if kept[site.name].any() and not kept[site.name].all()}
+        with ExitStack() as stack:
+            stack.enter_context(silenced(model, gone))
+            stack.enter_context(gated(model, gates))
+            yield
+
+    def extract(self, model: Any, kept: Kept) -> Anatomy:
+        """Make the model the sub-network, for good and in place; gives the anatomy that is left. Raises RecipeError where nothing, or no
+        attention of a model that has a cache, would be left."""
+        whole = {site.name: kept[site.name] for site in self.sites}
+        left = cut(model, self.anatomy, {name: mask for name, mask in whole.items() if mask.any()})
+        gone = [site.branch for site in self.sites if not whole[site.name].any()]
+        return skip(model, left, gone) if gone else left

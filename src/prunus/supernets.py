@@ -1,0 +1,49 @@
+"""What a folder says of the super-network in it: with which space, in which order of channels and how it was trained."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import LoadError, RecipeError
+from .recipe import build, plain
+from .search.spaces import ArchitectureSpace
+
+__all__ = ["SuperNet"]
+
+_FILE = "supernet.json"
+
+
+@dataclass(frozen=True)
+class SuperNet:
+    """A model whose sub-networks were trained."""
+
+    space: ArchitectureSpace
+    orders: Mapping[str, tuple[int, ...]]  # of channels, by site; none: as they are
+    training: Mapping[str, Any]  # strategy, settings, task, losses and seconds, as plain data
+
+    @classmethod
+    def of(cls, source: str) -> "SuperNet | None":
+        """That of a folder; None where nothing was trained. Raises LoadError."""
+        file = Path(source).expanduser() / _FILE
+        if not file.is_file():
+            return None
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            orders = {name: tuple(map(int, order)) for name, order in data["orders"].items()}
+            return cls(build(ArchitectureSpace, data["space"], str(file)), orders, data["training"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LoadError(f"{file}: is damaged ({type(error).__name__}: {error}). Train the super-network again.") from None
+
+    def write(self, folder: Path) -> None:
+        """Beside the weights."""
+        data = {"space": plain(self.space), "orders": {name: list(order) for name, order in self.orders.items()},
+                "training": dict(self.training)}
+        (folder / _FILE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    def check(self, space: ArchitectureSpace) -> None:
+        """Refuse another space: its sub-networks were not trained. Raises RecipeError."""
+        if space != self.space:
+            raise RecipeError(f"space {plain(space)}: the super-network was trained with {plain(self.space)}, whose sub-networks are "
+                              "others. Search in that space, or train again.")

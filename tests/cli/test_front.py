@@ -1,0 +1,182 @@
+"""prunus finetune, search --space, front and extract: from a task or a text to a small model that transformers opens."""
+
+import csv
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from prunus.calibration.tasks import encoded
+from prunus.front import Front
+from prunus.frontier import genome_of
+from prunus.loading import load
+from prunus.predictions import score
+
+from ..tiny import tiny_model, tiny_tokenizer
+from .conftest import Ran
+
+Prunus = Callable[..., Ran]
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    """Sentences of plums, which are 1, and of pears, which are 0."""
+    rng = random.Random(0)
+    rows = []
+    for _ in range(80):
+        label = rng.randrange(2)
+        words = [rng.choice(["a", "the", "green", "ripe", "old"]), "plum" if label else "pear", rng.choice(["falls", "grows", "is here"])]
+        rows.append({"sentence": " ".join(words), "label": label})
+    file = tmp_path / "fruit.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def saved(family: str, folder: Path, **changes: Any) -> Path:
+    model = tiny_model(family, **changes)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    return saved("bert", tmp_path / "bert", num_hidden_layers=3)
+
+
+def task(file: Path) -> str:
+    return f"{file},length=24"
+
+
+def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path) -> None:
+    ran = prunus("finetune", encoder, "--task", task(task_file), "--strategy", "one_shot,temperature=10", "--space", "medium,steps=4",
+                 "--order", "fisher", "--epochs", 1, "--out", tmp_path / "super")
+    assert ran.code == 0, ran.err
+    assert "accuracy on the test split" in ran.err
+    words = ["search", tmp_path / "super", "--task", task(task_file), "--space", "medium,steps=4", "--objectives", "error,params,loss",
+             "--evaluations", 14, "--out", tmp_path / "run"]
+    ran = prunus(*words)
+    assert ran.code == 0, ran.err
+    assert "14 sub-networks" in ran.err
+    found = Front.load(tmp_path / "run")
+    trained = json.loads((tmp_path / "super" / "supernet.json").read_text())
+    assert {name: list(order) for name, order in found.orders.items()} == trained["orders"]
+    trials = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()[1:]]
+    rows = numpy.array([trial["values"] for trial in trials])
+    better = ((rows[None] <= rows[:, None]).all(2) & (rows[None] < rows[:, None]).any(2)).any(1)  # computed again, plainly
+    assert sorted({tuple(row) for row in rows[~better].tolist()}) == sorted({point.values for point in found.points})
+    assert found.dense.values[1] == 1
+
+    ran = prunus("front", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    with (tmp_path / "run" / "front.csv").open() as file:
+        assert len(list(csv.reader(file))) == len(found.points) + 2
+    assert (tmp_path / "run" / "front.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "run" / "front.html").read_text()
+    assert "http" not in page.split("<script")[0]
+
+    ran = prunus("extract", tmp_path / "run", "--pick", "params<=0.7", "--out", tmp_path / "small")
+    assert ran.code == 0, ran.err
+    point = found.pick(["params<=0.7"])
+    small = load(tmp_path / "small")
+    assert sum(p.numel() for p in small.model.parameters()) < sum(p.numel() for p in load(tmp_path / "super").model.parameters())
+    examples = encoded(found.plan.task.read(), "test", small.model, small.tokenizer)
+    assert 1 - score(small.model, examples).value == pytest.approx(point.held_out[0])
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small", trust_remote_code=True)
+    tokens = torch.randint(3, 256, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(again(input_ids=tokens).logits, small.model(input_ids=tokens).logits, atol=1e-5)
+    whole = load(tmp_path / "super").model
+    genome = genome_of(whole, found.plan.space, found.orders)
+    with torch.no_grad(), genome.worn(whole, point.candidate):
+        assert torch.allclose(whole(input_ids=tokens).logits, again(input_ids=tokens).logits, atol=1e-5)
+
+
+def test_a_search_goes_on_where_it_stopped(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path) -> None:
+    words = ["search", encoder, "--task", task(task_file), "--space", "small", "--searcher", "random", "--quiet"]
+    assert prunus(*words, "--evaluations", 9, "--out", tmp_path / "whole").code == 0
+    assert prunus(*words, "--evaluations", 5, "--out", tmp_path / "part").code == 0
+    assert prunus(*words, "--evaluations", 9, "--out", tmp_path / "part", "--resume").code == 0
+    first, second = (Front.load(tmp_path / name) for name in ("whole", "part"))
+    assert first.points == second.points
+    ran = prunus(*words, "--evaluations", 9, "--out", tmp_path / "part")
+    assert ran.code == 2
+    assert "exists and is not empty" in ran.err
+
+
+def test_a_front_of_a_language_model_on_text(prunus: Prunus, text_file: Path, tmp_path: Path) -> None:
+    model = saved("llama", tmp_path / "llama", num_hidden_layers=3)
+    ran = prunus("search", model, "--space", "medium,steps=4", "--objectives", "divergence,params,latency,flops,memory,loss", "--order",
+                 "wanda", "--calibration", text_file, "--samples", 4, "--length", 32, "--search-text", "self,samples=8,length=32",
+                 "--evaluations", 12, "--searcher", "morea", "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    found = Front.load(tmp_path / "run")
+    assert found.dense.values[:5] == pytest.approx((0, 1, 1, 1, 1), abs=1e-6)
+    assert set(found.orders) == {f"model.layers.{depth}.{name}.channels" for depth in range(3) for name in ("self_attn", "mlp")}
+    for point in found.points:
+        assert all(0 <= value <= 1.0001 for value in point.values[1:5])
+    assert prunus("extract", tmp_path / "run", "--pick", "params<=0.8", "--pick", "memory<=0.99", "--out", tmp_path / "small").code == 0
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=True)
+    assert small.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape == (1, 5)
+
+
+@pytest.mark.parametrize(("flags", "reasons"), [
+    (["--space", "smal"], ["'smal' is unknown", "Did you mean 'small'?"]),
+    (["--space", "small", "--objectives", "error,parms"], ["'parms' is unknown", "Did you mean 'params'?"]),
+    (["--space", "small", "--objectives", "error,error"], ["at least two, none of them twice"]),
+    (["--space", "small", "--objectives", "params,memory"], ["expected one of error, loss, divergence"]),
+    (["--space", "small", "--sparsity", "0.5"], ["--sparsity does not go with --space"]),
+    (["--objectives", "error,params"], ["--objectives says nothing without --space"]),
+    (["--space", "small", "--searcher", "nsga"], ["'nsga' is unknown"]),
+    (["--space", "small", "--order", "taylr"], ["'taylr' is unknown", "Did you mean 'taylor'?"]),
+    (["--space", "small", "--order", "taylor"], ["order = 'taylor'", "Use fisher"]),
+])
+def test_a_search_for_a_front_that_cannot_be(flags: list[str], reasons: list[str], prunus: Prunus, encoder: Path, task_file: Path,
+                                             tmp_path: Path) -> None:
+    ran = prunus("search", encoder, "--task", task(task_file), *flags, "--out", tmp_path / "run", "--quiet")
+    assert ran.code == 2
+    lines = ran.err.splitlines()
+    assert len(lines) == 1, ran.err
+    for reason in reasons:
+        assert reason in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_go_together(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path) -> None:
+    ran = prunus("search", encoder, "--space", "small", "--out", tmp_path / "run", "--quiet")
+    assert (ran.code, "does not predict the next token" in ran.err) == (2, True)
+    words = ["search", encoder, "--task", task(task_file), "--evaluations", 4, "--quiet", "--space"]
+    assert prunus(*words, "layer", "--out", tmp_path / "run").code == 0
+    ran = prunus("extract", tmp_path / "run", "--pick", "params<=0.01", "--out", tmp_path / "small", "--quiet")
+    assert (ran.code, "The nearest has" in ran.err) == (2, True)
+    ran = prunus("extract", tmp_path / "run", "--pick", "param<=0.5", "--out", tmp_path / "small", "--quiet")
+    assert ran.code == 2
+    assert not (tmp_path / "small").exists()
+    ran = prunus("front", encoder, "--quiet")
+    assert (ran.code, "holds no front" in ran.err) == (2, True)
+    (tmp_path / "run" / "front.json").write_text("{")
+    ran = prunus("front", tmp_path / "run", "--quiet")
+    assert (ran.code, "is damaged" in ran.err) == (2, True)
+    assert prunus("finetune", encoder, "--task", task(task_file), "--strategy", "sandwich", "--space", "layer", "--steps", 2, "--out",
+                  tmp_path / "super", "--quiet").code == 0
+    ran = prunus("search", tmp_path / "super", "--task", task(task_file), "--space", "small", "--out", tmp_path / "other", "--quiet")
+    assert (ran.code, "was trained with" in ran.err) == (2, True)
+    ran = prunus("finetune", encoder, "--task", task(task_file), "--space", "small", "--out", tmp_path / "no", "--quiet")
+    assert (ran.code, "--space says nothing with --strategy standard" in ran.err) == (2, True)
+
+
+def test_an_evaluation_that_fails_is_written_down_and_the_search_goes_on(prunus: Prunus, text_file: Path, tmp_path: Path) -> None:
+    """Of a decoder without any attention nothing can be extracted."""
+    model = saved("llama", tmp_path / "llama", num_hidden_layers=2)
+    ran = prunus("search", model, "--space", "sublayer", "--calibration", text_file, "--search-text", "self,samples=8,length=32",
+                 "--evaluations", 16, "--searcher", "random", "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert "have no values" in ran.err
+    found = Front.load(tmp_path / "run")
+    assert found.failed > 0
+    assert all(any(point.candidate[::2]) for point in found.points)

@@ -1,0 +1,97 @@
+"""Sub-networks that need no search."""
+
+import itertools
+
+import pytest
+import torch
+
+from prunus.anatomy import describe
+from prunus.search.baselines import fewest_heads, first_layers, least, rescaled, retraining_free
+from prunus.search.subnetwork import Units
+from prunus.silence import gated
+
+from ..tiny import tiny_model
+
+TOKENS = torch.randint(3, 256, (4, 12), generator=torch.Generator().manual_seed(0))
+
+
+def units_and_gradients(layers: int = 2) -> tuple[Units, dict[str, torch.Tensor]]:
+    units = Units(describe(tiny_model("bert", num_hidden_layers=layers)), {})
+    generator = torch.Generator().manual_seed(0)
+    return units, {site.name: torch.randn(6, site.count, generator=generator) for site in units.sites}
+
+
+def test_layers_go_from_the_top() -> None:
+    units, _ = units_and_gradients(3)
+    found = first_layers(units)
+    assert [round(3 * units.remaining(kept)) for kept in found] == [1, 2, 3]
+    assert all(kept["bert.encoder.layer.0.mlp.channels"].all() for kept in found)
+
+
+def test_the_least_heads_of_all_blocks_go_first() -> None:
+    units, gradients = units_and_gradients()
+    importance = {name: rows.abs().mean(0) for name, rows in gradients.items()}
+    found = fewest_heads(units, importance, steps=8)
+    names = [site.name for site in units.sites if "attention" in site.name]
+    values = torch.cat([importance[name] for name in names])
+    for kept in found:
+        mask = torch.cat([kept[name] for name in names])
+        assert mask.all() or values[mask].min() > values[~mask].max()
+        assert all(kept[site.name].all() for site in units.sites if "mlp" in site.name)
+    assert [int(sum(kept[name].sum() for name in names)) for kept in found] == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_shares_are_met(share: float) -> None:
+    units, gradients = units_and_gradients()
+    importance = {name: rows.square().sum(0) for name, rows in gradients.items()}
+    assert share - 0.05 < units.remaining(least(units, importance, share)) <= share + 1e-9
+    assert share - 0.05 < units.remaining(retraining_free(units, gradients, share)) <= share + 1e-9
+
+
+def test_the_knapsack_is_the_best_of_all_masks_before_channels_are_exchanged() -> None:
+    """With orthogonal gradients nothing is exchanged, and every mask within the budget can be looked at."""
+    units = Units(describe(tiny_model("bert", num_hidden_layers=1, intermediate_size=8)), {})
+    generator = torch.Generator().manual_seed(3)
+    counts = [site.count for site in units.sites]
+    weights = torch.rand(sum(counts), generator=generator) + 0.1
+    whole = torch.diag(weights)
+    gradients = dict(zip([site.name for site in units.sites], whole.split(counts, dim=1), strict=True))
+    costs = torch.cat([torch.full((site.count,), site.size / site.count) for site in units.sites])
+    best = max(float((weights.square() * torch.tensor(mask)).sum()) for mask in itertools.product((0.0, 1.0), repeat=sum(counts))
+               if float((costs * torch.tensor(mask)).sum()) <= 0.5 * units.size + 1e-9)
+    found = torch.cat([retraining_free(units, gradients, 0.5)[site.name] for site in units.sites])
+    assert float((weights.square() * found).sum()) == pytest.approx(best)
+
+
+def test_channels_are_exchanged_where_that_leaves_more() -> None:
+    """Two that go cancel each other."""
+    units = Units(describe(tiny_model("bert", num_hidden_layers=1, intermediate_size=4)), {})
+    attention, mlp = (site.name for site in units.sites)
+    rows = torch.tensor([[1.0, -1.0, 0.8, 0.7], [1.0, -1.0, 0.8, 0.0]])
+    gradients = {attention: 100 * torch.ones(2, 4), mlp: rows}
+    share = units.sites[0].size / units.size + 0.5 * units.sites[1].size / units.size
+    kept = retraining_free(units, gradients, share)
+    assert kept[attention].all()
+    assert kept[mlp].tolist() == [False, False, True, True]
+
+
+def test_factors_bring_the_outputs_nearer_to_the_teacher() -> None:
+    model = tiny_model("bert")
+    units = Units(describe(model), {})
+    kept = {site.name: units.first(site, site.count // 2) for site in units.sites}
+    teacher = {site.name: units.first(site, site.count) for site in units.sites}
+
+    def run() -> None:
+        model(input_ids=TOKENS)
+
+    scales = rescaled(model, units, kept, teacher, [run])
+    assert all(bool((scales[name][~kept[name]] == 0).all()) for name in kept)
+    gates = {site.consumer: scales[site.name].repeat_interleave(site.width) for site in units.sites}
+    with torch.no_grad():
+        whole = model(input_ids=TOKENS).logits
+        with units.worn(model, kept):
+            plain = model(input_ids=TOKENS).logits
+            with gated(model, gates):
+                better = model(input_ids=TOKENS).logits
+    assert (better - whole).norm() < (plain - whole).norm()

@@ -1,0 +1,80 @@
+"""The loss of a distilled network keeps its identities."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+
+from prunus.distillation import distilled_loss, task_loss
+
+from ..problems import generator
+
+
+def logits(seed: int, rows: int = 6, classes: int = 4) -> Tensor:
+    return torch.randn(rows, classes, generator=generator(seed), dtype=torch.float64).float().requires_grad_()
+
+
+LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 10.0])
+def test_equal_logits_leave_the_teacher_s_entropy_and_no_gradient_of_the_distillation(temperature: float) -> None:
+    """CE(p, p) is the entropy of p, its gradient 0; what is left is the gradient of the labels."""
+    student = logits(0)
+    said = softmax(student.detach() / temperature, 1)
+    entropy = -(said * said.log()).sum(1).mean()
+    loss = distilled_loss(student, student.detach(), LABELS, temperature)
+    assert float(loss) == pytest.approx(float(temperature**2 * entropy + cross_entropy(student, LABELS)), rel=1e-5)
+    with_teacher, = torch.autograd.grad(loss, student)
+    alone, = torch.autograd.grad(cross_entropy(student, LABELS), student)
+    assert float((with_teacher - alone).abs().max()) <= 1e-5
+
+
+def test_a_teacher_who_is_sure_of_the_labels_is_the_labels_twice() -> None:
+    student, sure = logits(0), 1000.0 * torch.nn.functional.one_hot(LABELS, 4).float()
+    assert float(distilled_loss(student, sure, LABELS, 1.0)) == pytest.approx(2 * float(cross_entropy(student, LABELS)), rel=1e-6)
+
+
+def test_nothing_flows_back_to_the_teacher() -> None:
+    student, teacher = logits(0), logits(1)
+    distilled_loss(student, teacher, LABELS, 2.0).backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_gradient_is_that_of_the_divergence_times_the_temperature_and_the_labels(temperature: float) -> None:
+    """d/dz T^2 CE(p, z / T) = T (softmax(z / T) - p), as of T^2 KL, since the teacher's entropy is a constant."""
+    student, teacher = logits(0), logits(1).detach()
+    found, = torch.autograd.grad(distilled_loss(student, teacher, LABELS, temperature), student)
+    said = softmax(teacher / temperature, 1)
+    divergence = temperature**2 * kl_div(log_softmax(student / temperature, 1), said, reduction="batchmean")
+    expected, = torch.autograd.grad(divergence + cross_entropy(student, LABELS), student)
+    by_hand = temperature * (softmax(student / temperature, 1) - said) / len(LABELS) + torch.autograd.grad(
+        cross_entropy(student, LABELS), student)[0]
+    assert float((found - expected).abs().max()) <= 1e-6
+    assert float((found - by_hand).abs().max()) <= 1e-6
+
+
+def test_at_high_temperatures_the_distillation_keeps_its_size() -> None:
+    """T (softmax(z / T) - softmax(t / T)) tends to (z - mean z - t + mean t) / classes: halved by neither 100 nor 200."""
+    student, teacher = logits(0), logits(1).detach()
+    labels, = torch.autograd.grad(task_loss(student, LABELS), student)
+    wide = (student - teacher).detach()
+    limit = (wide - wide.mean(1, keepdim=True)) / 4 / len(LABELS)
+    for temperature in (100.0, 200.0):
+        found, = torch.autograd.grad(distilled_loss(student, teacher, LABELS, temperature), student)
+        assert float((found - labels - limit).abs().max()) <= 0.05 * float(limit.abs().max())
+
+
+def test_of_numbers_it_is_the_squared_error_to_the_teacher_whatever_the_labels() -> None:
+    student, teacher = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [4.0]])
+    for labels in (torch.tensor([0.5, 0.5]), torch.tensor([9.0, -9.0])):
+        assert float(distilled_loss(student, teacher, labels, 7.0)) == pytest.approx((1 + 4) / 2)
+    assert float(task_loss(student, torch.tensor([1.0, 5.0]))) == pytest.approx(9 / 2)
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    student = logits(0).detach().bfloat16()
+    assert task_loss(student, LABELS).dtype == torch.float32
+    assert distilled_loss(student, student, LABELS, 2.0).dtype == torch.float32
