@@ -90,7 +90,8 @@ def test_quantiles_are_joint_and_know_no_scale() -> None:
     found = quantiles({"a": [(1.0, 10.0), (3.0, 1e9)], "b": [(2.0, 20.0), (2.0, math.inf), (5.0, 15.0)]})
     assert found["a"].tolist() == [[0.0, 0.0], [0.75, 1.0]]
     assert found["b"].tolist() == [[0.375, pytest.approx(2 / 3)], [0.375, math.inf], [1.0, pytest.approx(1 / 3)]]
-    again = quantiles({"a": [(math.exp(1), 1.0), (math.exp(3), 9.0)], "b": [(math.exp(2), 3.0), (math.exp(2), math.inf), (math.exp(5), 2.0)]})
+    again = quantiles({"a": [(math.exp(1), 1.0), (math.exp(3), 9.0)],
+                       "b": [(math.exp(2), 3.0), (math.exp(2), math.inf), (math.exp(5), 2.0)]})
     assert [again[name].tolist() for name in again] == [found[name].tolist() for name in found]
 
 
@@ -149,7 +150,8 @@ def test_a_pick_is_the_best_of_all_points_that_keep_to_it() -> None:
 
 
 def test_a_pick_that_no_point_keeps_to_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"params<=0\.05: no point of the front keeps to that\. The nearest has error = 0\.45, params = 0\.1"):
+    said = r"params<=0\.05: no point of the front keeps to that\. The nearest has error = 0\.45, params = 0\.1"
+    with pytest.raises(RecipeError, match=said):
         pick(POINTS, NAMES, ["params<=0.05"])
     with pytest.raises(RecipeError, match=r"The nearest has error = 0\.13, params = 0\.5"):
         pick(POINTS, NAMES, ["params<=0.45", "error<=0.14"])

@@ -69,13 +69,15 @@ class Explored:
             share = (self.genome.remaining(candidate) - low) / ((high - low) or 1.0)
             return min(max(int(share * strata), 0), strata - 1)
 
+        full = [stratum(candidate) for candidate in self.seen]
+
         def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
             taken = {*self.seen, *asked}
-            full = [stratum(candidate) for candidate in taken]
             for place in sorted(range(strata), key=full.count):
                 for _ in range(_DRAWS):
                     candidate = sized(self.genome, low + (high - low) * (place + rng.random()) / strata, rng)
                     if candidate not in taken and stratum(candidate) == place:
+                        full.append(place)
                         return candidate
             return None
 

@@ -28,7 +28,8 @@ class State:
 class NSGA2:
     """Deb et al. 2002, by the library `pymoo`: simulated binary crossover and polynomial mutation, rounded to whole numbers.
 
-    Departs from it: the first population is spread over all sizes; a child that is known already gets another value of one variable; a failed candidate counts as worse than all.
+    Departs from it: the first population is spread over all sizes; a child that is known already gets another value of one variable;
+    a failed candidate counts as worse than all.
     """
 
     population: int = 10  # candidates per generation
