@@ -12,9 +12,10 @@ import numpy
 from ..errors import MissingExtra, RecipeError
 from .explored import Explored, changed
 from .genome import Genome
+from .pareto import quantiles
 from .space import Array, Candidate
 
-__all__ = ["prepared", "scores", "suggested"]
+__all__ = ["prepared", "scores", "shares", "suggested"]
 
 _MOST = 200  # variables that a question takes seconds for
 _WIDE = 100.0
@@ -46,6 +47,12 @@ def scores(known: Explored) -> Array:
     found = numpy.minimum(found, high + 1.5 * (high - low))
     found -= found.min(0)
     return found / numpy.where(found.max(0) > 0, found.max(0), 1.0)
+
+
+def shares(known: Explored) -> Array:
+    """Every objective as its quantile among the trials, so that sums of objectives reach every part of the front, whatever its shape
+    (a weighted sum of plain values finds only where it bulges out); failures are the worst in all."""
+    return numpy.where(known.answered[:, None], quantiles({"": known.values})[""], 1.0)
 
 
 def suggested(state: Explored, values: Array, rng: random.Random, asked: Sequence[Candidate]) -> Candidate | None:

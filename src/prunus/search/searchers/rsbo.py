@@ -7,7 +7,7 @@ import numpy
 
 from ...errors import RecipeError
 from ..explored import Explored, remember
-from ..gaussian import prepared, scores, suggested
+from ..gaussian import prepared, shares, suggested
 from ..genome import Genome
 from ..space import Candidate
 from . import Question
@@ -18,7 +18,7 @@ __all__ = ["RSBO"]
 @dataclass(frozen=True)
 class RSBO:
     """Random linear scalarisation (Paria et al. 2020) as Klein et al. 2024 compare it (section 4.2): expected improvement of a sum
-    whose weights are drawn anew, all mixtures as likely, by Optuna's GPSampler. Objectives are scaled to the range of the trials."""
+    whose weights are drawn anew, all mixtures as likely, by Optuna's GPSampler. Objectives are their quantiles among the trials."""
 
     startup: int = 10  # candidates before the first model, of all sizes
 
@@ -34,7 +34,7 @@ class RSBO:
     def ask(self, state: Explored, count: int) -> list[Question]:
         if len(state.trials) < self.startup:
             return state.spread(min(count, self.startup - len(state.trials)))
-        values = scores(state)
+        values = shares(state)
 
         def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
             weights = numpy.array([rng.expovariate(1.0) for _ in range(values.shape[1])])
