@@ -18,7 +18,7 @@ from .space import Array, Candidate
 __all__ = ["prepared", "scores", "shares", "suggested"]
 
 _MOST = 200  # variables that a question takes seconds for
-_WIDE = 100.0
+_WIDE = 100.0  # the largest over the smallest of values whose order of magnitude is what matters
 
 
 def prepared(name: str, genome: Genome, seed: int) -> Explored:

@@ -15,7 +15,7 @@ __all__ = ["LSBO"]
 
 @dataclass(frozen=True)
 class LSBO:
-    """Linear scalarisation as Klein et al. 2024 compare it (section 4.2): expected improvement of the mean of all objectives,
+    """Linear scalarisation as Klein et al. 2024 compare it: expected improvement of the mean of all objectives,
     each as its quantile among the trials, by Optuna's GPSampler. It finds one part of the front."""
 
     startup: int = 10  # candidates before the first model, of all sizes

@@ -17,7 +17,7 @@ __all__ = ["RSBO"]
 
 @dataclass(frozen=True)
 class RSBO:
-    """Random linear scalarisation (Paria et al. 2020) as Klein et al. 2024 compare it (section 4.2): expected improvement of a sum
+    """Random linear scalarisation (Paria et al. 2019) as Klein et al. 2024 compare it: expected improvement of a sum
     whose weights are drawn anew, all mixtures as likely, by Optuna's GPSampler. Objectives are their quantiles among the trials."""
 
     startup: int = 10  # candidates before the first model, of all sizes
