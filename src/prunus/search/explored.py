@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy
+from numpy.typing import NDArray
 
 from .genome import Genome
 from .searchers import Question, Trial
 from .space import Array, Candidate
 
-__all__ = ["Explored", "Propose", "begin", "changed", "fresh", "remember", "unseen"]
+__all__ = ["Explored", "Propose", "begin", "changed", "fresh", "remember", "sized", "unseen"]
 
 _TRIES = 50  # draws before candidates are listed instead: when all of these are taken, so many are that few are left
+_DRAWS = 10  # for a stratum, before another one is tried: there may be no candidate of such a size
 Propose = Callable[[random.Random, list[Candidate]], Candidate | None]  # from what this batch has already
 
 
@@ -36,6 +38,11 @@ class Explored:
         """Of every trial and objective; infinite where a trial failed."""
         return numpy.array([trial.values for trial in self.trials])
 
+    @cached_property
+    def answered(self) -> NDArray[numpy.bool_]:
+        """Which trials have values."""
+        return numpy.array([not trial.failed for trial in self.trials])
+
     def rng(self) -> random.Random:
         """What the next questions are drawn with: a new generator after every answer, so that `ask` changes nothing."""
         return random.Random(f"{self.seed} {len(self.trials)}")
@@ -53,6 +60,28 @@ class Explored:
             taken.add(candidate)
             asked.append(candidate)
         return [Question(candidate) for candidate in asked]
+
+    def spread(self, count: int, strata: int = 10) -> list[Question]:
+        """New candidates of all sizes: every one is for the stratum of what remains that has the fewest so far."""
+        low, high = self.genome.remaining(self.genome.smallest), self.genome.remaining(self.genome.largest)
+
+        def stratum(candidate: Candidate) -> int:
+            share = (self.genome.remaining(candidate) - low) / ((high - low) or 1.0)
+            return min(max(int(share * strata), 0), strata - 1)
+
+        full = [stratum(candidate) for candidate in self.seen]
+
+        def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
+            taken = {*self.seen, *asked}
+            for place in sorted(range(strata), key=full.count):
+                for _ in range(_DRAWS):
+                    candidate = sized(self.genome, low + (high - low) * (place + rng.random()) / strata, rng)
+                    if candidate not in taken and stratum(candidate) == place:
+                        full.append(place)
+                        return candidate
+            return None
+
+        return self.questions(count, propose)
 
 
 def begin(searcher: object, genome: Genome, seed: int) -> Explored:
@@ -96,3 +125,17 @@ def changed(candidate: Candidate, sizes: Sequence[int], taken: Container[Candida
     every = ((*candidate[:index], value, *candidate[index + 1 :]) for index in free for value in range(sizes[index]))
     left = [found for found in every if found != candidate and found not in taken]
     return rng.choice(left) if left else None
+
+
+def sized(genome: Genome, wanted: float, rng: random.Random) -> Candidate:
+    """A draw of which about as much remains as is wanted: a number for every variable, all raised to one power."""
+    numbers = [1.0 - rng.random() for _ in genome.sizes]  # above 0
+
+    def raised(power: float) -> Candidate:
+        return tuple(min(int(number**power * size), size - 1) for number, size in zip(numbers, genome.sizes, strict=True))
+
+    most, least = 2.0**-12, 2.0**12  # powers with which nearly all, and nearly nothing, remains
+    for _ in range(25):
+        middle = (most * least) ** 0.5
+        most, least = (middle, least) if genome.remaining(raised(middle)) >= wanted else (most, middle)
+    return raised(rng.choice((most, least)))

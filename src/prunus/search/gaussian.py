@@ -15,9 +15,10 @@ from .genome import Genome
 from .pareto import quantiles
 from .space import Array, Candidate
 
-__all__ = ["prepared", "scores", "suggested"]
+__all__ = ["prepared", "scores", "shares", "suggested"]
 
 _MOST = 200  # variables that a question takes seconds for
+_WIDE = 100.0  # the largest over the smallest of values whose order of magnitude is what matters
 
 
 def prepared(name: str, genome: Genome, seed: int) -> Explored:
@@ -33,9 +34,25 @@ def prepared(name: str, genome: Genome, seed: int) -> Explored:
     return Explored(genome, seed)
 
 
-def scores(values: Array) -> Array:
-    """Every objective as its quantile among the trials, which no outlier and no scale moves; failures are the worst in all."""
-    return numpy.where(numpy.isfinite(values).all(1)[:, None], quantiles({"": values})[""], 1.0)
+def scores(known: Explored) -> Array:
+    """Every objective as the model sees it, from 0, the best, to 1: by its logarithm where it spans two orders of magnitude; what is
+    beyond the upper fence of a box plot is not told apart; and failures are the worst in all."""
+    good = known.values[known.answered]
+    if not len(good):
+        return numpy.ones_like(known.values)
+    found = numpy.where(known.answered[:, None], known.values, good.max(0))
+    wide = (good.min(0) > 0) & (good.max(0) > _WIDE * good.min(0))
+    found[:, wide] = numpy.log(found[:, wide])
+    low, high = numpy.quantile(found[known.answered], (0.25, 0.75), axis=0)
+    found = numpy.minimum(found, high + 1.5 * (high - low))
+    found -= found.min(0)
+    return found / numpy.where(found.max(0) > 0, found.max(0), 1.0)
+
+
+def shares(known: Explored) -> Array:
+    """Every objective as its quantile among the trials, so that sums of objectives reach every part of the front, whatever its shape
+    (a weighted sum of plain values finds only where it bulges out); failures are the worst in all."""
+    return numpy.where(known.answered[:, None], quantiles({"": known.values})[""], 1.0)
 
 
 def suggested(state: Explored, values: Array, rng: random.Random, asked: Sequence[Candidate]) -> Candidate | None:
@@ -47,7 +64,7 @@ def suggested(state: Explored, values: Array, rng: random.Random, asked: Sequenc
         # whole numbers are left to the model as intervals of a line: it searches lines much faster than numbers
         lines = {f"{index:04}": optuna.distributions.FloatDistribution(-0.5, size - 0.5)
                  for index, size in enumerate(state.genome.sizes) if size > 1}
-        sampler = optuna.samplers.GPSampler(seed=rng.randrange(2**32), n_startup_trials=1, deterministic_objective=True)
+        sampler = optuna.samplers.GPSampler(seed=rng.randrange(2**32), n_startup_trials=1)
         study = optuna.create_study(directions=["minimize"] * values.shape[1], sampler=sampler)
 
         def point(candidate: Candidate) -> dict[str, Any]:

@@ -46,10 +46,10 @@ def order(values: ArrayLike) -> Indices:
     """All rows, the best first: by rank, and within a rank those first that are far from their neighbours (NSGA-II's crowding)."""
     rows, rank = _matrix(values), ranks(values)
     alone = numpy.zeros(len(rows))
-    for level in range(int(rank.max(initial=-1)) + 1):
-        members = numpy.flatnonzero((rank == level) & numpy.isfinite(rows).all(1))
-        if members.size:  # the last rank may hold failures alone
-            alone[members] = _crowding(rows[members])
+    finite = numpy.isfinite(rows).all(1)
+    for level in numpy.unique(rank[finite]):
+        members = numpy.flatnonzero((rank == level) & finite)
+        alone[members] = _crowding(rows[members])
     return numpy.lexsort((-alone, rank))
 
 

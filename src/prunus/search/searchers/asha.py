@@ -30,8 +30,8 @@ class ASHA:
 
     def __post_init__(self) -> None:
         if self.grace < 1 or self.eta < 2 or self.longest < self.grace:
-            raise RecipeError(f"grace = {self.grace}, eta = {self.eta}, longest = {self.longest}: expected a grace of at least 1, an eta of "
-                              "at least 2, and a longest resource that is not below the grace.")
+            raise RecipeError(f"grace = {self.grace}, eta = {self.eta}, longest = {self.longest}: expected a grace of at least 1, an eta "
+                              "of at least 2, and a longest resource that is not below the grace.")
 
     @property
     def rungs(self) -> tuple[int, ...]:

@@ -15,10 +15,10 @@ __all__ = ["EHVI"]
 
 @dataclass(frozen=True)
 class EHVI:
-    """Expected hypervolume improvement, its logarithm (Ament et al. 2023), by Optuna's GPSampler. Objectives are modelled as their
-    quantiles among the trials. It takes a second or so per question, and knows what is being valued meanwhile."""
+    """Expected hypervolume improvement, its logarithm (Ament et al. 2023), by Optuna's GPSampler. It takes a second or so
+    per question, and knows what is being valued meanwhile."""
 
-    startup: int = 10  # candidates before the first model; the genome draws them
+    startup: int = 10  # candidates before the first model, of all sizes
 
     tell = staticmethod(remember)
 
@@ -31,8 +31,8 @@ class EHVI:
 
     def ask(self, state: Explored, count: int) -> list[Question]:
         if len(state.trials) < self.startup:
-            return state.questions(min(count, self.startup - len(state.trials)))
-        values = scores(state.values)
+            return state.spread(min(count, self.startup - len(state.trials)))
+        values = scores(state)
 
         def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
             return suggested(state, values, rng, asked)

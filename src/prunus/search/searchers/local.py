@@ -13,7 +13,7 @@ __all__ = ["Local"]
 
 @dataclass(frozen=True)
 class Local:
-    """Local search as Klein et al. 2024 compare it (section 4.2): any member of the present front, and another value of any
+    """Local search as Klein et al. 2024 compare it: any member of the present front, and another value of any
     variable. When all such neighbours of the front are known, the genome draws."""
 
     init, tell = begin, staticmethod(remember)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...errors import RecipeError
 from ..explored import Explored, remember
-from ..gaussian import prepared, scores, suggested
+from ..gaussian import prepared, shares, suggested
 from ..genome import Genome
 from ..space import Candidate
 from . import Question
@@ -15,10 +15,10 @@ __all__ = ["LSBO"]
 
 @dataclass(frozen=True)
 class LSBO:
-    """Linear scalarisation as Klein et al. 2024 compare it (section 4.2): expected improvement of the mean of all objectives, each as
-    its quantile among the trials, by Optuna's GPSampler. It finds one part of the front."""
+    """Linear scalarisation as Klein et al. 2024 compare it: expected improvement of the mean of all objectives,
+    each as its quantile among the trials, by Optuna's GPSampler. It finds one part of the front."""
 
-    startup: int = 10  # candidates before the first model; the genome draws them
+    startup: int = 10  # candidates before the first model, of all sizes
 
     tell = staticmethod(remember)
 
@@ -31,8 +31,8 @@ class LSBO:
 
     def ask(self, state: Explored, count: int) -> list[Question]:
         if len(state.trials) < self.startup:
-            return state.questions(min(count, self.startup - len(state.trials)))
-        values = scores(state.values).mean(1, keepdims=True)
+            return state.spread(min(count, self.startup - len(state.trials)))
+        values = shares(state).mean(1, keepdims=True)
 
         def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
             return suggested(state, values, rng, asked)

@@ -15,7 +15,7 @@ __all__ = ["MOREA"]
 @dataclass(frozen=True)
 class MOREA:
     """Of some members of the population, drawn at random, the first in non-dominated order has a child: one variable gets another
-    value. The child takes the place of the oldest. MO-REA, as Klein et al. 2024 (section 4.2) compare it."""
+    value. The child takes the place of the oldest. MO-REA, as Klein et al. 2024 compare it."""
 
     population: int = 10  # the last candidates that were valued
     tournament: int = 5  # members that compete to be a parent
@@ -30,7 +30,7 @@ class MOREA:
     def ask(self, state: Explored, count: int) -> list[Question]:
         living = state.trials[-self.population :]
         if len(living) < self.population:
-            return state.questions(min(count, self.population - len(living)))
+            return state.spread(min(count, self.population - len(living)))
         best_first = order(state.values[-self.population :]).tolist()
 
         def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:

@@ -28,7 +28,8 @@ class State:
 class NSGA2:
     """Deb et al. 2002, by the library `pymoo`: simulated binary crossover and polynomial mutation, rounded to whole numbers.
 
-    Departs from it: a child that is known already gets another value of one variable; a failed candidate counts as worse than all.
+    Departs from it: the first population is spread over all sizes; a child that is known already gets another value of one variable;
+    a failed candidate counts as worse than all.
     """
 
     population: int = 10  # candidates per generation
@@ -49,7 +50,7 @@ class NSGA2:
 
     def ask(self, state: State, count: int) -> list[Question]:
         if state.algorithm is None:
-            return state.known.questions(min(count, self.population - len(state.known.trials)))
+            return state.known.spread(min(count, self.population - len(state.known.trials)))
         waiting = [child for child in state.children if child not in state.known.seen]
         return [Question(child) for child in waiting[:count]]
 
@@ -66,7 +67,7 @@ class NSGA2:
         return State(known, algorithm, _children(algorithm, known))
 
     def _algorithm(self, known: Explored) -> Any:
-        from pymoo.algorithms.moo.nsga2 import NSGA2 as Algorithm
+        from pymoo.algorithms.moo import nsga2
         from pymoo.core.problem import Problem
         from pymoo.core.termination import NoTermination
         from pymoo.operators.crossover.sbx import SBX
@@ -74,9 +75,9 @@ class NSGA2:
         from pymoo.operators.repair.rounding import RoundingRepair
 
         sizes = numpy.array(known.genome.sizes)
-        algorithm = Algorithm(self.population, sampling=numpy.array([trial.candidate for trial in known.trials]),
-                              crossover=SBX(prob=self.crossover, eta=self.eta, vtype=float, repair=RoundingRepair()),
-                              mutation=PM(eta=self.eta, vtype=float, repair=RoundingRepair()))
+        algorithm = nsga2.NSGA2(self.population, sampling=numpy.array([trial.candidate for trial in known.trials]),
+                                crossover=SBX(prob=self.crossover, eta=self.eta, vtype=float, repair=RoundingRepair()),
+                                mutation=PM(eta=self.eta, vtype=float, repair=RoundingRepair()))
         algorithm.setup(Problem(n_var=len(sizes), n_obj=known.values.shape[1], xl=0, xu=sizes - 1, vtype=int), seed=known.seed,
                         termination=NoTermination())
         return algorithm
@@ -90,17 +91,17 @@ def _population(candidates: Sequence[Candidate]) -> Any:
 
 def _valued(algorithm: Any, population: Any, known: Explored) -> None:
     """Tell the algorithm what its candidates are worth."""
-    values = dict(zip((trial.candidate for trial in known.trials), _finite(known.values), strict=True))
+    values = dict(zip((trial.candidate for trial in known.trials), _finite(known), strict=True))
     population.set("F", numpy.array([values[tuple(row)] for row in population.get("X").tolist()]))
     algorithm.tell(infills=population)
 
 
-def _finite(values: Array) -> Array:
+def _finite(known: Explored) -> Array:
     """Failures become worse than all in every objective."""
-    good = values[numpy.isfinite(values).all(1)]
+    good = known.values[known.answered]
     if not len(good):
-        return numpy.zeros_like(values)
-    return numpy.where(numpy.isfinite(values).all(1)[:, None], values, 2 * good.max(0) - good.min(0) + 1)
+        return numpy.zeros_like(known.values)
+    return numpy.where(known.answered[:, None], known.values, 2 * good.max(0) - good.min(0) + 1)
 
 
 def _children(algorithm: Any, known: Explored) -> tuple[Candidate, ...]:

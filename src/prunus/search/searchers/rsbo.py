@@ -7,7 +7,7 @@ import numpy
 
 from ...errors import RecipeError
 from ..explored import Explored, remember
-from ..gaussian import prepared, scores, suggested
+from ..gaussian import prepared, shares, suggested
 from ..genome import Genome
 from ..space import Candidate
 from . import Question
@@ -17,10 +17,10 @@ __all__ = ["RSBO"]
 
 @dataclass(frozen=True)
 class RSBO:
-    """Random linear scalarisation (Paria et al. 2020) as Klein et al. 2024 compare it (section 4.2): expected improvement of a sum
+    """Random linear scalarisation (Paria et al. 2019) as Klein et al. 2024 compare it: expected improvement of a sum
     whose weights are drawn anew, all mixtures as likely, by Optuna's GPSampler. Objectives are their quantiles among the trials."""
 
-    startup: int = 10  # candidates before the first model; the genome draws them
+    startup: int = 10  # candidates before the first model, of all sizes
 
     tell = staticmethod(remember)
 
@@ -33,8 +33,8 @@ class RSBO:
 
     def ask(self, state: Explored, count: int) -> list[Question]:
         if len(state.trials) < self.startup:
-            return state.questions(min(count, self.startup - len(state.trials)))
-        values = scores(state.values)
+            return state.spread(min(count, self.startup - len(state.trials)))
+        values = shares(state)
 
         def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
             weights = numpy.array([rng.expovariate(1.0) for _ in range(values.shape[1])])
