@@ -27,7 +27,7 @@ class FrontSearch:
     """All that decides a front, but the model and the machine."""
 
     space: ArchitectureSpace = Small()  # which sub-networks there are
-    objectives: tuple[str, ...] = ("error", "params")  # error, loss, divergence; params, flops, latency, memory: shares of the dense model's
+    objectives: tuple[str, ...] = ("error", "params")  # error, loss, divergence; and params, flops, latency, memory, as shares of the dense
     searcher: Searcher = NSGA2()  # which of them are looked at
     evaluations: int = 100  # that are looked at
     order: str = "none"  # of channels, the last of which go first: none (as they are), fisher, or a criterion
@@ -42,8 +42,8 @@ class FrontSearch:
         if self.evaluations < 1 or self.batch < 1:
             raise RecipeError(f"evaluations = {self.evaluations}, batch = {self.batch}: expected at least 1 of each.")
         if not set(self.objectives) & set(QUALITIES):
-            raise RecipeError(f"objectives = {', '.join(self.objectives)}: expected one of {', '.join(QUALITIES)} among them; without any the "
-                              "smallest sub-network is the best.")
+            raise RecipeError(f"objectives = {', '.join(self.objectives)}: expected one of {', '.join(QUALITIES)} among them; without any "
+                              "the smallest sub-network is the best.")
         if "error" in self.objectives and self.task is None:
             raise RecipeError("objectives: 'error' is of a task, and none is named. Name one (--task), or use divergence or loss.")
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from .errors import MissingExtra
@@ -18,10 +19,8 @@ def front_figures(found: Front) -> dict[str, bytes]:
     rows = [(*point.values, *point.held_out, "dominated" if point.dominated else "", " ".join(map(str, point.candidate)))
             for point in (*found.points, found.dense)]
     files = {"front.csv": table_of([*names, *(f"{name}, held out" for name in names), "on held-out data", "sub-network"], rows)}
-    try:
+    with suppress(MissingExtra):  # the numbers are there
         files |= {"front.png": _picture(found), "front.html": _page(found)}
-    except MissingExtra:
-        pass  # the numbers are there
     return files
 
 

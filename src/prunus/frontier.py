@@ -1,5 +1,7 @@
-"""An architecture search as a person asks for it: channels are put in order, sub-networks valued by several objectives, and every point
-of the front is valued again on what the search did not see."""
+"""An architecture search as a person asks for it, from a model and a plan to a front.
+
+Channels are put in order, sub-networks valued by several objectives, and the front valued again on what the search did not see.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .anatomy import describe
-from .calibration.corpus import windows
+from .calibration.corpus import Text, windows
 from .calibration.gates import gate_gradients
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
@@ -66,7 +68,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         seen, unseen, protocols, length = (_on_task(model, tokenizer, read, genome.units) if read else
                                            _on_text(model, tokenizer, plan, genome.units, stack))
         with clock("measuring latency"):
-            tokens = torch.randint(model.config.get_text_config().vocab_size, (plan.batch, length), generator=torch.Generator().manual_seed(0))
+            words, chance = model.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
+            tokens = torch.randint(words, (plan.batch, length), generator=chance)
             latency = Latency.measured(model, genome.units, tokens) if "latency" in plan.objectives else None
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         with clock("searching"):
@@ -115,7 +118,8 @@ def orders_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | No
         tokens = plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
         needs = loss_needs(criterion)
         if needs and not predicts_next(model):
-            raise RecipeError(f"order = {plan.order!r}: looks at the loss of the next token, which this model does not predict. Use fisher.")
+            raise RecipeError(f"order = {plan.order!r}: looks at the loss of the next token, which this model does not predict. "
+                              "Use fisher.")
         loss = known_loss(model, anatomy, sites, tokens, needs, plan.seed) if needs else {}
         found = channel_scores(sites, criterion, model, anatomy, tokens, loss, Placement(str(next(model.parameters()).device)),
                                together(tokens.shape[1]))
@@ -147,7 +151,8 @@ def _loss(model: Any, examples: Encoded, index: int) -> Tensor:
 
 def _as_tokens(model: Any, tokenizer: Any, read: Labelled) -> Tensor:
     """The training split as running text."""
-    return windows(read.train.as_text(), tokenizer, read.task.length, _ORDERING // 4)
+    text = Text(read.train.name, "train", tuple(" ".join(texts) for texts in read.train.texts), "one row each")
+    return windows(text, tokenizer, read.task.length, _ORDERING // 4)
 
 
 _Parts = tuple[Quality, Quality, tuple[str, ...], int]  # what is searched on, and what is not; protocols; tokens of a sequence
@@ -163,8 +168,8 @@ def _on_task(model: Any, tokenizer: Any, read: Labelled, units: Units) -> _Parts
         def of(kept: Kept) -> Mapping[str, float]:
             with units.worn(model, kept):
                 said = answers(model, examples)
-            return {"error": 1 - scored(examples.metric, what_is_said(said), examples.targets, examples.classes), "loss": float(task_loss(said, examples.targets)),
-                    "divergence": _divergence(dense, said)}
+            value = scored(examples.metric, what_is_said(said), examples.targets, examples.classes)
+            return {"error": 1 - value, "loss": float(task_loss(said, examples.targets)), "divergence": _divergence(dense, said)}
 
         return of
 

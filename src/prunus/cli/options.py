@@ -55,14 +55,14 @@ Length = Annotated[int | None, typer.Option(help="Tokens per calibration (and se
 Space = Annotated[str | None, typer.Option(
     help="Search sub-networks by several objectives: small, medium, layer, sublayer or large; settings after commas: medium,steps=8.")]
 Objectives = Annotated[str | None, typer.Option(
-    help="With --space: error (of --task), loss or divergence; and params, flops, latency or memory, as shares of the dense model's; two or "
-         "more. [default: error,params with --task, else divergence,params]")]
+    help="With --space: error (of --task), loss or divergence; and params, flops, latency or memory, as shares of the dense model's; two "
+         "or more. [default: error,params with --task, else divergence,params]")]
 Searcher = Annotated[str | None, typer.Option(
     help="With --space, which sub-networks are looked at: nsga2, ehvi, morea, local, lsbo, rsbo, stratified or random; settings after "
          "commas. [default: nsga2]")]
 Task = Annotated[str | None, typer.Option(
-    help="A labelled corpus: glue_sst2, or a .jsonl file; settings after commas: glue_sst2,rows=4000,seed=1. Trained on its training split, "
-         "searched on its validation split, and reported on its test split.")]
+    help="A labelled corpus: glue_sst2, or a .jsonl file; settings after commas: glue_sst2,rows=4000,seed=1. Trained on its training "
+         "split, searched on its validation split, and reported on its test split.")]
 Order = Annotated[str | None, typer.Option(
     help="Which channels of a branch stay first: none (as they are), fisher, or a criterion (magnitude, wanda, taylor, …). [default: none; "
          "of a trained super-network its own]")]

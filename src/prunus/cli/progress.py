@@ -100,8 +100,8 @@ class Screen:
         """How far a training is."""
         if self._quiet:
             return
-        line = (f"{progress.done / progress.total:4.0%}  about {_clock(progress.remaining)} left  step {progress.done} of {progress.total}, "
-                f"epoch {progress.epoch + 1}, loss {progress.loss:.4f}")
+        line = (f"{progress.done / progress.total:4.0%}  about {_clock(progress.remaining)} left  step {progress.done} of "
+                f"{progress.total}, epoch {progress.epoch + 1}, loss {progress.loss:.4f}")
         self._live.update(Text(line))
         if not self._console.is_terminal and (progress.done == progress.total or time.perf_counter() - self._shown > 10):
             self._shown = time.perf_counter()
