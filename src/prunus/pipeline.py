@@ -16,6 +16,7 @@ from .anatomy import describe
 from .budget import Allocation
 from .calibration.branches import branch_seconds, branch_stats
 from .calibration.choices import Choices
+from .calibration.corpus import check_apart
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
 from .calibration.stream import View, stream
