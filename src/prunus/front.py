@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .calibration.sample import Calibration
 from .calibration.tasks import Task
-from .errors import LoadError, RecipeError
+from .errors import LoadError, RecipeError, UnknownName
 from .recipe import build, plain
+from .search.baselines import BASELINES
 from .search.objectives import QUALITIES, check_objectives
-from .search.pareto import pick
+from .search.pareto import pick, quantiles, regret
 from .search.searchers import Searcher
 from .search.searchers.nsga2 import NSGA2
 from .search.space import Candidate
@@ -27,7 +29,7 @@ class FrontSearch:
     """All that decides a front, but the model and the machine."""
 
     space: ArchitectureSpace = Small()  # which sub-networks there are
-    objectives: tuple[str, ...] = ("error", "params")  # error, loss, divergence; params, flops, latency, memory: shares of the dense model's
+    objectives: tuple[str, ...] = ("error", "params")  # error, loss, divergence; and params, flops, latency, memory, as shares of the dense
     searcher: Searcher = NSGA2()  # which of them are looked at
     evaluations: int = 100  # that are looked at
     order: str = "none"  # of channels, the last of which go first: none (as they are), fisher, or a criterion
@@ -36,14 +38,18 @@ class FrontSearch:
     calibration: Calibration = Calibration()  # orders channels, where there is no task
     batch: int = 1  # sequences that latency is measured with
     seed: int = 0
+    baselines: tuple[str, ...] = ()  # valued beside the front: layerdrop, heads, magnitude, rfp (retraining-free pruning)
 
     def __post_init__(self) -> None:
         check_objectives(self.objectives)
         if self.evaluations < 1 or self.batch < 1:
             raise RecipeError(f"evaluations = {self.evaluations}, batch = {self.batch}: expected at least 1 of each.")
         if not set(self.objectives) & set(QUALITIES):
-            raise RecipeError(f"objectives = {', '.join(self.objectives)}: expected one of {', '.join(QUALITIES)} among them; without any the "
-                              "smallest sub-network is the best.")
+            raise RecipeError(f"objectives = {', '.join(self.objectives)}: expected one of {', '.join(QUALITIES)} among them; without any "
+                              "the smallest sub-network is the best.")
+        for name in self.baselines:
+            if name not in BASELINES:
+                raise UnknownName("baselines", name, list(BASELINES))
         if "error" in self.objectives and self.task is None:
             raise RecipeError("objectives: 'error' is of a task, and none is named. Name one (--task), or use divergence or loss.")
 
@@ -73,6 +79,15 @@ class Front:
     seconds: Mapping[str, float]
     environment: Mapping[str, str]
     interrupted: bool = False
+    baselines: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)  # valued beside it, without a search
+
+    @property
+    def volumes(self) -> dict[str, float]:
+        """Hypervolumes on held-out data, of the front and of the baselines: of quantiles among all their points, with the reference 2 in
+        every objective (Klein et al. 2024)."""
+        held = {"front": [point.held_out for point in (*self.points, self.dense)],
+                **{name: [point.held_out for point in (*points, self.dense)] for name, points in self.baselines.items()}}
+        return {name: 2.0 ** len(self.plan.objectives) - regret(values) for name, values in quantiles(held).items()}
 
     def pick(self, limits: Sequence[str] = ()) -> Point:
         """The best point within limits such as "params<=0.5", by the first objective that none is on; without any, the knee. Raises
@@ -84,7 +99,8 @@ class Front:
         data = {**{item: getattr(self, item) for item in ("source", "looked", "failed", "protocols", "interrupted")},
                 "plan": plain(self.plan), "points": [asdict(point) for point in self.points], "dense": asdict(self.dense),
                 "orders": {name: list(order) for name, order in self.orders.items()}, "seconds": dict(self.seconds),
-                "environment": dict(self.environment)}
+                "environment": dict(self.environment),
+                "baselines": {name: [asdict(point) for point in points] for name, points in self.baselines.items()}}
         return json.dumps(data, indent=1) + "\n"
 
     @classmethod
@@ -95,10 +111,14 @@ class Front:
             raise LoadError(f"{folder}: holds no front ({FILE}). Name the folder of a finished `prunus search --space`.")
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
-            points = [Point(tuple(row["candidate"]), tuple(row["values"]), tuple(row["held_out"]), row["dominated"])
-                      for row in (*data["points"], data["dense"])]
+            points = [_point(row) for row in (*data["points"], data["dense"])]
+            beside = {name: tuple(map(_point, rows)) for name, rows in data["baselines"].items()}
             return cls(build(FrontSearch, data["plan"], str(file)), data["source"], tuple(points[:-1]), points[-1], data["looked"],
                        data["failed"], tuple(data["protocols"]), {name: tuple(order) for name, order in data["orders"].items()},
-                       data["seconds"], data["environment"], data["interrupted"])
+                       data["seconds"], data["environment"], data["interrupted"], beside)
         except (ValueError, KeyError, TypeError) as error:
             raise LoadError(f"{file}: is damaged ({type(error).__name__}: {error}). Search again.") from None
+
+
+def _point(row: Mapping[str, Any]) -> Point:
+    return Point(tuple(row["candidate"]), tuple(row["values"]), tuple(row["held_out"]), row["dominated"])

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from .errors import MissingExtra
@@ -11,6 +12,8 @@ from .search.objectives import COSTS
 
 __all__ = ["front_figures"]
 
+_SYMBOLS = ("circle", "x", "star", "triangle-down", "triangle-up", "square", "cross")  # plotly's names
+
 
 def front_figures(found: Front) -> dict[str, bytes]:
     """File name to content."""
@@ -18,10 +21,8 @@ def front_figures(found: Front) -> dict[str, bytes]:
     rows = [(*point.values, *point.held_out, "dominated" if point.dominated else "", " ".join(map(str, point.candidate)))
             for point in (*found.points, found.dense)]
     files = {"front.csv": table_of([*names, *(f"{name}, held out" for name in names), "on held-out data", "sub-network"], rows)}
-    try:
+    with suppress(MissingExtra):  # the numbers are there
         files |= {"front.png": _picture(found), "front.html": _page(found)}
-    except MissingExtra:
-        pass  # the numbers are there
     return files
 
 
@@ -35,7 +36,8 @@ def _axes(found: Front) -> tuple[int, int]:
 def _groups(found: Front) -> Mapping[str, list[Point]]:
     """The points by what held-out data says of them; and the dense model."""
     return {"front": [point for point in found.points if not point.dominated],
-            "dominated on held-out data": [point for point in found.points if point.dominated], "dense": [found.dense]}
+            "dominated on held-out data": [point for point in found.points if point.dominated], "dense": [found.dense],
+            **{name: list(points) for name, points in found.baselines.items()}}
 
 
 def _picture(found: Front) -> bytes:
@@ -43,7 +45,7 @@ def _picture(found: Front) -> bytes:
     names = found.plan.objectives
 
     def draw(axes: Any) -> None:
-        for (label, points), marker in zip(_groups(found).items(), "ox*", strict=True):
+        for (label, points), marker in zip(_groups(found).items(), "ox*v^s+", strict=False):
             axes.plot([point.values[across] for point in points], [point.values[up] for point in points], marker, label=label)
         axes.plot([point.held_out[across] for point in found.points], [point.held_out[up] for point in found.points], ".",
                   color="grey", label="the same points, held out")
@@ -70,7 +72,7 @@ def _page(found: Front) -> bytes:
     figure = graph_objects.Figure(layout={"xaxis_title": _label(names[across]), "yaxis_title": _label(names[up]),
                                           "title": f"{found.source}: {found.looked} sub-networks, {len(found.points)} on the front",
                                           "template": "plotly_white"})
-    for (label, points), symbol in zip(_groups(found).items(), ("circle", "x", "star"), strict=True):
+    for (label, points), symbol in zip(_groups(found).items(), _SYMBOLS, strict=False):
         told = ["<br>".join([*(f"{name} {value:.4g}, held out {other:.4g}" for name, value, other in
                                zip(names, point.values, point.held_out, strict=True)), _short(point)]) for point in points]
         figure.add_trace(graph_objects.Scatter(

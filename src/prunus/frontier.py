@@ -1,7 +1,9 @@
-"""An architecture search as a person asks for it: channels are put in order, sub-networks valued by several objectives, and every point
-of the front is valued again on what the search did not see."""
+"""An architecture search as a person asks for it, from a model and a plan to a front.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+Channels are put in order, sub-networks valued by several objectives, and the front valued again on what the search did not see.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .anatomy import describe
-from .calibration.corpus import windows
+from .calibration.corpus import Text, check_apart, windows
 from .calibration.gates import gate_gradients
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
@@ -26,6 +28,7 @@ from .lookup import find
 from .predictions import answers, what_is_said
 from .recipe import plain
 from .scores import scored
+from .search.baselines import factors, fewest_heads, first_layers, least, rescaled, retraining_free
 from .search.channels import ChannelSpace, channel_scores
 from .search.explore import Progress, explore
 from .search.fitness import Fitness
@@ -35,6 +38,7 @@ from .search.objectives import QUALITIES, Judge
 from .search.pareto import front
 from .search.space import Query
 from .search.subnetwork import Kept, Units
+from .silence import gated
 from .sites import ChannelSite
 from .traits import predicts_next
 
@@ -42,6 +46,7 @@ __all__ = ["find_front", "genome_of", "orders_of"]
 
 _HELD_OUT = 4  # every fourth sequence of the search text is never searched on
 _ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
+_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the weights, that baselines are asked for
 _OTHER_SEED = 1  # of the search text, which is drawn as calibration text is
 
 Quality = Callable[[Kept], Mapping[str, float]]
@@ -59,6 +64,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
     read = plan.task.read() if plan.task else None
     if read is None and not predicts_next(model):
         raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
+    if read is None and plan.order != "none":
+        check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
     with clock("ordering"):
         order = dict(orders) if orders is not None else orders_of(model, tokenizer, plan, read)
     genome = genome_of(model, plan.space, order)
@@ -66,7 +73,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         seen, unseen, protocols, length = (_on_task(model, tokenizer, read, genome.units) if read else
                                            _on_text(model, tokenizer, plan, genome.units, stack))
         with clock("measuring latency"):
-            tokens = torch.randint(model.config.get_text_config().vocab_size, (plan.batch, length), generator=torch.Generator().manual_seed(0))
+            words, chance = model.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
+            tokens = torch.randint(words, (plan.batch, length), generator=chance)
             latency = Latency.measured(model, genome.units, tokens) if "latency" in plan.objectives else None
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         with clock("searching"):
@@ -78,12 +86,14 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
             trials = [trial for trial in found.front if not trial.failed]
             dense = next(trial for trial in found.trials if trial.candidate == genome.largest)
             held = [other(genome.kept(trial.candidate)) for trial in (*trials, dense)]
+        with clock("baselines"):
+            beside = {name: tuple(_beside(name, model, tokenizer, plan, read, genome.units, (judge, other))) for name in plan.baselines}
     best = set(front(held[:-1]).tolist())
     points = [Point(trial.candidate, trial.values, values, index not in best)
               for index, (trial, values) in enumerate(zip((*trials, dense), held, strict=True))]
     return Front(plan, source, tuple(points[:-1]), points[-1], len(found.trials), sum(bool(trial.failed) for trial in found.trials),
                  protocols, {name: tuple(map(int, value)) for name, value in order.items()}, clock.seconds,
-                 environment(model, str(next(model.parameters()).device), source), found.interrupted)
+                 environment(model, str(next(model.parameters()).device), source), found.interrupted, beside)
 
 
 def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]]) -> Architectures:
@@ -105,22 +115,63 @@ def orders_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | No
     """
     if plan.order == "none":
         return {}
-    anatomy = describe(model)
-    sites = [site for site in anatomy.sites("channel") if isinstance(site, ChannelSite)]
+    sites = [site for site in describe(model).sites("channel") if isinstance(site, ChannelSite)]
     if plan.order == "fisher":
-        gradients = gate_gradients(model, sites, _losses(model, tokenizer, plan, read))
-        scores = {name: rows.square().mean(0) for name, rows in gradients.items()}
+        scores = {name: rows.square().mean(0) for name, rows in _gradients(model, tokenizer, plan, read, sites).items()}
     else:
-        criterion = find("criteria", plan.order)()
-        tokens = plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
-        needs = loss_needs(criterion)
-        if needs and not predicts_next(model):
-            raise RecipeError(f"order = {plan.order!r}: looks at the loss of the next token, which this model does not predict. Use fisher.")
-        loss = known_loss(model, anatomy, sites, tokens, needs, plan.seed) if needs else {}
-        found = channel_scores(sites, criterion, model, anatomy, tokens, loss, Placement(str(next(model.parameters()).device)),
-                               together(tokens.shape[1]))
-        scores = {name: torch.from_numpy(values) for name, values in found.items()}
+        scores = _scores(plan.order, model, tokenizer, plan, read, sites)
     return {name: values.argsort(descending=True, stable=True).tolist() for name, values in scores.items()}
+
+
+def _scores(criterion: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,
+            sites: Sequence[ChannelSite]) -> dict[str, Tensor]:
+    """What every channel matters, by a criterion."""
+    chosen, anatomy = find("criteria", criterion)(), describe(model)
+    tokens = plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
+    needs = loss_needs(chosen)
+    if needs and not predicts_next(model):
+        raise RecipeError(f"order = {criterion!r}: looks at the loss of the next token, which this model does not predict. Use fisher.")
+    loss = known_loss(model, anatomy, sites, tokens, needs, plan.seed) if needs else {}
+    found = channel_scores(sites, chosen, model, anatomy, tokens, loss, Placement(str(next(model.parameters()).device)),
+                           together(tokens.shape[1]))
+    return {name: torch.from_numpy(values) for name, values in found.items()}
+
+
+def _gradients(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, sites: Sequence[ChannelSite]) -> dict[str, Tensor]:
+    return gate_gradients(model, sites, _losses(model, tokenizer, plan, read))
+
+
+def _beside(name: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, units: Units,
+            judges: tuple[Judge, Judge]) -> Iterator[Point]:
+    """What a way that needs no search finds, valued as the front is."""
+    if name == "layerdrop":
+        found: Iterable[Kept] = first_layers(units)
+    elif name == "magnitude":
+        importance = _scores("magnitude", model, tokenizer, plan, read, units.sites)
+        found = [least(units, importance, share) for share in _SHARES]
+    else:
+        gradients = _gradients(model, tokenizer, plan, read, units.sites)
+        if name == "heads":
+            found = fewest_heads(units, {site: rows.abs().mean(0) for site, rows in gradients.items()})
+        else:
+            found = [retraining_free(units, gradients, share) for share in _SHARES]
+    for kept in found:
+        with ExitStack() as stack:
+            if name == "rfp" and read is not None:
+                teacher = retraining_free(units, gradients, units.remaining(kept) ** 0.5)
+                stack.enter_context(gated(model, factors(units, rescaled(model, units, kept, teacher, _batches(model, tokenizer, read)))))
+            yield Point((), judges[0](kept), judges[1](kept), False)
+
+
+def _batches(model: Any, tokenizer: Any, read: Labelled) -> list[Callable[[], Any]]:
+    """Runs of the model on the training examples whose loss orders channels."""
+    examples, device = encoded(read, "train", model, tokenizer), next(model.parameters()).device
+    starts = range(0, min(_ORDERING, len(examples)), 32)
+    return [partial(_run, model, examples.batch(range(start, min(start + 32, len(examples))), device)) for start in starts]
+
+
+def _run(model: Any, given: Mapping[str, Any]) -> None:
+    model(**given)
 
 
 def _losses(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> Iterator[Callable[[], Tensor]]:
@@ -147,7 +198,8 @@ def _loss(model: Any, examples: Encoded, index: int) -> Tensor:
 
 def _as_tokens(model: Any, tokenizer: Any, read: Labelled) -> Tensor:
     """The training split as running text."""
-    return windows(read.train.as_text(), tokenizer, read.task.length, _ORDERING // 4)
+    text = Text(read.train.name, "train", tuple(" ".join(texts) for texts in read.train.texts), "one row each")
+    return windows(text, tokenizer, read.task.length, _ORDERING // 4)
 
 
 _Parts = tuple[Quality, Quality, tuple[str, ...], int]  # what is searched on, and what is not; protocols; tokens of a sequence
@@ -163,8 +215,8 @@ def _on_task(model: Any, tokenizer: Any, read: Labelled, units: Units) -> _Parts
         def of(kept: Kept) -> Mapping[str, float]:
             with units.worn(model, kept):
                 said = answers(model, examples)
-            return {"error": 1 - scored(examples.metric, what_is_said(said), examples.targets, examples.classes), "loss": float(task_loss(said, examples.targets)),
-                    "divergence": _divergence(dense, said)}
+            value = scored(examples.metric, what_is_said(said), examples.targets, examples.classes)
+            return {"error": 1 - value, "loss": float(task_loss(said, examples.targets)), "divergence": _divergence(dense, said)}
 
         return of
 

@@ -16,12 +16,11 @@ from .anatomy import describe
 from .budget import Allocation
 from .calibration.branches import branch_seconds, branch_stats
 from .calibration.choices import Choices
-from .calibration.corpus import overlap
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
 from .calibration.stream import View, stream
 from .environment import Clock, environment, release_memory, reuse_memory
-from .errors import CorpusError, RecipeError
+from .errors import RecipeError
 from .evaluation import Context, Measurement
 from .files import fingerprint
 from .generations import generate
@@ -161,9 +160,7 @@ def _check_texts(recipe: Recipe, calibrated: bool) -> None:
     pairs = [(ours, theirs) for ours in pruned_on for theirs in searched_on + reported_on]
     pairs += [(ours, theirs) for ours in searched_on for theirs in reported_on]
     for (ours, one), (theirs, other) in pairs:
-        if one is not None and other is not None and (share := overlap(one, other)) > 0.01:
-            raise CorpusError(f"{ours} text ({one.name} {one.split}) holds {share:.0%} of the {theirs} text "
-                              f"({other.name} {other.split}). Name another corpus or split for one of them.")
+        check_apart(ours, one, theirs, other)
 
 
 def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:

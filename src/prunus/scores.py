@@ -1,12 +1,12 @@
 """How good a model's answers are: from what it said and what is right to one number, higher is better."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Num
 from torch import Tensor
 
 from .agreement import correlation, rank_correlation
@@ -56,14 +56,13 @@ def check_metric(metric: MetricName, regression: bool, where: str) -> None:
                           f"{'numbers' if regression else 'classes'}. Use {', '.join(fitting)}, or say what the labels are by kind.")
 
 
-def scored(metric: MetricName, said: Sequence[float] | Tensor, right: Sequence[float] | Tensor, classes: int = 2) -> float:
+def scored(metric: MetricName, said: Num[Tensor, "examples"], right: Num[Tensor, "examples"], classes: int = 2) -> float:
     """One number from answers and labels: indices of so many classes, or numbers.
 
     f1 is that of the last class where there are two, and the mean over classes where there are more; a class that is neither
     said nor right does not count. matthews is Gorodkin's where there are more than two. What is undefined (a correlation with a
     constant, an F1 of nothing) is 0.
     """
-    said, right = (torch.as_tensor(values, dtype=torch.float64) for values in (said, right))
     match metric:
         case "accuracy":
             return float((said == right).double().mean())

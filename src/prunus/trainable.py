@@ -23,6 +23,7 @@ def trainable(model: Any, rank: int, alpha: float, matrices: Sequence[str]) -> I
         for name, parameter, _, _ in before:
             parameter.requires_grad_(not rank or (classifies(model) and not name.startswith(f"{model.base_model_prefix}.")))
         for parameter in model.parameters():
+            parameter.grad = None  # of whatever was done before
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         try:

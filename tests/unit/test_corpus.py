@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunus.calibration.corpus import Text, overlap, read, windows
+from prunus.calibration.corpus import Text, files_of, overlap, read, windows
 from prunus.errors import CorpusError, MissingExtra
 
 from ..tiny import tiny_tokenizer
@@ -204,6 +204,23 @@ def test_windows_are_chosen_by_the_seed_and_do_not_overlap(text: Text) -> None:
         joined = tiny_tokenizer().decode(drawn.flatten())
         whole = [piece for piece in joined.split("\n\n")[:-1] if piece in text.documents]
         assert len(whole) == len(set(whole)) >= 4
+
+
+def test_the_files_of_a_corpus_are_known_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNUS_DATA", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    for name in ("train.jsonl.gz", "validation_matched.jsonl", "notes.csv"):
+        (tmp_path / "mine" / name).write_bytes(b"")
+    found = files_of("mine")
+    assert {split: file.name for split, file in found.items()} == {"train": "train.jsonl.gz", "validation": "validation_matched.jsonl"}
+    assert list(found) == ["train", "validation"]
+    assert files_of(str(tmp_path / "mine" / "notes.csv")) == {"train": tmp_path / "mine" / "notes.csv"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "rows.jsonl").write_bytes(b"")
+    for name, reason in (("other", "has no split 'train' .* found rows.jsonl"), ("nowhere", "no such file, and no such folder"),
+                         ("builtin", "no such file, and no such folder")):
+        with pytest.raises(CorpusError, match=reason):
+            files_of(name)
 
 
 def test_all_windows_of_the_text_are_given_when_no_count_limits_them() -> None:

@@ -11,10 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from prunus.anatomy import describe
+from prunus.checkpoint import folder, save_model
 from prunus.errors import LoadError, MissingExtra, RecipeError
 from prunus.loading import Loaded, load, parse_dtype
+from prunus.shape import reshape
 
-from ..tiny import CAUSAL, FAMILIES, tiny_model, tiny_tokenizer
+from ..tiny import CAUSAL, FAMILIES, branches_of, tiny_model, tiny_tokenizer
 
 Checkpoint = Callable[..., Path]
 
@@ -98,6 +101,75 @@ def test_an_encoder_s_class_is_chosen_from_its_config(kind: str, expected: str, 
     with torch.random.fork_rng(devices=[]):
         getattr(transformers, kind)(tiny_model("bert").config).save_pretrained(tmp_path)
     assert type(load(tmp_path).model).__name__ == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_for_labels_is_drawn_by_the_seed_and_the_body_is_the_checkpoint_s(family: str, checkpoint: Checkpoint) -> None:
+    source = checkpoint(family)
+    loaded, again, other = (load(source, labels=("no", "maybe", "yes"), seed=seed) for seed in (0, 0, 1))
+    kind = type(loaded.model).__name__
+    assert kind.endswith("ForSequenceClassification")
+    assert loaded.new_head
+    assert loaded.model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    assert loaded.model(input_ids=torch.tensor([[5, 6, 7]])).logits.shape == (1, 3)
+    assert_equal(loaded.model, again.model)
+    assert any(not torch.equal(mine, theirs) for mine, theirs in zip(loaded.model.parameters(), other.model.parameters(), strict=True))
+    base, names = loaded.model.base_model.state_dict(), {site.name for site in describe(loaded.model).sites()}
+    assert all(name.startswith(f"{loaded.model.base_model_prefix}.") for name in names)
+    assert len(names) == len(describe(tiny_model(family)).sites())
+    for name, value in tiny_model(family).base_model.state_dict().items():
+        assert torch.equal(base[name], value), name
+
+
+def test_a_model_with_a_head_is_saved_and_loaded_again(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    first = load(checkpoint("bert"), labels=("no", "yes"), seed=3)
+    with folder(tmp_path / "saved") as draft:
+        save_model(first.model, first.tokenizer, draft)
+    for again in (load(tmp_path / "saved"), load(tmp_path / "saved", labels=("no", "yes"), seed=5)):
+        assert not again.new_head
+        assert again.model.config.label2id == {"no": 0, "yes": 1}
+        assert_equal(again.model, first.model)
+    wider = load(tmp_path / "saved", labels=("a", "b", "c"))
+    assert wider.new_head
+    assert wider.model.config.num_labels == 3
+    number = load(tmp_path / "saved", labels=("score",))
+    assert (number.model.config.num_labels, number.model.config.problem_type) == (1, "regression")
+
+
+@pytest.mark.parametrize(("asked", "known"), [
+    (("0", "1"), ("no", "yes")), (("yes", "no"), ("no", "yes")), (("bad", "good"), ("bad", "good")), (("0", "1", "2"), ("0", "1", "2")),
+], ids=["numbers", "another order", "other words", "more"])
+def test_a_checkpoint_keeps_its_own_words_where_they_may_be_the_labels(asked: tuple[str, ...], known: tuple[str, ...],
+                                                                        checkpoint: Checkpoint, tmp_path: Path) -> None:
+    load(checkpoint("bert"), labels=("no", "yes")).model.save_pretrained(tmp_path / "saved")
+    assert tuple(load(tmp_path / "saved", labels=asked).model.config.id2label.values()) == known
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama"])
+def test_a_cut_model_keeps_its_head_and_gets_another(family: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    first = load(checkpoint(family), labels=("no", "yes"))
+    shape = {"silent": {part.module: part.gives for part in branches_of(first.model)[2].silent}}
+    reshape(first.model, shape)
+    first.model.config.pruned = shape
+    with folder(tmp_path / "saved") as draft:
+        assert save_model(first.model, first.tokenizer, draft)
+    tokens = torch.tensor([[5, 6, 7]])
+    for labels, new in (((), False), (("no", "yes"), False), (("a", "b", "c"), True)):
+        again = load(tmp_path / "saved", labels=labels)
+        assert (again.new_head, type(again.model).__name__) == (new, type(first.model).__name__)
+        assert len(branches_of(again.model)) == 3
+        hidden = again.model.base_model(input_ids=tokens)[0]
+        assert torch.equal(hidden, first.model.base_model(input_ids=tokens)[0])
+        if not new:
+            assert torch.equal(again.model(input_ids=tokens).logits, first.model(input_ids=tokens).logits)
+
+
+def test_a_body_that_is_not_whole_is_refused_with_a_head_too(checkpoint: Checkpoint) -> None:
+    source = checkpoint("bert")
+    weights = load_file(source / "model.safetensors")
+    del weights["bert.encoder.layer.0.output.dense.weight"]
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    refused(source, r"1 weights are missing .* first bert\.encoder\.layer\.0\.output\.dense\.weight", labels=("a", "b"))
 
 
 def test_a_package_s_folder_is_found_without_importing_the_package(checkpoint: Checkpoint, tmp_path: Path,

@@ -10,15 +10,16 @@ from prunus.allocation.influence import Influence
 from prunus.allocation.owl import OWL
 from prunus.budget import Budget
 from prunus.calibration.sample import Calibration
-from prunus.cli.options import recipe_of
+from prunus.cli.options import named, recipe_of
 from prunus.criteria.ria import RIA
 from prunus.criteria.wanda import Wanda
 from prunus.errors import RecipeError
 from prunus.evaluation.perplexity import Perplexity
 from prunus.granularity import NM, Columns, Unstructured
-from prunus.recipe import Recipe, Stage
+from prunus.recipe import Recipe, Stage, build, plain
 from prunus.recovery.patch import Patch
 from prunus.search.plan import Search
+from prunus.search.sampling import Sampling
 from prunus.search.strategies.local import Local
 from prunus.search.strategies.ppo import PPO
 from prunus.search.strategies.progressive import Progressive
@@ -26,6 +27,8 @@ from prunus.search.strategies.random import Random
 from prunus.solvers.alps import ALPS
 from prunus.solvers.mask import Mask
 from prunus.solvers.sparsegpt import SparseGPT
+from prunus.supernet import TrainingStrategy
+from prunus.supernet.one_shot import OneShot
 
 
 def stage_of(**flags: Any) -> Stage:
@@ -132,3 +135,14 @@ def test_a_recipe_file_is_the_recipe_and_takes_no_flags_beside_it(tmp_path: Path
     assert recipe_of(tmp_path / "r.toml", {"skip": []}) == Recipe(seed=4)
     with pytest.raises(RecipeError, match="--sparsity does not go with --recipe"):
         recipe_of(tmp_path / "r.toml", {"sparsity": 0.0})
+
+
+def test_a_table_inside_settings_is_read_whole() -> None:
+    said = 'one_shot,temperature=4.0,sampling={by = "strata", strata = [1.0, 3.0]},subnets=3'
+    strategy = build(TrainingStrategy, named(said, "--strategy"), "--strategy")
+    assert strategy == OneShot(subnets=3, temperature=4.0, sampling=Sampling(by="strata", strata=(1.0, 3.0)))
+    assert build(TrainingStrategy, plain(strategy), "strategy") == strategy
+    with pytest.raises(RecipeError, match=r"--strategy: 'oneshot' is unknown\. Did you mean 'one_shot'\?"):
+        build(TrainingStrategy, named("oneshot", "--strategy"), "--strategy")
+    with pytest.raises(RecipeError, match=r"sampling\.by = 'stratum': expected one of .*\. Did you mean 'strata'"):
+        build(TrainingStrategy, named('kd,sampling={by="stratum"}', "--strategy"), "--strategy")

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import CorpusError, MissingExtra
 from ..hub import reachable
 
-__all__ = ["HUB", "Text", "files_of", "has_split", "located", "overlap", "read", "rows_of", "windows"]
+__all__ = ["HUB", "Text", "check_apart", "files_of", "has_split", "located", "overlap", "read", "rows_of", "windows"]
 
 HUB = {  # name: (hub id, configuration, column)
     "c4": ("allenai/c4", "en", "text"),
@@ -286,6 +286,13 @@ def overlap(ours: Text, theirs: Text) -> float:
     known, asked = set(_lines(ours.documents)), _lines(theirs.documents)
     total = sum(map(len, asked))
     return sum(len(line) for line in asked if line in known) / total if total else 0.0
+
+
+def check_apart(ours: str, one: Text | None, theirs: str, other: Text | None) -> None:
+    """Refuse two texts of which one holds more than a hundredth of the other. Raises CorpusError."""
+    if one is not None and other is not None and (share := overlap(one, other)) > 0.01:
+        raise CorpusError(f"{ours} text ({one.name} {one.split}) holds {share:.0%} of the {theirs} text "
+                          f"({other.name} {other.split}). Name another corpus or split for one of them.")
 
 
 def _lines(documents: Iterable[str]) -> list[str]:

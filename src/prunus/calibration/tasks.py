@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CorpusError, RecipeError
 from ..scores import MetricName, check_metric, default_metric
 from ..traits import classifies, padding_of
-from .corpus import Text, files_of, rows_of
+from .corpus import files_of, rows_of
 from .sample import check_length, check_tokenizer, how_read
 
 __all__ = ["Encoded", "Examples", "Labelled", "Split", "Task", "encoded"]
@@ -133,10 +133,6 @@ class Examples:
     def digest(self) -> str:
         """A hash of the content."""
         return hashlib.sha256(repr((self.texts, self.labels)).encode()).hexdigest()[:16]
-
-    def as_text(self) -> Text:
-        """What a model could have read of them, to be compared with other texts."""
-        return Text(self.name, self.split, tuple(" ".join(texts) for texts in self.texts), "one row each")
 
 
 @dataclass(frozen=True)

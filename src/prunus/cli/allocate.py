@@ -64,6 +64,7 @@ def search(
     task: o.Task = None,
     order: o.Order = None,
     batch: o.LatencyBatch = None,
+    baselines: o.Baselines = None,
     evaluations: o.Evaluations = None,
     search_text: o.SearchText = None,
     objective: o.Objective = None,

@@ -71,7 +71,8 @@ def finetune(
         loaded = opened(model, Placement(device), dtype, trust_remote_code, screen, read.labels if read else ())
         orders = {} if alone else orders_of(loaded.model, loaded.tokenizer, plan, read)
         genome = None if alone else genome_of(loaded.model, plan.space, orders)
-        data = encoded(read, "train", loaded.model, loaded.tokenizer) if read else plan.calibration.tokens(loaded.tokenizer, loaded.model, seed)
+        data = (encoded(read, "train", loaded.model, loaded.tokenizer) if read else
+                plan.calibration.tokens(loaded.tokenizer, loaded.model, seed))
         done = train_supernet(loaded.model, genome, trained_by, data, training, folder=journal.folder, watch=screen.training)
         with folder(out.absolute()) as draft:
             save_model(loaded.model, loaded.tokenizer, draft)
@@ -82,7 +83,7 @@ def finetune(
             from ..predictions import score
 
             for split in ("validation", "test"):
-                found = score(loaded.model, encoded(read, split, loaded.model, loaded.tokenizer))  # type: ignore[arg-type]
+                found = score(loaded.model, encoded(read, split, loaded.model, loaded.tokenizer))
                 low, high = found.interval
                 screen.say(f"{found.metric} on the {split} split: {found.value:.4f} [{low:.4f}, {high:.4f}]")
         screen.say(f"Saved to {out}: {done.steps} steps, loss {done.losses[-1]:.4f}, {done.seconds:.0f} s.")

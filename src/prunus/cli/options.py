@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 __all__ = [
-    "Allocation", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity",
+    "Allocation", "Baselines", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity",
     "LatencyBatch", "Length", "Metrics", "Model", "Multiple", "Objective", "Objectives", "Order", "Out", "Overwrite", "Quiet",
     "RecipeFile", "Recovery", "Repaired", "Resume", "Samples", "Search", "SearchText", "Searcher", "Seed", "Sites", "Skip", "Solver",
     "Space", "Sparsity", "Task", "TrustRemoteCode", "front_settings", "given", "named", "of_corpus", "recipe_of",
@@ -55,17 +55,19 @@ Length = Annotated[int | None, typer.Option(help="Tokens per calibration (and se
 Space = Annotated[str | None, typer.Option(
     help="Search sub-networks by several objectives: small, medium, layer, sublayer or large; settings after commas: medium,steps=8.")]
 Objectives = Annotated[str | None, typer.Option(
-    help="With --space: error (of --task), loss or divergence; and params, flops, latency or memory, as shares of the dense model's; two or "
-         "more. [default: error,params with --task, else divergence,params]")]
+    help="With --space: error (of --task), loss or divergence; and params, flops, latency or memory, as shares of the dense model's; two "
+         "or more. [default: error,params with --task, else divergence,params]")]
 Searcher = Annotated[str | None, typer.Option(
     help="With --space, which sub-networks are looked at: nsga2, ehvi, morea, local, lsbo, rsbo, stratified or random; settings after "
          "commas. [default: nsga2]")]
 Task = Annotated[str | None, typer.Option(
-    help="A labelled corpus: glue_sst2, or a .jsonl file; settings after commas: glue_sst2,rows=4000,seed=1. Trained on its training split, "
-         "searched on its validation split, and reported on its test split.")]
+    help="A labelled corpus: glue_sst2, or a .jsonl file; settings after commas: glue_sst2,rows=4000,seed=1. Trained on its training "
+         "split, searched on its validation split, and reported on its test split.")]
 Order = Annotated[str | None, typer.Option(
     help="Which channels of a branch stay first: none (as they are), fisher, or a criterion (magnitude, wanda, taylor, …). [default: none; "
          "of a trained super-network its own]")]
+Baselines = Annotated[str | None, typer.Option(
+    help="With --space, what is valued beside the front: layerdrop, heads, magnitude, rfp; several with commas. [default: none]")]
 LatencyBatch = Annotated[int | None, typer.Option("--batch", help="With --space: sequences that latency is measured with. [default: 1]")]
 EvaluationText = Annotated[str | None, typer.Option(
     "--evaluate", help="Text for the perplexity before and after; none for no measurement. [default: builtin]")]
@@ -91,7 +93,7 @@ _SUITED = {  # to kinds of sites, where flags do not say otherwise
 }
 
 
-_OF_FRONTS = ("objectives", "searcher", "task", "order", "batch")
+_OF_FRONTS = ("objectives", "searcher", "task", "order", "batch", "baselines")
 _OF_SHARES = ("recipe", "sites", "sparsity", "multiple", "granularity", "solver", "allocation", "search", "objective", "repaired", "skip")
 
 
@@ -113,6 +115,8 @@ def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
                                 "calibration": {"corpus": said.get("calibration", "builtin"), **text}}
     settings |= {flag: named(said[flag], f"--{flag}") for flag in ("searcher",) if flag in said}
     settings |= {flag: said[flag] for flag in ("order", "batch", "seed") if flag in said}
+    if "baselines" in said:
+        settings["baselines"] = [name.strip() for name in said["baselines"].split(",")]
     if "task" in said:
         settings["task"] = of_corpus(said["task"], "--task")
     if "search_text" in said:

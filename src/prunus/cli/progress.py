@@ -100,8 +100,8 @@ class Screen:
         """How far a training is."""
         if self._quiet:
             return
-        line = (f"{progress.done / progress.total:4.0%}  about {_clock(progress.remaining)} left  step {progress.done} of {progress.total}, "
-                f"epoch {progress.epoch + 1}, loss {progress.loss:.4f}")
+        line = (f"{progress.done / progress.total:4.0%}  about {_clock(progress.remaining)} left  step {progress.done} of "
+                f"{progress.total}, epoch {progress.epoch + 1}, loss {progress.loss:.4f}")
         self._live.update(Text(line))
         if not self._console.is_terminal and (progress.done == progress.total or time.perf_counter() - self._shown > 10):
             self._shown = time.perf_counter()
@@ -117,6 +117,9 @@ class Screen:
             table.add_row("dense" if point is found.dense else "", *(f"{value:.4g}" for value in (*point.values, *point.held_out)),
                           "dominated on held-out data" if point.dominated and point is not found.dense else "")
         self._console.print(table)
+        if found.baselines:
+            volumes = sorted(found.volumes.items(), key=lambda item: -item[1])
+            self._console.print("Hypervolume of held-out quantiles: " + ", ".join(f"{name} {volume:.3f}" for name, volume in volumes) + ".")
         failed = f", of which {found.failed} have no values" if found.failed else ""
         self._console.print(f"{found.looked} sub-networks{failed}; {len(found.points)} on the front.")
         if found.interrupted:

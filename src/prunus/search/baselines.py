@@ -13,7 +13,7 @@ from ..sites import ChannelSite, SublayerSite
 from ..traits import module_layout
 from .subnetwork import Kept, Units
 
-__all__ = ["BASELINES", "Gradients", "fewest_heads", "first_layers", "least", "rescaled", "retraining_free"]
+__all__ = ["BASELINES", "Gradients", "factors", "fewest_heads", "first_layers", "least", "rescaled", "retraining_free"]
 
 BASELINES = ("layerdrop", "heads", "magnitude", "rfp")
 
@@ -116,7 +116,7 @@ def rescaled(model: Any, units: Units, kept: Kept, teacher: Kept, batches: Seque
             for batch in batches:
                 with units.worn(model, teacher):
                     _, aim = _through(consumer, batch) if teacher[site.name].any() else (None, 0.0)
-                with units.worn(model, kept), gated(model, _factors(units, scales)):
+                with units.worn(model, kept), gated(model, factors(units, scales)):
                     read, gives = _through(consumer, batch)
                 gram += (read.T @ read).cpu()
                 cross += ((aim - gives).T @ read).cpu()
@@ -141,7 +141,7 @@ def _through(consumer: Any, batch: Callable[[], Any]) -> tuple[Float[Tensor, "to
     return read, gives
 
 
-def _factors(units: Units, scales: Scales) -> dict[str, Tensor]:
+def factors(units: Units, scales: Scales) -> dict[str, Tensor]:
     """Those that are not 1 or 0, by consumer and column."""
     return {site.consumer: scales[site.name].repeat_interleave(site.width) for site in units.sites
             if bool(((scales[site.name] != 1) & (scales[site.name] != 0)).any())}

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..errors import RecipeError
 from .genome import Genome
+from .pareto import ranks
 from .space import Candidate
 
 __all__ = ["Loss", "Sampling"]
@@ -64,25 +65,10 @@ class Sampling:
 
     def _ranked(self, genome: Genome, count: int, rng: random.Random, loss: Loss) -> list[Candidate]:
         pool = [genome.draw(rng) for _ in range(max(self.pool, count))]
-        weights = [0.5**rank for rank in _ranks([(loss(candidate), genome.remaining(candidate)) for candidate in pool])]
+        weights = [0.5**rank for rank in ranks([(loss(candidate), genome.remaining(candidate)) for candidate in pool]).tolist()]
         chosen = []
         for _ in range(count):
             place = rng.choices(range(len(pool)), weights)[0]
             chosen.append(pool.pop(place))
             del weights[place]
         return chosen
-
-
-def _ranks(values: list[tuple[float, float]]) -> list[int]:
-    """By non-dominated sorting; smaller is better."""
-    ranks, left, rank = [0] * len(values), set(range(len(values))), 0
-    while left:
-        front = {one for one in left if not any(_beats(values[other], values[one]) for other in left)}
-        for one in front:
-            ranks[one] = rank
-        left, rank = left - front, rank + 1
-    return ranks
-
-
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))

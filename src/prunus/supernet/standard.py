@@ -17,5 +17,5 @@ class Standard:
 
     alone: ClassVar[bool] = True
 
-    def nets(self, genome: Genome, step: int, steps: int, rng: random.Random, loss: Loss) -> list[Net]:
+    def nets(self, genome: Genome | None, step: int, steps: int, rng: random.Random, loss: Loss) -> list[Net]:
         return [Net()]
