@@ -85,6 +85,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         with clock("valuing the front"):
             trials = [trial for trial in found.front if not trial.failed]
             dense = next(trial for trial in found.trials if trial.candidate == genome.largest)
+            if dense.failed:
+                raise RecipeError(f"search: the dense model itself has no values: {dense.failed}")
             held = [other(genome.kept(trial.candidate)) for trial in (*trials, dense)]
         with clock("baselines"):
             beside = {name: tuple(_beside(name, model, tokenizer, plan, read, genome.units, (judge, other))) for name in plan.baselines}

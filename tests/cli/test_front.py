@@ -136,6 +136,7 @@ def test_a_front_of_a_language_model_on_text(prunus: Prunus, text_file: Path, tm
     (["--space", "small", "--sparsity", "0.5"], ["--sparsity does not go with --space"]),
     (["--objectives", "error,params"], ["--objectives says nothing without --space"]),
     (["--space", "small", "--baselines", "layrdrop"], ["'layrdrop' is unknown", "Did you mean 'layerdrop'?"]),
+    (["--space", "small", "--searcher", "asha"], ["none is trained by itself"]),
     (["--space", "small", "--searcher", "nsga"], ["'nsga' is unknown"]),
     (["--space", "small", "--order", "taylr"], ["'taylr' is unknown", "Did you mean 'taylor'?"]),
     (["--space", "small", "--order", "taylor"], ["order = 'taylor'", "Use fisher"]),
