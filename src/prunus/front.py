@@ -48,8 +48,8 @@ class FrontSearch:
             raise RecipeError(f"objectives = {', '.join(self.objectives)}: expected one of {', '.join(QUALITIES)} among them; without any "
                               "the smallest sub-network is the best.")
         if hasattr(self.searcher, "grace"):
-            raise RecipeError("searcher 'asha' says how long each sub-network is trained, and here none is trained by itself. Use nsga2, or "
-                              "asha from Python (search.explore) with training of your own.")
+            raise RecipeError("searcher 'asha' says how long each sub-network is trained, and here none is trained by itself. Use nsga2, "
+                              "or asha from Python (search.explore) with training of your own.")
         for name in self.baselines:
             if name not in BASELINES:
                 raise UnknownName("baselines", name, list(BASELINES))
