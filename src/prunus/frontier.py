@@ -17,6 +17,7 @@ from .calibration.corpus import Text, check_apart, windows
 from .calibration.gates import gate_gradients
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
+from .calibration.sample import Calibration
 from .calibration.tasks import Encoded, Labelled, encoded
 from .criteria import loss_needs
 from .distillation import task_loss
@@ -27,6 +28,7 @@ from .front import Front, FrontSearch, Point
 from .lookup import find
 from .predictions import answers, what_is_said
 from .recipe import plain
+from .recovery import Recovery
 from .scores import scored
 from .search.baselines import factors, fewest_heads, first_layers, least, rescaled, retraining_free
 from .search.channels import ChannelSpace, channel_scores
@@ -42,7 +44,7 @@ from .silence import gated
 from .sites import ChannelSite
 from .traits import predicts_next
 
-__all__ = ["find_front", "genome_of", "orders_of"]
+__all__ = ["find_front", "genome_of", "orders_of", "repair"]
 
 _HELD_OUT = 4  # every fourth sequence of the search text is never searched on
 _ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
@@ -107,6 +109,17 @@ def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]]) -> Ar
             raise RecipeError(f"{name}: the order of its channels is of another model.")
     found: Architectures = space.over(Units(anatomy, {name: torch.tensor(order) for name, order in orders.items()}))
     return found
+
+
+def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recovery, text: Calibration, seed: int = 0) -> None:
+    """Zero the channels that go, and repair what stays, by text; to be extracted afterwards. Raises RecipeError, before anything is
+    changed, for a family that the recovery cannot repair."""
+    placement = Placement(str(next(model.parameters()).device))
+    tokens = text.tokens(tokenizer, model, seed)
+    batch = together(tokens.shape[1])
+    recovery.check(model, units.anatomy, tokens, placement, batch)
+    dense = units.clear(model, kept)
+    recovery.recover(model, units.anatomy, units.gone(kept), dense, tokens, placement, batch)
 
 
 def orders_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> dict[str, list[int]]:

@@ -124,6 +124,11 @@ def test_a_front_of_a_language_model_on_text(prunus: Prunus, text_file: Path, tm
     for point in found.points:
         assert all(0 <= value <= 1.0001 for value in point.values[1:5])
     assert prunus("extract", tmp_path / "run", "--pick", "params<=0.8", "--pick", "memory<=0.99", "--out", tmp_path / "small").code == 0
+    assert prunus("extract", tmp_path / "run", "--pick", "params<=0.8", "--recovery", "patch", "--calibration", text_file, "--samples", 8,
+                  "--length", 32, "--out", tmp_path / "repaired").code == 0
+    plain, repaired = (load(tmp_path / name).model.state_dict() for name in ("small", "repaired"))
+    assert {name: value.shape for name, value in plain.items()} == {name: value.shape for name, value in repaired.items()}
+    assert any(not torch.equal(value, repaired[name]) for name, value in plain.items())
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=True)
     assert small.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape == (1, 5)
 

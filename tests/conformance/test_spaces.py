@@ -12,6 +12,7 @@ from prunus.errors import RecipeError
 from prunus.lookup import find, names
 from prunus.search.genome import Architectures
 from prunus.search.subnetwork import Units
+from prunus.silence import silenced
 from prunus.sites import ChannelSite
 
 from ..tiny import FAMILIES, tiny_model
@@ -53,6 +54,10 @@ def test_worn_and_extracted_give_the_same(space: str, family: str) -> None:
         small = copy.deepcopy(model)
         if not any(mask.any() for name, mask in kept.items() if "attn" in name or "attention" in name):
             continue  # refused: see below
+        dense_values = found.units.clear(small, kept)
+        with silenced(small, found.units.gone(kept)):
+            assert torch.allclose(worn, logits(small), atol=1e-4), candidate
+        assert all(torch.equal(value, before[name]) for name, value in dense_values.items())
         found.units.extract(small, kept)
         assert torch.allclose(worn, logits(small), atol=1e-4), candidate
         left = sum(site.size for site in describe(small).sites("channel"))

@@ -80,6 +80,12 @@ def extract(
     out: o.Out,
     pick: _Pick = None,
     model: Annotated[str, typer.Option(help="The model that was searched, if it is not where it was.")] = "",
+    recovery: Annotated[str, typer.Option(
+        help="Repair what is kept, by calibration text: patch, or none; settings after commas. For families that add a branch's output to "
+             "the stream as it is.")] = "none",
+    calibration: o.CalibrationText = None,
+    samples: o.Samples = None,
+    length: o.Length = None,
     dtype: o.Dtype = "auto",
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
@@ -98,16 +104,35 @@ def extract(
     found = Front.load(run)
     point = found.pick(pick or ())
     check_target(out, overwrite, 0)
+    repaired = _repaired(recovery, {"corpus": calibration, "samples": samples, "length": length})
     labels = found.plan.task.read().labels if found.plan.task else ()
     with Screen(quiet) as screen:
         loaded = opened(model or found.source, Placement(), dtype, trust_remote_code, screen, labels)
-        from ..frontier import genome_of
+        from ..frontier import genome_of, repair
 
         genome, before = genome_of(loaded.model, found.plan.space, found.orders), model_bytes(loaded.model)
-        genome.units.extract(loaded.model, genome.kept(point.candidate))
+        kept = genome.kept(point.candidate)
+        if repaired:
+            screen.say("Repairing what is kept")
+            repair(loaded.model, loaded.tokenizer, genome.units, kept, *repaired)
+        genome.units.extract(loaded.model, kept)
         with folder(out.absolute()) as draft:
             save_model(loaded.model, loaded.tokenizer, draft)
-            data = {"run": str(run), "pick": pick or [], "objectives": found.plan.objectives, **asdict(point)}
+            data = {"run": str(run), "pick": pick or [], "objectives": found.plan.objectives, "recovery": recovery, **asdict(point)}
             (draft / "point.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         screen.point(found, point)
         screen.say(f"Saved to {out}: {model_bytes(loaded.model) / before:.1%} of the weights' bytes, embeddings and head included.")
+
+
+def _repaired(recovery: str, text: dict[str, Any]) -> tuple[Any, Any] | None:
+    """The recovery, and what it reads. Raises RecipeError."""
+    from ..calibration.sample import Calibration
+    from ..errors import RecipeError
+    from ..recipe import build, plugin
+
+    said = {key: value for key, value in text.items() if value is not None}
+    if recovery == "none":
+        if said:
+            raise RecipeError(f"--{'calibration' if 'corpus' in said else next(iter(said))} says nothing without --recovery.")
+        return None
+    return plugin("recovery", o.named(recovery, "--recovery"), "--recovery"), build(Calibration, said, "calibration")

@@ -14,6 +14,7 @@ from ..errors import RecipeError
 from ..silence import gated, silenced
 from ..sites import Anatomy, ChannelSite, SublayerSite
 from ..surgery.cut import cut, skip
+from ..surgery.write import clear_rows, module_layout
 
 __all__ = ["Kept", "Units"]
 
@@ -65,7 +66,7 @@ class Units:
     def worn(self, model: Any, kept: Kept) -> Iterator[None]:
         """The model as the sub-network: what the consumers read of channels that go is 0, and of branches without any nothing is
         computed. No weight is copied, and gradients reach the model's own parameters."""
-        gone = [self._branches[site.branch] for site in self.sites if not kept[site.name].any()]
+        gone = self.gone(kept)
         gates = {site.consumer: kept[site.name].repeat_interleave(site.width) for site in self.sites
                  if kept[site.name].any() and not kept[site.name].all()}
         with ExitStack() as stack:
@@ -73,10 +74,31 @@ class Units:
             stack.enter_context(gated(model, gates))
             yield
 
+    def gone(self, kept: Kept) -> list[SublayerSite]:
+        """The branches without any channel."""
+        return [self._branches[site.branch] for site in self.sites if not kept[site.name].any()]
+
+    @torch.no_grad()
+    def clear(self, model: Any, kept: Kept) -> dict[str, Tensor]:
+        """Zero the channels that go of branches that stay; gives the parameters that changed, by name, as they were."""
+        before: dict[str, Tensor] = {}
+        for site in self.sites:
+            mask = kept[site.name]
+            if mask.all() or not mask.any():
+                continue
+            for name in {site.consumer, *(producer.name for producer in site.producers)}:
+                for key, value in model.get_submodule(name).named_parameters():
+                    before.setdefault(f"{name}.{key}", value.detach().clone())
+            consumer: Any = model.get_submodule(site.consumer)
+            columns = mask.repeat_interleave(site.width).to(consumer.weight)
+            consumer.weight.copy_(module_layout(consumer, module_layout(consumer, consumer.weight) * columns))
+            clear_rows(model, site.producers, (~mask).nonzero().flatten())
+        return before
+
     def extract(self, model: Any, kept: Kept) -> Anatomy:
         """Make the model the sub-network, for good and in place; gives the anatomy that is left. Raises RecipeError where nothing, or no
         attention of a model that has a cache, would be left."""
         whole = {site.name: kept[site.name] for site in self.sites}
         left = cut(model, self.anatomy, {name: mask for name, mask in whole.items() if mask.any()})
-        gone = [site.branch for site in self.sites if not whole[site.name].any()]
-        return skip(model, left, gone) if gone else left
+        gone = self.gone(kept)
+        return skip(model, left, [site.name for site in gone]) if gone else left
