@@ -153,23 +153,26 @@ def _training(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _accelerated(training: Training, device: torch.device) -> Iterator[Any]:
-    """Accelerate, for one process; its global state is put back unless somebody else had set it."""
+    """Accelerate, for one process; its global state, which may be another library's, is put back as it was."""
     try:
         from accelerate import Accelerator
-        from accelerate.state import AcceleratorState, GradientState, is_initialized
+        from accelerate.state import AcceleratorState, GradientState, PartialState
     except ImportError:
         raise MissingExtra("training", "train") from None
-    theirs = is_initialized()
+    states: list[dict[str, Any]] = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    theirs = [dict(state) for state in states]
     try:
+        for state in states:
+            state.clear()
         try:
             accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=_PRECISIONS[training.precision])
         except ValueError as error:
             raise RecipeError(f"training.precision = '{training.precision}': {str(error).splitlines()[0]}") from None
         yield accelerator
     finally:
-        if not theirs:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
+        for state, before in zip(states, theirs, strict=True):
+            state.clear()
+            state.update(before)
 
 
 @dataclass

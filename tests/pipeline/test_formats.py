@@ -122,10 +122,13 @@ def test_sparse_is_smaller_and_opened_bit_for_bit_without_prunus(family: str, dt
                          capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = torch.load(tmp_path / "found.pt")
-    assert torch.equal(found["logits"], logits(model))
-    assert {name: value.dtype for name, value in found["weights"].items()} == {
-        name: value.dtype for name, value in model.state_dict().items()}
-    assert torch.equal(logits(load(tmp_path / "out").model), logits(model))
+    close = 1e-5 if dtype == torch.float32 else 1e-2  # where a tensor lies in memory may change which kernel multiplies it
+    assert torch.allclose(found["logits"], logits(model), rtol=close, atol=close)
+    for weights in (found["weights"], load(tmp_path / "out").model.state_dict()):
+        assert weights.keys() == model.state_dict().keys()
+        for name, value in model.state_dict().items():
+            assert weights[name].dtype == value.dtype
+            assert torch.equal(weights[name], value), name
 
 
 def test_sparse_is_refused_where_it_would_be_larger(tmp_path: Path) -> None:

@@ -357,7 +357,12 @@ def test_weights_are_in_float32_while_they_are_trained_and_in_their_own_dtype_af
 
 
 def test_mixed_precision_is_near_to_full_and_both_run_in_one_process() -> None:
+    """Whatever another library has told Accelerate, and it is told so again."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
     losses = {}
+    theirs = Accelerator(cpu=True, mixed_precision="no")
     for precision in ("float32", "bfloat16", "float32"):
         model = tiny_model()
         done = train_supernet(model, prefix_of(model), OneShot(), text(), Training(epochs=2, precision=precision))  # type: ignore[arg-type]
@@ -365,6 +370,9 @@ def test_mixed_precision_is_near_to_full_and_both_run_in_one_process() -> None:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=1e-2)
     assert losses["bfloat16"] != losses["float32"]
+    assert theirs.state.mixed_precision == "no"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_the_model_is_itself() -> None:
