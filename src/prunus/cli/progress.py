@@ -86,7 +86,7 @@ class Screen:
         done, total = len(found.trials), progress.evaluations
         share = done / max(total, 1)
         left = f"about {_clock((time.perf_counter() - self._start) * (1 - share) / share)} left"
-        line = f"{share:4.0%}  {left}  sub-networks: {done} of {total}; front of {len(found.front)}, hypervolume {progress.hypervolume:.3f}"
+        line = f"{share:4.0%}  {left}  {done} of {total} seen, {len(found.front)} on the front, volume {progress.hypervolume:.3f}"
         table = Table(*found.objectives, box=None, pad_edge=False)
         for trial in found.front[:: max(1, len(found.front) // 12)]:
             table.add_row(*(f"{value:.4g}" for value in trial.values))

@@ -58,8 +58,8 @@ def retraining_free(units: Units, gradients: Gradients, share: float) -> Kept:
     """The mask of Kwon et al. 2022, sections 4.1 and 4.2, at a share of the weights.
 
     Importance is the diagonal of the Fisher information, sum_b g_b^2. For every number of heads the best ones are taken, and the best
-    MLP channels for what is left; the number with the most importance in all wins. Then, in every branch, channels are exchanged, the
-    best pair first, as long as |sum of the gradients of what goes|^2 falls, with as many channels as before.
+    MLP channels for what is left; the number with the most importance in all wins. Then, in every branch, channels are exchanged as long as
+    |sum of the gradients of what goes|^2 falls, with as many channels as before.
     """
     importance = {name: rows.double().square().sum(0) for name, rows in gradients.items()}
     heads, rest = (_ranked(units, importance, attention) for attention in (True, False))
@@ -80,19 +80,26 @@ def retraining_free(units: Units, gradients: Gradients, share: float) -> Kept:
 
 
 def _exchanged(kept: Tensor, gradients: Float[Tensor, "losses channels"]) -> Tensor:
-    """The same number of channels, with the least |sum over losses of (sum of gradients of what goes)^2|, greedily."""
+    """The same number of channels, with less |sum of the gradients of what goes|^2, over losses: those that go are taken back, the most
+    promising first, each for the best of those that stay, as long as that helps."""
     kept = kept.clone()
     together = gradients.double().T @ gradients.double()
-    for _ in range(int((~kept).sum()) if kept.any() else 0):
-        pull = together @ (~kept).double()
+    own = together.diagonal()
+    pull = together @ (~kept).double()
+    limit = int((~kept).sum()) if kept.any() else 0
+    for _ in range(limit):
         goes, stays = (~kept).nonzero().flatten(), kept.nonzero().flatten()
-        gain = (-2 * pull[goes] + together.diagonal()[goes])[:, None] + (2 * pull[stays] + together.diagonal()[stays])[None]
-        gain -= 2 * together[goes][:, stays]
-        place = int(gain.argmin())
-        if float(gain.flatten()[place]) >= -1e-12 * float(together.diagonal().sum()):
+        back = (own - 2 * pull)[goes]
+        for place in back.argsort().tolist():
+            gain = back[place] + (own + 2 * pull)[stays] - 2 * together[goes[place]][stays]
+            best = int(gain.argmin())
+            if float(gain[best]) < -1e-12 * float(own.sum()):
+                break
+        else:
             break
-        back, away = divmod(place, len(stays))
-        kept[goes[back]], kept[stays[away]] = True, False
+        one, other = goes[place], stays[best]
+        kept[one], kept[other] = True, False
+        pull += together[other] - together[one]
     return kept
 
 
