@@ -24,6 +24,8 @@ from prunus.criteria.obs import OBS
 from prunus.criteria.taylor import Taylor
 from prunus.criteria.wanda import Wanda
 from prunus.recovery.patch import Patch
+from prunus.search.plan import Search
+from prunus.search.strategies.masks import Masks
 from prunus.sites import ChannelSite
 from prunus.solvers import Solver
 from prunus.solvers.mask import Mask
@@ -33,6 +35,7 @@ from prunus.solvers.subset import Subset
 
 SPARSITIES = (0.2, 0.3)
 PAPER = "FLAP as its paper does it: ranking, biases"
+LEARNED = "OBS, masks learned in 60 looks, refitted"
 MORE = ", on more text"  # rows so named: 192 sequences instead of 64
 BEST = f"Taylor, refitted, ranking, repaired{MORE}"
 WAYS: dict[str, tuple[Solver, Allocator]] = {  # row: (solver, how much every site gives)
@@ -46,6 +49,7 @@ WAYS: dict[str, tuple[Solver, Allocator]] = {  # row: (solver, how much every si
     "FLAP, refitted": (Refit(FLAP()), Uniform()),
     "FLAP, refitted, ranking": (Refit(FLAP()), Ranking()),
     "OBS, refitted": (Refit(OBS()), Uniform()),
+    LEARNED: (Refit(OBS()), Uniform()),
     "OBS, refitted, ranking": (Refit(OBS()), Ranking(OBS())),
     "Taylor, refitted": (Refit(Taylor()), Uniform()),
     "Taylor, refitted, ranking": (Refit(Taylor()), Ranking(Taylor(), standardise=False)),
@@ -89,12 +93,16 @@ def _row(options: Any, name: str, sparsity: float) -> dict[str, Any]:
         samples = 192 if name.endswith(MORE) else 64
         text = Calibration("builtin", samples=4, length=64) if options.tiny else Calibration("c4", samples=samples, length=512)
         stage = Stage(("channel",), Budget(1 - sparsity), solver=solver, allocation=allocation,
-                      recovery=Patch() if "repaired" in name else None)
+                      recovery=Patch() if "repaired" in name else None, search=_learning(options.tiny) if name == LEARNED else None)
         report = prune(model, Recipe((stage,), text, metrics=(), prompts=()), tokenizer=tokenizer).report
         row |= {"gone": report.sparsity, "seconds": {key: round(value, 1) for key, value in report.seconds.items()},
                 **{kind: _mean([record.reached for record in report.sites if word in record.site])
                    for kind, word in (("attention", "attn"), ("mlp", "mlp"))}}
     return row | perplexities(model, tokenizer, options.tiny)
+
+
+def _learning(tiny: bool) -> Search:
+    return Search(Masks(), 2 if tiny else 60, text=Calibration("self", samples=20, length=32 if tiny else 256))
 
 
 def _give_biases(model: Any) -> None:
