@@ -115,7 +115,7 @@ class Screen:
         table = Table("", *names, *(f"{name}, held out" for name in names), "", box=None, pad_edge=False)
         for point in (*found.points, found.dense):
             table.add_row("dense" if point is found.dense else "", *(f"{value:.4g}" for value in (*point.values, *point.held_out)),
-                          "dominated on held-out data" if point.dominated and point is not found.dense else "")
+                          "dominated there" if point.dominated and point is not found.dense else "")
         self._console.print(table)
         if found.baselines:
             volumes = sorted(found.volumes.items(), key=lambda item: -item[1])

@@ -1,6 +1,7 @@
 """Sub-networks that need no search: what a search for a front is compared with."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -113,6 +114,7 @@ def rescaled(model: Any, units: Units, kept: Kept, teacher: Kept, batches: Seque
     """
     scales = {name: mask.float() for name, mask in kept.items()}
     with evaluating(model):
+        aims = [_outputs(model, units, teacher, batch) for batch in batches]
         for site in units.sites:
             if not kept[site.name].any():
                 continue
@@ -120,13 +122,11 @@ def rescaled(model: Any, units: Units, kept: Kept, teacher: Kept, batches: Seque
             weight = module_layout(consumer, consumer.weight).double()
             columns = kept[site.name].repeat_interleave(site.width).to(weight.device)
             gram, cross = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64), torch.zeros(weight.shape, dtype=torch.float64)
-            for batch in batches:
-                with units.worn(model, teacher):
-                    _, aim = _through(consumer, batch) if teacher[site.name].any() else (None, 0.0)
+            for batch, aim in zip(batches, aims, strict=True):
                 with units.worn(model, kept), gated(model, factors(units, scales)):
                     read, gives = _through(consumer, batch)
                 gram += (read.T @ read).cpu()
-                cross += ((aim - gives).T @ read).cpu()
+                cross += ((aim.get(site.name, torch.zeros(())).to(gives) - gives).T @ read).cpu()
             mine = weight.cpu() * columns.cpu()
             parts = ((mine.T @ mine) * gram).view(site.count, site.width, site.count, site.width).sum((1, 3))
             wanted = (mine * cross).sum(0).view(site.count, site.width).sum(1)
@@ -134,6 +134,18 @@ def rescaled(model: Any, units: Units, kept: Kept, teacher: Kept, batches: Seque
             if float((1 + change).abs().max()) <= _WIDEST:
                 scales[site.name] = ((1 + change) * kept[site.name]).float()
     return scales
+
+
+def _outputs(model: Any, units: Units, kept: Kept, batch: Callable[[], Any]) -> dict[str, Float[Tensor, "tokens out"]]:
+    """What the consumers of a sub-network give, by site, while a batch runs; of branches that are there."""
+    found: dict[str, Tensor] = {}
+    with units.worn(model, kept), ExitStack() as stack:
+        for site in units.sites:
+            if kept[site.name].any():
+                stack.callback(model.get_submodule(site.consumer).register_forward_hook(
+                    lambda _, __, gives, name=site.name: found.__setitem__(name, gives.flatten(0, -2))).remove)
+        batch()
+    return found
 
 
 def _through(consumer: Any, batch: Callable[[], Any]) -> tuple[Float[Tensor, "tokens in"], Float[Tensor, "tokens out"]]:
