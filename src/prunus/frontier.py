@@ -75,13 +75,11 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         seen, unseen, protocols, length = (_on_task(model, tokenizer, read, genome.units) if read else
                                            _on_text(model, tokenizer, plan, genome.units, stack))
         with clock("measuring latency"):
-            words, chance = model.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
-            tokens = torch.randint(words, (plan.batch, length), generator=chance)
-            latency = Latency.measured(model, genome.units, tokens) if "latency" in plan.objectives else None
+            latency = _latency(model, genome.units, (plan.batch, length), folder) if "latency" in plan.objectives else None
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         with clock("searching"):
-            identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(plain(plan.space)), source,
-                                   *protocols)
+            norms = [f"{torch.linalg.vector_norm(weight.detach(), dtype=torch.float32):.9e}" for weight in model.parameters()]
+            identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(plain(plan.space)), *norms, *protocols)
             found = explore(genome, plan.searcher, lambda question: judge(genome.kept(question.candidate)), plan.objectives,
                             plan.evaluations, plan.seed, log=folder / "trials.jsonl" if folder else None, identity=identity, watch=watch)
         with clock("valuing the front"):
@@ -98,6 +96,18 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
     return Front(plan, source, tuple(points[:-1]), points[-1], len(found.trials), sum(bool(trial.failed) for trial in found.trials),
                  protocols, {name: tuple(map(int, value)) for name, value in order.items()}, clock.seconds,
                  environment(model, str(next(model.parameters()).device), source), found.interrupted, beside)
+
+
+def _latency(model: Any, units: Units, batch: tuple[int, int], folder: Path | None) -> Latency:
+    """Measured, or as it was measured when the search began."""
+    known = Latency.read(folder / "latency.json", batch) if folder else None
+    if known:
+        return known
+    words, chance = model.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
+    found = Latency.measured(model, units, torch.randint(words, batch, generator=chance))
+    if folder:
+        found.write(folder / "latency.json")
+    return found
 
 
 def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]]) -> Architectures:

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,20 @@ def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: 
 
 
 def test_a_search_goes_on_where_it_stopped(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path) -> None:
-    words = ["search", encoder, "--task", task(task_file), "--space", "small", "--searcher", "random", "--quiet"]
-    assert prunus(*words, "--evaluations", 9, "--out", tmp_path / "whole").code == 0
+    words = ["search", encoder, "--task", task(task_file), "--space", "small", "--searcher", "random", "--quiet", "--objectives",
+             "error,latency"]
     assert prunus(*words, "--evaluations", 5, "--out", tmp_path / "part").code == 0
+    measured = (tmp_path / "part" / "latency.json").read_text()
+    shutil.copytree(tmp_path / "part", tmp_path / "whole")  # seconds are never the same twice
+    (tmp_path / "whole" / "trials.jsonl").unlink()
+    assert prunus(*words, "--evaluations", 9, "--out", tmp_path / "whole", "--overwrite", "--resume").code == 0
     assert prunus(*words, "--evaluations", 9, "--out", tmp_path / "part", "--resume").code == 0
+    assert (tmp_path / "part" / "latency.json").read_text() == measured
     first, second = (Front.load(tmp_path / name) for name in ("whole", "part"))
     assert first.points == second.points
+    other = saved("bert", tmp_path / "other", num_hidden_layers=3, seed=1)
+    ran = prunus("search", other, *words[2:], "--evaluations", 9, "--out", tmp_path / "part", "--resume")
+    assert (ran.code, "holds the trials of another search" in ran.err) == (2, True)
     ran = prunus(*words, "--evaluations", 9, "--out", tmp_path / "part")
     assert ran.code == 2
     assert "exists and is not empty" in ran.err

@@ -34,7 +34,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     plan: FrontSearch = build(FrontSearch, settings, "search")
     check_target(out, overwrite or resume, 0)
     if overwrite and not resume:
-        for name in ("trials.jsonl", FILE):
+        for name in ("trials.jsonl", "latency.json", FILE):
             (out / name).unlink(missing_ok=True)
     if out.is_dir() and any(out.iterdir()) and not overwrite and not (out / "trials.jsonl").exists():
         raise ExportError(f"{out}: holds no search to resume. Choose another folder or say --overwrite.")

@@ -1,11 +1,13 @@
 """Seconds of a forward pass of any sub-network, added up from branches that were measured at some widths."""
 
 import copy
+import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from ..calibration.blocks import States, enter, evaluating
 from ..calibration.placement import Placement
+from ..errors import LoadError
 from ..silence import silenced
 from ..sites import Anatomy, Block, ChannelSite
 from ..speed import now
@@ -58,6 +61,24 @@ class Latency:
             whole = _seconds([lambda: model(input_ids=tokens.to(states.device))], states.device)[0]
         rest = whole - sum(rows[-1][1] for rows in found.values())
         return cls(max(rest, 0.0), found, (tokens.shape[0], tokens.shape[1]))
+
+    def write(self, file: Path) -> None:
+        """For a search that goes on later: its values have to be the same."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, file: Path, batch: tuple[int, int]) -> "Latency | None":
+        """What was written; None where nothing was, or of batches of another shape. Raises LoadError."""
+        if not file.is_file():
+            return None
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            branches = {name: tuple((int(count), float(seconds)) for count, seconds in rows) for name, rows in data["branches"].items()}
+            found = cls(float(data["rest"]), branches, tuple(data["batch"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise LoadError(f"{file}: is damaged ({type(error).__name__}: {error}). Delete it, and the trials beside it.") from None
+        return found if found.batch == batch else None
 
     def seconds(self, kept: Kept) -> float:
         """Of a forward pass of the sub-network."""
