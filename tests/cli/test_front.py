@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prunus.calibration.tasks import encoded
+from prunus.cli.progress import Screen
 from prunus.front import Front
 from prunus.frontier import genome_of
 from prunus.loading import load
@@ -119,6 +120,27 @@ def test_a_search_goes_on_where_it_stopped(prunus: Prunus, encoder: Path, task_f
     ran = prunus(*words, "--evaluations", 9, "--out", tmp_path / "part")
     assert ran.code == 2
     assert "exists and is not empty" in ran.err
+
+
+def test_a_training_goes_on_where_it_stopped(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["finetune", encoder, "--task", task(task_file), "--strategy", "sandwich", "--epochs", 2, "--batch", 16, "--quiet", "--out"]
+    assert prunus(*words, tmp_path / "whole").code == 0
+
+    def stop(screen: Screen, progress: Any) -> None:
+        if progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Screen, "training", stop)
+        ran = prunus(*words, tmp_path / "part")
+    assert ran.code == 130
+    assert "--resume" in ran.err
+    assert not (tmp_path / "part").exists()
+    assert prunus(*words, tmp_path / "part", "--resume").code == 0
+    first, second = (load(tmp_path / name).model.state_dict() for name in ("whole", "part"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not list(tmp_path.glob("part.partial*"))
 
 
 def test_a_front_of_a_language_model_on_text(prunus: Prunus, text_file: Path, tmp_path: Path) -> None:

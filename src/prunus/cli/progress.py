@@ -111,6 +111,8 @@ class Screen:
         """The points of a front, in the search and on what it did not see."""
         if self._quiet:
             return
+        from ..search.objectives import COSTS
+
         names = found.plan.objectives
         table = Table("", *names, *(f"{name}, held out" for name in names), "", box=None, pad_edge=False)
         for point in (*found.points, found.dense):
@@ -124,7 +126,8 @@ class Screen:
         self._console.print(f"{found.looked} sub-networks{failed}; {len(found.points)} on the front.")
         if found.interrupted:
             self._console.print("Interrupted: the same command with --resume goes on.")
-        self._console.print(f"Saved to {out}. To take a point: prunus extract {out} --pick '{names[-1]}<=0.5' --out small/")
+        limited = next((name for name in names if name in COSTS), names[-1])
+        self._console.print(f"Saved to {out}. To take a point: prunus extract {out} --pick '{limited}<=0.5' --out small/")
 
     def point(self, found: Any, point: Any) -> None:
         """The point that is taken, beside the dense model."""
