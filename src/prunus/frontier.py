@@ -3,7 +3,7 @@
 Channels are put in order, sub-networks valued by several objectives, and the front valued again on what the search did not see.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -38,15 +38,15 @@ from .search.genome import Architectures
 from .search.latency import Latency
 from .search.objectives import QUALITIES, Judge
 from .search.pareto import front
+from .search.plan import apart
 from .search.space import Query
 from .search.subnetwork import Kept, Units
 from .silence import gated
 from .sites import ChannelSite
-from .traits import predicts_next
+from .traits import predicts_next, weight_norms
 
 __all__ = ["find_front", "genome_of", "orders_of", "repair"]
 
-_HELD_OUT = 4  # every fourth sequence of the search text is never searched on
 _ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the weights, that baselines are asked for
 _OTHER_SEED = 1  # of the search text, which is drawn as calibration text is
@@ -78,8 +78,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
             latency = _latency(model, genome.units, (plan.batch, length), folder) if "latency" in plan.objectives else None
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         with clock("searching"):
-            norms = [f"{torch.linalg.vector_norm(weight.detach(), dtype=torch.float32):.9e}" for weight in model.parameters()]
-            identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(plain(plan.space)), *norms, *protocols)
+            identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(plain(plan.space)), *weight_norms(model),
+                                   *protocols)
             found = explore(genome, plan.searcher, lambda question: judge(genome.kept(question.candidate)), plan.objectives,
                             plan.evaluations, plan.seed, log=folder / "trials.jsonl" if folder else None, identity=identity, watch=watch)
         with clock("valuing the front"):
@@ -89,7 +89,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
                 raise RecipeError(f"search: the dense model itself has no values: {dense.failed}")
             held = [other(genome.kept(trial.candidate)) for trial in (*trials, dense)]
         with clock("baselines"):
-            beside = {name: tuple(_beside(name, model, tokenizer, plan, read, genome.units, (judge, other))) for name in plan.baselines}
+            beside = _beside(model, tokenizer, plan, read, genome.units, (judge, other))
     best = set(front(held[:-1]).tolist())
     points = [Point(trial.candidate, trial.values, values, index not in best)
               for index, (trial, values) in enumerate(zip((*trials, dense), held, strict=True))]
@@ -124,7 +124,7 @@ def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]]) -> Ar
 def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recovery, text: Calibration, seed: int = 0) -> None:
     """Zero the channels that go, and repair what stays, by text; to be extracted afterwards. Raises RecipeError, before anything is
     changed, for a family that the recovery cannot repair."""
-    placement = Placement(str(next(model.parameters()).device))
+    placement = Placement.of(model)
     tokens = text.tokens(tokenizer, model, seed)
     batch = together(tokens.shape[1])
     recovery.check(model, units.anatomy, tokens, placement, batch)
@@ -157,8 +157,7 @@ def _scores(criterion: str, model: Any, tokenizer: Any, plan: FrontSearch, read:
     if needs and not predicts_next(model):
         raise RecipeError(f"order = {criterion!r}: looks at the loss of the next token, which this model does not predict. Use fisher.")
     loss = known_loss(model, anatomy, sites, tokens, needs, plan.seed) if needs else {}
-    found = channel_scores(sites, chosen, model, anatomy, tokens, loss, Placement(str(next(model.parameters()).device)),
-                           together(tokens.shape[1]))
+    found = channel_scores(sites, chosen, model, anatomy, tokens, loss, Placement.of(model), together(tokens.shape[1]))
     return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
@@ -166,26 +165,34 @@ def _gradients(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | N
     return gate_gradients(model, sites, _losses(model, tokenizer, plan, read))
 
 
-def _beside(name: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, units: Units,
-            judges: tuple[Judge, Judge]) -> Iterator[Point]:
-    """What a way that needs no search finds, valued as the front is."""
-    if name == "layerdrop":
-        found: Iterable[Kept] = first_layers(units)
-    elif name == "magnitude":
-        importance = _scores("magnitude", model, tokenizer, plan, read, units.sites)
-        found = [least(units, importance, share) for share in _SHARES]
-    else:
-        gradients = _gradients(model, tokenizer, plan, read, units.sites)
-        if name == "heads":
-            found = fewest_heads(units, {site: rows.abs().mean(0) for site, rows in gradients.items()})
-        else:
-            found = [retraining_free(units, gradients, share) for share in _SHARES]
-    for kept in found:
-        with ExitStack() as stack:
-            if name == "rfp" and read is not None:
-                teacher = retraining_free(units, gradients, units.remaining(kept) ** 0.5)
-                stack.enter_context(gated(model, factors(units, rescaled(model, units, kept, teacher, _batches(model, tokenizer, read)))))
-            yield Point((), judges[0](kept), judges[1](kept), False)
+def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, units: Units,
+            judges: tuple[Judge, Judge]) -> dict[str, tuple[Point, ...]]:
+    """What ways that need no search find, valued as the front is. What they look at is looked at once."""
+    derived = set(plan.baselines) & {"heads", "rfp"}
+    gradients = _gradients(model, tokenizer, plan, read, units.sites) if derived else {}
+    batches = _batches(model, tokenizer, read) if read and "rfp" in derived else []
+
+    def found(name: str) -> list[Kept]:
+        match name:
+            case "layerdrop":
+                return first_layers(units)
+            case "magnitude":
+                importance = _scores("magnitude", model, tokenizer, plan, read, units.sites)
+                return [least(units, importance, share) for share in _SHARES]
+            case "heads":
+                return fewest_heads(units, {site: rows.abs().mean(0) for site, rows in gradients.items()})
+            case _:
+                return [retraining_free(units, gradients, share) for share in _SHARES]
+
+    def valued(name: str, kept: Kept) -> Point:
+        scales: dict[str, Tensor] = {}
+        if name == "rfp" and batches:
+            teacher = retraining_free(units, gradients, units.remaining(kept) ** 0.5)
+            scales = factors(units, rescaled(model, units, kept, teacher, batches))
+        with gated(model, scales):
+            return Point((), judges[0](kept), judges[1](kept), False)
+
+    return {name: tuple(valued(name, kept) for kept in found(name)) for name in plan.baselines}
 
 
 def _batches(model: Any, tokenizer: Any, read: Labelled) -> list[Callable[[], Any]]:
@@ -264,11 +271,11 @@ def _on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack:
     objectives = {"divergence": "divergence", "loss": "perplexity"}  # as fitness calls them
 
     def quality(held_out: bool) -> Quality:
-        rows = [row for row in range(len(tokens)) if (row % _HELD_OUT == _HELD_OUT - 1) == held_out]
+        rows = apart(len(tokens), held_out)
         services: dict[str, Fitness] = {}
         for name in set(plan.objectives) & set(QUALITIES):
             services[name] = Fitness(model, units.anatomy, space, None, tokens[rows], objective=objectives[name],  # type: ignore[arg-type]
-                                     placement=Placement(str(next(model.parameters()).device)), batch=together(tokens.shape[1]),
+                                     placement=Placement.of(model), batch=together(tokens.shape[1]),
                                      memory=available_bytes() // 16)
             stack.callback(services[name].close)
 
@@ -280,5 +287,5 @@ def _on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack:
 
     text = plan.text.text()
     told = f"{plan.text.corpus}, {'written by the model' if text is None else f'text sha256 {text.digest}'}, sequences of {tokens.shape[1]}"
-    count = len(tokens) // _HELD_OUT
+    count = len(apart(len(tokens), held_out=True))
     return quality(False), quality(True), (f"{told}, {len(tokens) - count}", f"{told}, {count} others"), tokens.shape[1]

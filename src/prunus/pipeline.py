@@ -36,7 +36,7 @@ from .solvers import solve_all
 from .stats import LossNeeds, Needs, most
 from .surgery.cut import check_left, cut_unread, skip
 from .surgery.write import clear_rows, read_weight, write
-from .traits import model_bytes, parameters_of, predicts_next
+from .traits import model_bytes, parameters_of, predicts_next, weight_norms
 
 __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 
@@ -183,7 +183,7 @@ def _identity(model: Any, tokens: Tensor) -> str:
     """A hash of what statistics depend on."""
     first = next(model.parameters())
     return fingerprint(model.config.to_json_string(), str(first.dtype), str(tokens.tolist()),
-                       *(f"{torch.linalg.vector_norm(weight.detach(), dtype=torch.float32):.9e}" for weight in model.parameters()))
+                       *weight_norms(model))
 
 
 @dataclass

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["classifies", "model_bytes", "module_layout", "most_precise", "padding_of", "parameters_of", "predicts_next"]
+__all__ = ["classifies", "model_bytes", "module_layout", "most_precise", "padding_of", "parameters_of", "predicts_next",
+           "weight_norms"]
 
 
 def predicts_next(model: Any) -> bool:
@@ -27,6 +28,11 @@ def padding_of(tokenizer: Any) -> int:
 def parameters_of(model: Any) -> int:
     """Its weights; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weight_norms(model: Any) -> list[str]:
+    """Of every parameter, to ten digits: other weights have others."""
+    return [f"{torch.linalg.vector_norm(weight.detach(), dtype=torch.float32):.9e}" for weight in model.parameters()]
 
 
 def model_bytes(model: Any) -> int:

@@ -10,12 +10,13 @@ import torch
 from prunus.errors import RecipeError
 from prunus.finetune import Training, train_supernet
 from prunus.lookup import find, names
+from prunus.search.genome import Architectures
 from prunus.search.sampling import Sampling
 from prunus.search.space import Candidate
 from prunus.supernet import Net, TrainingStrategy
 from prunus.supernet.fixed import Fixed
 
-from ..genomes import Prefix, prefix_of
+from ..genomes import prefix_of
 from ..problems import generator
 from ..tiny import WORDS, tiny_model
 
@@ -25,7 +26,7 @@ every_strategy = pytest.mark.parametrize("name", NAMES)
 
 
 @cache
-def genome() -> Prefix:
+def genome() -> Architectures:
     return prefix_of(tiny_model("bert", num_hidden_layers=4))
 
 

@@ -1,8 +1,7 @@
-"""A training adds up what it should, goes on where it stopped to the bit, and leaves the model as one finds it."""
+"""A training adds up what it should, and leaves the model as one finds it."""
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ import prunus.finetune
 from prunus.calibration.tasks import Encoded, Task, encoded
 from prunus.distillation import distilled_loss, task_loss
 from prunus.errors import CorpusError, MissingExtra, RecipeError, TrainingError
-from prunus.finetune import Trained, Training, TrainingProgress, train_supernet
+from prunus.finetune import Training, TrainingProgress, train_supernet
 from prunus.loading import load
 from prunus.predictions import answers, score
 from prunus.search.sampling import Sampling
-from prunus.supernet.kd import KD
 from prunus.supernet.one_shot import OneShot
 from prunus.supernet.random import Random
 from prunus.supernet.sandwich import Sandwich
@@ -27,7 +25,7 @@ from prunus.supernet.standard import Standard
 
 from ..genomes import prefix_of
 from ..problems import generator
-from ..tiny import CAUSAL, FAMILIES, WORDS, tiny_model
+from ..tiny import CAUSAL, FAMILIES, WORDS, branches_of, tiny_model
 from .test_tasks import rows_of, written
 
 Checkpoint = Callable[..., Path]
@@ -46,17 +44,6 @@ def task(folder: Path, checkpoint: Checkpoint, family: str = "bert", count: int 
     return model, encoded(read, "train", model, tokenizer)
 
 
-class Stopped(Exception):
-    pass
-
-
-def stopping(at: int) -> Callable[[TrainingProgress], None]:
-    def watch(progress: TrainingProgress) -> None:
-        if progress.done == at:
-            raise Stopped
-    return watch
-
-
 def weights(model: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -67,76 +54,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert torch.equal(value, other[name]), name
 
 
-def timeless(done: Trained) -> Trained:
-    return replace(done, seconds=0.0)
-
-
 PARETO = OneShot(sampling=Sampling(by="pareto", pool=3))
-
-
-@pytest.mark.parametrize("strategy", [Standard(), OneShot(), KD(), PARETO, OneShot(teacher="frozen")], ids=repr)
-@pytest.mark.parametrize("at", [4, 8, 10])
-def test_an_interrupted_training_ends_as_if_nothing_had_happened(strategy: Any, at: int, tmp_path: Path, checkpoint: Checkpoint) -> None:
-    """28 examples, 4 at a time: 14 steps in 2 epochs, kept every 3 steps and after the 7th; with dropout."""
-    training = Training(epochs=2, batch=2, accumulate=2, rate=1e-3, checkpoint=3, clip=1.0)
-    model, data = task(tmp_path, checkpoint, count=50)
-    start = weights(model)
-    whole = train_supernet(model, prefix_of(model), strategy, data, training)
-    expected = weights(model)
-    model.load_state_dict(start)
-    with pytest.raises(Stopped):
-        train_supernet(model, prefix_of(model), strategy, data, training, folder=tmp_path / "kept", watch=stopping(at))
-    model.load_state_dict(start)
-    seen: list[TrainingProgress] = []
-    again = train_supernet(model, prefix_of(model), strategy, data, training, folder=tmp_path / "kept", watch=seen.append)
-    assert whole.steps == 14
-    assert seen[0].done == {4: 4, 8: 8, 10: 10}[at]
-    assert_equal(weights(model), expected)
-    assert timeless(again) == timeless(whole)
-    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 1
-
-
-def test_adapters_are_resumed_too(tmp_path: Path) -> None:
-    training = Training(epochs=3, batch=2, rate=1e-2, rank=2, checkpoint=2)
-    found = []
-    for stops in ((), (5,)):
-        for at in (*stops, 99):
-            model = tiny_model()
-            try:
-                train_supernet(model, prefix_of(model), OneShot(teacher="frozen"), text(), training, folder=tmp_path / f"kept{stops}",
-                               watch=stopping(at))
-            except Stopped:
-                assert_equal(weights(model), weights(tiny_model()))
-        found.append(weights(model))
-    assert_equal(*found)
-
-
-def test_a_training_that_has_ended_is_not_done_again(tmp_path: Path) -> None:
-    model, seen = tiny_model(), []
-    first = train_supernet(model, None, Standard(), text(), Training(epochs=1), folder=tmp_path / "kept")
-    ended = weights(model)
-    model = tiny_model()
-    again = train_supernet(model, None, Standard(), text(), Training(epochs=1), folder=tmp_path / "kept", watch=seen.append)
-    assert (first, seen) == (again, [])
-    assert_equal(weights(model), ended)
-
-
-def test_what_was_kept_of_another_training_is_refused_and_damage_is_noticed(tmp_path: Path) -> None:
-    settings = Training(epochs=1, batch=4, checkpoint=1)
-    with pytest.raises(Stopped):
-        train_supernet(tiny_model(), None, Standard(), text(), settings, folder=tmp_path / "kept", watch=stopping(1))
-    others: list[tuple[Any, ...]] = [
-        (tiny_model(), None, Standard(), text(), replace(settings, rate=1e-4)), (tiny_model(), None, Standard(), text(seed=1), settings),
-        (tiny_model(seed=1), None, Standard(), text(), settings), (tiny_model(), prefix_of(tiny_model()), Random(), text(), settings)]
-    for other in others:
-        with pytest.raises(RecipeError, match="holds another training") as error:
-            train_supernet(*other, folder=tmp_path / "kept")
-        assert "\n" not in str(error.value)
-    (file,) = (tmp_path / "kept").glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-1])
-    seen: list[TrainingProgress] = []
-    train_supernet(tiny_model(), None, Standard(), text(), settings, folder=tmp_path / "kept", watch=seen.append)
-    assert seen[0].done == 1
 
 
 class Steepest(torch.optim.SGD):
@@ -334,7 +252,7 @@ def test_a_network_without_any_adapter_teaches_nothing_and_does_no_harm() -> Non
         def worn(self, model: Any, candidate: Any) -> Any:
             from prunus.silence import silenced
 
-            return silenced(model, prefix_of(tiny_model()).branches)
+            return silenced(model, branches_of(tiny_model()))
 
     done = train_supernet(model, Empty(), Random(), text(), Training(steps=2, rank=2))
     assert done.passes == 4

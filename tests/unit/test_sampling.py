@@ -2,21 +2,23 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 
 from prunus.errors import RecipeError
+from prunus.search.genome import Architectures
 from prunus.search.sampling import Sampling
 from prunus.search.space import Candidate
 
-from ..genomes import Prefix, prefix_of
+from ..genomes import prefix_of
 from ..tiny import tiny_model
 
 
 @cache
-def genome() -> Prefix:
+def genome() -> Architectures:
     return prefix_of(tiny_model("bert", num_hidden_layers=4))
 
 
@@ -92,13 +94,9 @@ def test_a_rank_halves_the_chance() -> None:
     for seed in range(1000):
         given = iter([better, worse])
 
-        class Given(Prefix):
-            def draw(self, rng: random.Random, given: Any = given) -> Candidate:
-                return next(given)
-
+        twice = replace(space, sample=lambda rng, given=given: next(given))
         losses = {better: 0.0, worse: 1.0}
-        counts.update(Sampling(by="pareto", pool=2).draw(Given(space.branches, space.channels, space.sizes), 1, random.Random(seed),
-                                                         losses.__getitem__))
+        counts.update(Sampling(by="pareto", pool=2).draw(twice, 1, random.Random(seed), losses.__getitem__))
     assert abs(counts[better] - 1000 * 2 / 3) <= 60
 
 

@@ -39,6 +39,11 @@ class Placement:
             reason = str(error).splitlines()[0].rstrip(".")
             raise RecipeError(f"device '{self.device}' cannot be used here: {reason}. Use --device cpu.") from None
 
+    @classmethod
+    def of(cls, model: nn.Module) -> "Placement":
+        """Where a whole model is."""
+        return cls(str(next(model.parameters()).device))
+
     def fits(self, model: nn.Module) -> bool:
         """Whether a whole model fits on the device, with half as much again for the work."""
         if not self.device.startswith("cuda"):

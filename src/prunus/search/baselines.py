@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..calibration.blocks import evaluating
 from ..silence import gated
-from ..sites import ChannelSite, SublayerSite
 from ..traits import module_layout
 from .subnetwork import Kept, Units
 
@@ -34,25 +33,20 @@ def first_layers(units: Units) -> list[Kept]:
 def fewest_heads(units: Units, importance: Mapping[str, Tensor], steps: int = 10) -> list[Kept]:
     """Head pruning (Michel et al. 2019): the heads of all blocks compete, by |dL/dm|, and the least go; MLPs stay. Of steps + 1
     shares, from all heads to one."""
-    heads = [site for site in units.sites if _attends(units, site)]
-    total = sum(site.count for site in heads)
-    counts = sorted({max(1, round(total * step / steps)) for step in range(steps + 1)}, reverse=True)
-    return [{**_all(units), **_top(heads, importance, count)} for count in counts]
+    heads, rest = _ranked(units, importance)
+    counts = sorted({max(1, round(len(heads) * step / steps)) for step in range(steps + 1)}, reverse=True)
+    return [_with(units, [*heads[:count], *rest]) for count in counts]
 
 
 def least(units: Units, importance: Mapping[str, Tensor], share: float) -> Kept:
     """The channels of all branches compete by importance per weight, and the least go until `share` of the weights is left."""
-    kept = {name: mask.clone() for name, mask in _all(units).items()}
-    cost = {site.name: site.size / site.count for site in units.sites}
-    order = sorted((float(value) / cost[site.name], site.name, index) for site in units.sites
-                   for index, value in enumerate(importance[site.name].tolist()))
-    surplus = (1 - share) * units.size
-    for _, name, index in order:
-        if surplus <= 0:
-            break
-        kept[name][index] = False
-        surplus -= cost[name]
-    return kept
+    heads, rest = _ranked(units, importance)
+    order = sorted([*heads, *rest], key=lambda entry: (entry[0] / entry[1], *entry[2:]))
+    surplus, gone = (1 - share) * units.size, 0
+    while surplus > 0 and gone < len(order):
+        surplus -= order[gone][1]
+        gone += 1
+    return _with(units, order[gone:])
 
 
 def retraining_free(units: Units, gradients: Gradients, share: float) -> Kept:
@@ -63,7 +57,7 @@ def retraining_free(units: Units, gradients: Gradients, share: float) -> Kept:
     |sum of the gradients of what goes|^2 falls, with as many channels as before.
     """
     importance = {name: rows.double().square().sum(0) for name, rows in gradients.items()}
-    heads, rest = (_ranked(units, importance, attention) for attention in (True, False))
+    heads, rest = _ranked(units, importance)
     budget = share * units.size
     best, chosen = -1.0, (0, 0)
     for count in range(len(heads) + 1):
@@ -74,9 +68,7 @@ def retraining_free(units: Units, gradients: Gradients, share: float) -> Kept:
         gained = sum(value for value, *_ in heads[:count]) + sum(value for value, *_ in rest[:more])
         if gained > best:
             best, chosen = gained, (count, more)
-    kept = {site.name: torch.zeros(site.count, dtype=torch.bool) for site in units.sites}
-    for _, _, name, index in (*heads[: chosen[0]], *rest[: chosen[1]]):
-        kept[name][index] = True
+    kept = _with(units, [*heads[: chosen[0]], *rest[: chosen[1]]])
     return {site.name: _exchanged(kept[site.name], gradients[site.name]) for site in units.sites}
 
 
@@ -166,33 +158,22 @@ def factors(units: Units, scales: Scales) -> dict[str, Tensor]:
             if bool(((scales[site.name] != 1) & (scales[site.name] != 0)).any())}
 
 
-def _all(units: Units) -> dict[str, Tensor]:
-    return {site.name: units.first(site, site.count) for site in units.sites}
-
-
-def _attends(units: Units, site: ChannelSite) -> bool:
-    kinds = {other.name: other.kind for other in units.anatomy.sites("sublayer") if isinstance(other, SublayerSite)}
-    return kinds[site.branch] == "attention"
-
-
-def _top(sites: Iterable[ChannelSite], importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The `count` channels of several sites that matter most."""
-    sites = list(sites)
-    kept = {site.name: torch.zeros(site.count, dtype=torch.bool) for site in sites}
-    order = sorted(((float(value), site.name, index) for site in sites for index, value in enumerate(importance[site.name].tolist())),
-                   reverse=True)
-    for _, name, index in order[:count]:
-        kept[name][index] = True
-    return kept
-
-
 _Entry = tuple[float, float, str, int]  # importance, weights, site, channel
 
 
-def _ranked(units: Units, importance: Mapping[str, Tensor], attention: bool) -> list[_Entry]:
-    """The channels of all attentions, or of all MLPs, the most important first."""
-    return sorted(((float(value), site.size / site.count, site.name, index) for site in units.sites if _attends(units, site) == attention
-                   for index, value in enumerate(importance[site.name].tolist())), reverse=True)
+def _ranked(units: Units, importance: Mapping[str, Tensor]) -> tuple[list[_Entry], list[_Entry]]:
+    """The heads of all attentions, and the channels of all MLPs, the most important first."""
+    heads, rest = ([(float(value), site.size / site.count, site.name, index) for site in units.sites if units.attends(site) == attention
+                    for index, value in enumerate(importance[site.name].tolist())] for attention in (True, False))
+    return sorted(heads, reverse=True), sorted(rest, reverse=True)
+
+
+def _with(units: Units, entries: Iterable[_Entry]) -> dict[str, Tensor]:
+    """The sub-network of these channels."""
+    kept = {site.name: torch.zeros(site.count, dtype=torch.bool) for site in units.sites}
+    for _, _, name, index in entries:
+        kept[name][index] = True
+    return kept
 
 
 def _affordable(entries: Sequence[_Entry], budget: float) -> int:

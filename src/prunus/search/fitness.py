@@ -95,6 +95,7 @@ class Fitness:
         self.batch = max(min(batch, len(self.tokens) // _SHARES) // together, 1) * together
         self.blocks = 0.0  # passes of the whole text through a block computed so far, the cost of a search
         self.discarded = 0  # candidates whose value is no number
+        self._branches = {site.name: site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite)}
         self._states = Bounded(memory // 2)
         self._weights = Bounded(memory // 2)
         self._values: dict[_Key, float] = {}
@@ -213,9 +214,8 @@ class Fitness:
 
     def _skipped(self, candidate: Candidate) -> list[SublayerSite]:
         if isinstance(self.space, ChannelSpace):  # a branch that has lost all its channels is left out, bias and all
-            branches = {site.name: site for site in self.anatomy.sites("sublayer") if isinstance(site, SublayerSite)}
-            return [branches[site.branch] for site, bits in zip(self.space.sites, candidate, strict=True)
-                    if bits.bit_count() == site.count and site.branch in branches]
+            return [self._branches[site.branch] for site, bits in zip(self.space.sites, candidate, strict=True)
+                    if bits.bit_count() == site.count and site.branch in self._branches]
         return [site for index, (site, level) in enumerate(zip(self.space.sites, candidate, strict=True))
                 if isinstance(site, SublayerSite) and self.space.gone[index][level] > 0]
 

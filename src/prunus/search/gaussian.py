@@ -3,7 +3,7 @@
 import logging
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,10 @@ from ..errors import MissingExtra, RecipeError
 from .explored import Explored, changed
 from .genome import Genome
 from .pareto import quantiles
+from .searchers import Question
 from .space import Array, Candidate
 
-__all__ = ["prepared", "scores", "shares", "suggested"]
+__all__ = ["check_startup", "prepared", "questions", "scores", "shares"]
 
 _MOST = 200  # variables that a question takes seconds for
 _WIDE = 100.0  # the largest over the smallest of values whose order of magnitude is what matters
@@ -55,9 +56,22 @@ def shares(known: Explored) -> Array:
     return numpy.where(known.answered[:, None], quantiles({"": known.values})[""], 1.0)
 
 
-def suggested(state: Explored, values: Array, rng: random.Random, asked: Sequence[Candidate]) -> Candidate | None:
-    """The candidate with the largest expected improvement, of one objective, or of the hypervolume of several, by Optuna's GPSampler;
-    a neighbour of it when it is known. `values` has a row for every trial; `asked` is being valued meanwhile."""
+def check_startup(startup: int) -> None:
+    """Refuse fewer candidates than a model can learn from. Raises RecipeError."""
+    if startup < 2:
+        raise RecipeError(f"startup = {startup}: expected at least 2.")
+
+
+def questions(state: Explored, startup: int, count: int, values: Callable[[random.Random], Array]) -> list[Question]:
+    """What to value next: candidates of all sizes first, and then those with the largest expected improvement of `values`, a row for
+    every trial; of one objective, or of the hypervolume of several."""
+    if len(state.trials) < startup:
+        return state.spread(min(count, startup - len(state.trials)))
+    return state.questions(count, lambda rng, asked: _suggested(state, values(rng), rng, asked))
+
+
+def _suggested(state: Explored, values: Array, rng: random.Random, asked: Sequence[Candidate]) -> Candidate | None:
+    """One of them, by Optuna's GPSampler; a neighbour of it when it is known. `asked` is being valued meanwhile."""
     with _quiet():
         import optuna
 

@@ -49,8 +49,7 @@ class Latency:
         alike: dict[tuple[Any, ...], tuple[tuple[int, float], ...]] = {}
         found: dict[str, tuple[tuple[int, float], ...]] = {}
         with evaluating(model), ExitStack() as stack:
-            here = next(model.parameters()).device
-            states = enter(model, units.anatomy, tokens.to(here), Placement(str(here)), len(tokens), stack)
+            states = enter(model, units.anatomy, tokens, Placement.of(model), len(tokens), stack)
             for depth, block in enumerate(units.anatomy.blocks):
                 sites = [site for site in units.sites if site.block == depth]
                 kind = tuple((site.count, site.size) for site in sites)
@@ -117,7 +116,7 @@ def _narrowed(model: Any, anatomy: Anatomy, block: Block, site: ChannelSite, cou
     own = model.get_submodule(block.name)
     shared = {id(module): module for name, module in model.named_modules() if module is not model and module is not own
               and not name.startswith(f"{block.name}.") and not block.name.startswith(f"{name}.")}
-    small = copy.deepcopy(model, {**shared})
+    small = copy.deepcopy(model, shared)
     mask = torch.zeros(site.count, dtype=torch.bool)
     mask[:count] = True
     cut(small, anatomy, {site.name: mask})

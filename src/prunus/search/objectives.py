@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError, UnknownName
-from ..sites import SublayerSite
 from ..surgery.cut import check_left
 from ..traits import model_bytes
 from .latency import Latency
@@ -67,9 +66,8 @@ class Judge:
 def flops(units: Units, kept: Kept, length: int) -> float:
     """Multiplications and additions of the branches for one token of a sequence of `length`: two for every weight that is left, and
     four per channel and token that attention looks at (scores and sums; all of them, masked or not)."""
-    looking = {site.name for site in units.anatomy.sites("sublayer") if isinstance(site, SublayerSite) and site.kind == "attention"}
     total = 0.0
     for site in units.sites:
         share = float(kept[site.name].float().mean())
-        total += share * (2 * site.size + (4 * length * site.count * site.width if site.branch in looking else 0))
+        total += share * (2 * site.size + (4 * length * site.count * site.width if units.attends(site) else 0))
     return total

@@ -33,7 +33,7 @@ from .space import Candidate, Query, Space, Trial
 from .strategies import Strategy
 from .strategies.reinforce import Reinforce
 
-__all__ = ["Job", "Moment", "Rankings", "Search", "SearchRecord", "carry_out"]
+__all__ = ["Job", "Moment", "Rankings", "Search", "SearchRecord", "apart", "carry_out"]
 
 _HELD_OUT = 4  # every fourth sequence of the search text is never searched on
 
@@ -204,6 +204,11 @@ def carry_out(plan: Search, job: Job, first: Allocation, seed: int, watch: Watch
     return (shares, space.rankings(answer), record) if isinstance(space, ChannelSpace) else (_exact(shares, job), {}, record)
 
 
+def apart(count: int, held_out: bool) -> list[int]:
+    """Which of so many sequences are searched on, or are held out."""
+    return [index for index in range(count) if (index % _HELD_OUT == _HELD_OUT - 1) == held_out]
+
+
 class _Monitor:
     """Looks at every candidate that is the best so far on text that the search does not see."""
 
@@ -264,29 +269,27 @@ def _channels(job: Job, first: Allocation, watch: Watch) -> ChannelSpace:
 @contextmanager
 def _rehearsal(plan: Search, job: Job) -> Iterator[Any]:
     """The repair that candidates are looked at with, if they are."""
+    if not plan.repaired:
+        yield None
+        return
+    recovery: Any = job.recovery
+    tokens = job.tokens[: plan.repaired]
     with ExitStack() as stack:
-        recovery: Any = job.recovery
-        tokens = job.tokens[: plan.repaired]
-        yield recovery.rehearse(job.model, job.anatomy, tokens, _home_of(job), together(tokens.shape[1]), stack) if plan.repaired else None
-
-
-def _home_of(job: Job) -> Placement:
-    """Where the whole model is."""
-    return Placement(str(next(job.model.parameters()).device))
+        yield recovery.rehearse(job.model, job.anatomy, tokens, Placement.of(job.model), together(tokens.shape[1]), stack)
 
 
 @contextmanager
 def _service(plan: Search, job: Job, space: Space | ChannelSpace, store: LevelStore | None, rehearsal: Any,
              held_out: bool) -> Iterator[Fitness]:
     """The fitness service on one part of the search text; every fourth sequence is held out."""
-    rows = [index for index in range(len(job.text)) if (index % _HELD_OUT == _HELD_OUT - 1) == held_out]
+    rows = apart(len(job.text), held_out)
     log = job.folder / ("held-out.jsonl" if held_out else "trials.jsonl")
     text = job.text.taking(rows) if isinstance(job.text, Choices) else job.text[rows]
     content = (text.tokens, text.chosen, text.answers) if isinstance(text, Choices) else (text,)
     asked = fingerprint(job.solved, plan.objective, str(plan.top), *(str(part.tolist()) for part in content),
                         *((str(job.recovery), str(plan.repaired)) if plan.repaired else ()))
     memory = 0 if isinstance(space, ChannelSpace) else available_bytes() // (32 if held_out else 4)  # draws share no prefix
-    fitness = Fitness(job.model, job.anatomy, space, store, text, objective=plan.objective, placement=_home_of(job),
+    fitness = Fitness(job.model, job.anatomy, space, store, text, objective=plan.objective, placement=Placement.of(job.model),
                       batch=together(content[0].shape[1]), top=plan.top, memory=memory, log=log,
                       folder=_home(plan, job) / "dense", identity=asked, rehearsal=rehearsal)
     try:

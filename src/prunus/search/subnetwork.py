@@ -1,7 +1,7 @@
 """Which channels of which branches a sub-network keeps, and the dense model as that sub-network."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,6 @@ class Units:
 
     anatomy: Anatomy
     order: Mapping[str, Int[Tensor, "channels"]]  # by channel site: its channels, those first that a prefix keeps first
-    depths: tuple[int, ...] = ()  # blocks, those first that a prefix keeps first; none: as they come
 
     @cached_property
     def sites(self) -> tuple[ChannelSite, ...]:
@@ -43,14 +42,17 @@ class Units:
 
     @cached_property
     def blocks(self) -> tuple[tuple[ChannelSite, ...], ...]:
-        """The sites of every block, in the order in which blocks are kept."""
-        found = [tuple(site for site in self.sites if site.block == depth) for depth in range(len(self.anatomy.blocks))]
-        return tuple(found[depth] for depth in self.depths or range(len(found)))
+        """The sites of every block."""
+        return tuple(tuple(site for site in self.sites if site.block == depth) for depth in range(len(self.anatomy.blocks)))
 
     @cached_property
     def size(self) -> int:
         """Weights of all branches."""
         return sum(site.size for site in self.sites)
+
+    def attends(self, site: ChannelSite) -> bool:
+        """Whether the channels are an attention's."""
+        return self._branches[site.branch].kind == "attention"
 
     def first(self, site: ChannelSite, count: int) -> Bool[Tensor, "channels"]:
         """The `count` channels of a site that its order has first."""
@@ -66,12 +68,9 @@ class Units:
     def worn(self, model: Any, kept: Kept) -> Iterator[None]:
         """The model as the sub-network: what the consumers read of channels that go is 0, and of branches without any nothing is
         computed. No weight is copied, and gradients reach the model's own parameters."""
-        gone = self.gone(kept)
         gates = {site.consumer: kept[site.name].repeat_interleave(site.width) for site in self.sites
                  if kept[site.name].any() and not kept[site.name].all()}
-        with ExitStack() as stack:
-            stack.enter_context(silenced(model, gone))
-            stack.enter_context(gated(model, gates))
+        with silenced(model, self.gone(kept)), gated(model, gates):
             yield
 
     def gone(self, kept: Kept) -> list[SublayerSite]:
@@ -98,7 +97,6 @@ class Units:
     def extract(self, model: Any, kept: Kept) -> Anatomy:
         """Make the model the sub-network, for good and in place; gives the anatomy that is left. Raises RecipeError where nothing, or no
         attention of a model that has a cache, would be left."""
-        whole = {site.name: kept[site.name] for site in self.sites}
-        left = cut(model, self.anatomy, {name: mask for name, mask in whole.items() if mask.any()})
+        left = cut(model, self.anatomy, {name: mask for name, mask in kept.items() if mask.any()})
         gone = self.gone(kept)
         return skip(model, left, [site.name for site in gone]) if gone else left

@@ -1,13 +1,10 @@
 """Look where the hypervolume is expected to grow most, by one Gaussian process per objective (EHVI; Daulton et al. 2020)."""
 
-import random
 from dataclasses import dataclass
 
-from ...errors import RecipeError
 from ..explored import Explored, remember
-from ..gaussian import prepared, scores, suggested
+from ..gaussian import check_startup, prepared, questions, scores
 from ..genome import Genome
-from ..space import Candidate
 from . import Question
 
 __all__ = ["EHVI"]
@@ -23,18 +20,10 @@ class EHVI:
     tell = staticmethod(remember)
 
     def __post_init__(self) -> None:
-        if self.startup < 2:
-            raise RecipeError(f"startup = {self.startup}: expected at least 2.")
+        check_startup(self.startup)
 
     def init(self, genome: Genome, seed: int) -> Explored:
         return prepared("ehvi", genome, seed)
 
     def ask(self, state: Explored, count: int) -> list[Question]:
-        if len(state.trials) < self.startup:
-            return state.spread(min(count, self.startup - len(state.trials)))
-        values = scores(state)
-
-        def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
-            return suggested(state, values, rng, asked)
-
-        return state.questions(count, propose)
+        return questions(state, self.startup, count, lambda rng: scores(state))

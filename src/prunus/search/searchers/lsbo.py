@@ -1,13 +1,10 @@
 """Improve one fixed weighted sum of the objectives, by a Gaussian process (LS-BO)."""
 
-import random
 from dataclasses import dataclass
 
-from ...errors import RecipeError
 from ..explored import Explored, remember
-from ..gaussian import prepared, shares, suggested
+from ..gaussian import check_startup, prepared, questions, shares
 from ..genome import Genome
-from ..space import Candidate
 from . import Question
 
 __all__ = ["LSBO"]
@@ -23,18 +20,10 @@ class LSBO:
     tell = staticmethod(remember)
 
     def __post_init__(self) -> None:
-        if self.startup < 2:
-            raise RecipeError(f"startup = {self.startup}: expected at least 2.")
+        check_startup(self.startup)
 
     def init(self, genome: Genome, seed: int) -> Explored:
         return prepared("lsbo", genome, seed)
 
     def ask(self, state: Explored, count: int) -> list[Question]:
-        if len(state.trials) < self.startup:
-            return state.spread(min(count, self.startup - len(state.trials)))
-        values = shares(state).mean(1, keepdims=True)
-
-        def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
-            return suggested(state, values, rng, asked)
-
-        return state.questions(count, propose)
+        return questions(state, self.startup, count, lambda rng: shares(state).mean(1, keepdims=True))

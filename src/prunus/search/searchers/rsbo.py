@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy
 
-from ...errors import RecipeError
 from ..explored import Explored, remember
-from ..gaussian import prepared, shares, suggested
+from ..gaussian import check_startup, prepared, questions, shares
 from ..genome import Genome
-from ..space import Candidate
+from ..space import Array
 from . import Question
 
 __all__ = ["RSBO"]
@@ -25,19 +24,17 @@ class RSBO:
     tell = staticmethod(remember)
 
     def __post_init__(self) -> None:
-        if self.startup < 2:
-            raise RecipeError(f"startup = {self.startup}: expected at least 2.")
+        check_startup(self.startup)
 
     def init(self, genome: Genome, seed: int) -> Explored:
         return prepared("rsbo", genome, seed)
 
     def ask(self, state: Explored, count: int) -> list[Question]:
-        if len(state.trials) < self.startup:
-            return state.spread(min(count, self.startup - len(state.trials)))
-        values = shares(state)
+        return questions(state, self.startup, count, lambda rng: _mixed(shares(state), rng))
 
-        def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
-            weights = numpy.array([rng.expovariate(1.0) for _ in range(values.shape[1])])
-            return suggested(state, (values @ (weights / weights.sum()))[:, None], rng, asked)
 
-        return state.questions(count, propose)
+def _mixed(values: Array, rng: random.Random) -> Array:
+    """A weighted sum of the columns."""
+    weights = numpy.array([rng.expovariate(1.0) for _ in range(values.shape[1])])
+    mixed: Array = (values @ (weights / weights.sum()))[:, None]
+    return mixed
