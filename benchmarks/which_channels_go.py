@@ -1,13 +1,14 @@
 """Which channels should go? Perplexity of SmolLM2 without some of its channels, by who chooses them, how much every block gives and
-whether what stays is refitted; the gap to the dense model beside that of FLAP as its paper does it, and that of magnitude.
+whether what stays is refitted; the gap to the dense model beside that of FLAP as its authors' code does it, and that of magnitude.
 
 Of attention, whole key/value groups go with their queries: SmolLM2 has three in a block. FLAP's paper gives every matrix a bias for
-what goes; SmolLM2's have none, so the row that does as the paper does adds them first.
+what goes; SmolLM2's have none, so the rows that do as it does add them first.
 
 Finished rows are kept in build/, so that an interrupted benchmark goes on where it stopped.
 """
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from prunus import Budget, Calibration, Recipe, Stage, describe, prune
 from prunus.allocation import Allocator
 from prunus.allocation.ranking import Ranking
 from prunus.allocation.uniform import Uniform
+from prunus.criteria import saliency
 from prunus.criteria.flap import FLAP
 from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.obs import OBS
@@ -26,24 +28,41 @@ from prunus.criteria.wanda import Wanda
 from prunus.recovery.patch import Patch
 from prunus.search.plan import Search
 from prunus.search.strategies.masks import Masks
-from prunus.sites import ChannelSite
+from prunus.sites import ChannelSite, Site
 from prunus.solvers import Solver
 from prunus.solvers.mask import Mask
 from prunus.solvers.refit import Refit
 from prunus.solvers.sparsegpt import SparseGPT
 from prunus.solvers.subset import Subset
+from prunus.stats import InputStats
 
 SPARSITIES = (0.2, 0.3)
 PAPER = "FLAP as its paper does it: ranking, biases"
 LEARNED = "OBS, masks learned in 60 looks, refitted"
+CODE = "FLAP as its authors' code does it: ranking of squares in attention, biases"
 MORE = ", on more text"  # rows so named: 192 sequences instead of 64
 BEST = f"Taylor, refitted, ranking, repaired{MORE}"
+
+
+@dataclass(frozen=True)
+class Squares(Ranking):
+    """As the authors' code does, which squares the saliencies of attention before they are standardised."""
+
+    def measure(self, site: Site, weight: torch.Tensor, stats: InputStats, loss: Any) -> list[float]:
+        assert isinstance(site, ChannelSite)
+        columns = saliency(self.criterion, weight, stats, loss).sum(0).cpu().double()
+        squared = columns**2 if site.width > 1 else columns  # a group of heads has several columns
+        found: list[float] = self._standardised(site, squared).sort().values.tolist()
+        return found
+
+
 WAYS: dict[str, tuple[Solver, Allocator]] = {  # row: (solver, how much every site gives)
     "magnitude": (Mask(Magnitude()), Uniform()),
     "Wanda": (Mask(Wanda()), Uniform()),
     "FLAP": (Mask(FLAP()), Uniform()),
     "FLAP, ranking": (Mask(FLAP()), Ranking()),
     PAPER: (Mask(FLAP()), Ranking()),
+    CODE: (Mask(FLAP()), Squares()),
     "Taylor": (Mask(Taylor()), Uniform()),
     "Taylor, ranking": (Mask(Taylor()), Ranking(Taylor(), standardise=False)),
     "FLAP, refitted": (Refit(FLAP()), Uniform()),
@@ -88,7 +107,7 @@ def _row(options: Any, name: str, sparsity: float) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "sparsity": sparsity, "commit": environment()["commit"]}
     if name in WAYS:
         solver, allocation = WAYS[name]
-        if name.startswith(PAPER):
+        if name.startswith((PAPER, CODE)):
             _give_biases(model)
         samples = 192 if name.endswith(MORE) else 64
         text = Calibration("builtin", samples=4, length=64) if options.tiny else Calibration("c4", samples=samples, length=512)
@@ -124,7 +143,7 @@ def _shown(rows: list[dict[str, Any]]) -> str:
     lines = []
     for sparsity in SPARSITIES:
         found = {row["name"]: row for row in rows if row["sparsity"] == sparsity}
-        bases = [found[name]["perplexity"] for name in (PAPER, "magnitude")]
+        bases = [found[name]["perplexity"] for name in (CODE, "magnitude")]
         for name in sorted(found, key=lambda name: found[name]["perplexity"]):
             row = found[name]
             lines.append([f"{sparsity:.0%}", name, f"{row['attention']:.0%}", f"{row['mlp']:.0%}",
