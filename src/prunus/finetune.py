@@ -25,9 +25,11 @@ from .search.space import Candidate
 from .supernet import Net, TrainingStrategy
 from .trainable import trainable
 from .traits import classifies, predicts_next
+from .words import WordVectors
 
 __all__ = ["Trained", "Training", "TrainingProgress", "train_supernet"]
 
+_ALIKE = 16  # steps among which examples are sorted by length
 _LOOK = 8  # examples of a batch on which sub-networks are ranked
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # Accelerate's names
 
@@ -111,8 +113,9 @@ def train_supernet(model: Any, genome: Genome | None, strategy: TrainingStrategy
         torch.manual_seed(training.seed)
         with trainable(model, training.rank, training.alpha, matrices) as adapters, _training(model):
             asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(asked, lr=training.rate, weight_decay=training.decay))
-            run = _Run(model, genome, strategy, data, training, device, accelerator, optimizer, teacher, adapters if taught else None)
+            optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(asked, lr=training.rate, weight_decay=training.decay, fused=True))
+            run = _Run(model, genome, strategy, data, training, device, accelerator, optimizer, teacher, adapters if taught else None,
+                       WordVectors(model))
             return run.to_the_end(folder, identity, watch)
 
 
@@ -202,9 +205,10 @@ class _Run:
     optimizer: Any
     teacher: Any  # a model that stays as it was
     adapters: Any  # without which the model is as it was
+    words: WordVectors
     history: _History = field(default_factory=_History)
     epoch: int = -1
-    order: list[int] = field(default_factory=list)  # of the examples in this epoch
+    order: list[list[int]] = field(default_factory=list)  # the examples of every step of this epoch
 
     @property
     def together(self) -> int:
@@ -269,13 +273,17 @@ class _Run:
         """The examples of a step."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, list(range(len(self.data)))
-            random.Random(f"{self.training.seed} epoch {epoch}").shuffle(self.order)
-        return self.order[place * self.together : (place + 1) * self.together]
+            lengths = [len(tokens) for tokens in self.data.tokens] if isinstance(self.data, Encoded) else [0] * len(self.data)
+            self.epoch, self.order = epoch, _shuffled(lengths, self.together, random.Random(f"{self.training.seed} epoch {epoch}"))
+        return self.order[place]
 
     def _learn(self, nets: Sequence[Net], rows: Sequence[int], weight: float, step: int) -> float:
         """Add the gradients of all networks on a batch, times a weight; the sum of their losses, times the same."""
         given, targets = self._given(rows)
+        with self.words.of(given["input_ids"]):
+            return self._added(nets, given, targets, weight, step)
+
+    def _added(self, nets: Sequence[Net], given: dict[str, Any], targets: Tensor, weight: float, step: int) -> float:
         said = self._asked(given, nets)
         total = 0.0
         for net in nets:
@@ -366,6 +374,19 @@ class _Run:
             if note["scaler"]:
                 self.accelerator.scaler.load_state_dict(note["scaler"])
             return
+
+
+def _shuffled(lengths: Sequence[int], together: int, rng: random.Random) -> list[list[int]]:
+    """Examples in a random order, so many at a time; of every few steps those of like length go together, so that little is padding."""
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    window = _ALIKE * together
+    for start in range(0, len(order), window):
+        order[start : start + window] = sorted(order[start : start + window], key=lambda row: lengths[row])
+    steps = [order[start : start + together] for start in range(0, len(order), together)]
+    last = [steps.pop()] if len(steps[-1]) < together else []
+    rng.shuffle(steps)
+    return steps + last
 
 
 @contextmanager

@@ -3,9 +3,12 @@
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["classifies", "model_bytes", "module_layout", "most_precise", "padding_of", "parameters_of", "predicts_next",
+from .sites import Producer
+
+__all__ = ["classifies", "model_bytes", "module_layout", "most_precise", "padding_of", "parameters_of", "predicts_next", "rows_of",
            "weight_norms"]
 
 
@@ -48,3 +51,8 @@ def module_layout(module: Any, value: Tensor) -> Tensor:
 def most_precise(device: torch.device) -> torch.dtype:
     """The widest numbers that a device computes with."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def rows_of(producer: Producer, channels: Int[Tensor, "channels"]) -> Int[Tensor, "rows"]:
+    """The rows of its matrix that make some channels."""
+    return (producer.offset + channels[:, None] * producer.rows + torch.arange(producer.rows)).flatten()

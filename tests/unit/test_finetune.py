@@ -60,7 +60,7 @@ PARETO = OneShot(sampling=Sampling(by="pareto", pool=3))
 class Steepest(torch.optim.SGD):
     """A step is the gradient itself, times the rate."""
 
-    def __init__(self, parameters: Any, lr: float, weight_decay: float) -> None:
+    def __init__(self, parameters: Any, lr: float, **others: Any) -> None:
         super().__init__(parameters, lr=lr)
 
 

@@ -115,7 +115,7 @@ def rescaled(model: Any, units: Units, kept: Kept, teacher: Kept, batches: Seque
             columns = kept[site.name].repeat_interleave(site.width).to(weight.device)
             gram, cross = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64), torch.zeros(weight.shape, dtype=torch.float64)
             for batch, aim in zip(batches, aims, strict=True):
-                with units.worn(model, kept), gated(model, factors(units, scales)):
+                with units.masked(model, kept), gated(model, factors(units, scales)):
                     read, gives = _through(consumer, batch)
                 gram += (read.T @ read).cpu()
                 cross += ((aim.get(site.name, torch.zeros(())).to(gives) - gives).T @ read).cpu()
@@ -131,7 +131,7 @@ def rescaled(model: Any, units: Units, kept: Kept, teacher: Kept, batches: Seque
 def _outputs(model: Any, units: Units, kept: Kept, batch: Callable[[], Any]) -> dict[str, Float[Tensor, "tokens out"]]:
     """What the consumers of a sub-network give, by site, while a batch runs; of branches that are there."""
     found: dict[str, Tensor] = {}
-    with units.worn(model, kept), ExitStack() as stack:
+    with units.masked(model, kept), ExitStack() as stack:
         for site in units.sites:
             if kept[site.name].any():
                 stack.callback(model.get_submodule(site.consumer).register_forward_hook(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..errors import RecipeError
-from ..silence import gated, silenced
+from ..silence import gated, silenced, sliced
 from ..sites import Anatomy, ChannelSite, SublayerSite
 from ..surgery.cut import cut, skip
 from ..surgery.write import clear_rows, module_layout
@@ -66,8 +66,14 @@ class Units:
 
     @contextmanager
     def worn(self, model: Any, kept: Kept) -> Iterator[None]:
-        """The model as the sub-network: what the consumers read of channels that go is 0, and of branches without any nothing is
-        computed. No weight is copied, and gradients reach the model's own parameters."""
+        """The model as the sub-network: of channels and branches that go nothing is computed. No weight is kept twice, and gradients
+        reach the model's own parameters."""
+        with silenced(model, self.gone(kept)), sliced(model, {site: kept[site.name] for site in self.sites if kept[site.name].any()}):
+            yield
+
+    @contextmanager
+    def masked(self, model: Any, kept: Kept) -> Iterator[None]:
+        """The same, as wide as the dense model: what the consumers read of channels that go is 0."""
         gates = {site.consumer: kept[site.name].repeat_interleave(site.width) for site in self.sites
                  if kept[site.name].any() and not kept[site.name].all()}
         with silenced(model, self.gone(kept)), gated(model, gates):

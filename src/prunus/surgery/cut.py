@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..anatomy import describe
 from ..errors import RecipeError
 from ..shape import reshape
-from ..sites import Anatomy, ChannelSite, Producer, SublayerSite
-from .write import module_layout
+from ..sites import Anatomy, ChannelSite, SublayerSite
+from ..traits import module_layout, rows_of
 
 __all__ = ["check_left", "cut", "cut_unread", "skip"]
 
@@ -70,7 +70,7 @@ def _left(model: nn.Module, site: ChannelSite, kept: Tensor) -> Iterable[tuple[s
     """The parameters of a site's matrices without the channels that go, in their modules' layout."""
     rows: dict[str, list[Tensor]] = {}
     for producer in site.producers:
-        rows.setdefault(producer.name, []).append(_rows(producer, kept))
+        rows.setdefault(producer.name, []).append(rows_of(producer, kept.nonzero().flatten()))
     for name, parts in rows.items():
         module: Any = model.get_submodule(name)
         index = torch.cat(parts).sort().values.to(module.weight.device)
@@ -82,11 +82,6 @@ def _left(model: nn.Module, site: ChannelSite, kept: Tensor) -> Iterable[tuple[s
     yield f"{site.consumer}.weight", module_layout(consumer, module_layout(consumer, consumer.weight)[:, columns]).clone()
     if consumer.bias is not None:
         yield f"{site.consumer}.bias", consumer.bias.clone()
-
-
-def _rows(producer: Producer, kept: Tensor) -> Tensor:
-    channels = kept.nonzero().flatten()
-    return (producer.offset + channels[:, None] * producer.rows + torch.arange(producer.rows)).flatten()
 
 
 def _seen(model: nn.Module, path: str, value: Tensor) -> Tensor:
