@@ -44,7 +44,7 @@ def space_of(seed: int = 0) -> ChannelSpace:
 
 def going_of(space: ChannelSpace, candidate: tuple[int, ...]) -> Array:
     """1 for every channel that goes, site after site."""
-    return numpy.concatenate([1 - space.kept(candidate, index)[:: site.width].numpy() for index, site in enumerate(space.sites)])
+    return numpy.concatenate([(~space.kept(candidate, index)).double().numpy() for index in range(len(space.sites))])
 
 
 def test_projected_probabilities_are_the_nearest_that_let_as_many_of_each_kind_go_as_must() -> None:
@@ -77,7 +77,7 @@ def test_before_anything_is_learned_the_answer_is_the_criterion_s_own_mask(multi
         assert (numpy.argsort(-part) == numpy.argsort(scores)).all()
     for index, (site, scores) in enumerate(zip(ours, space.scores, strict=True)):
         mask = keep_mask(torch.tensor(scores)[None].repeat_interleave(site.width, 1), shares[site.name], columns_of(site))[0]
-        assert torch.equal(space.kept(space.first, index), mask.float())
+        assert torch.equal(space.kept(space.first, index), mask[:: site.width].bool())
 
 
 def test_scores_are_a_criterion_s_over_whole_channels_in_the_dense_model() -> None:
@@ -193,9 +193,9 @@ def test_a_mask_is_valued_as_the_model_without_its_channels(family: str) -> None
     ours = [site for site in anatomy.sites("channel") if isinstance(site, ChannelSite)]
     space = ChannelSpace.build(ours, dict.fromkeys((site.name for site in ours), 0.5), Wanda(), model, anatomy, TOKENS, {})
     fitness = Fitness(model, anatomy, space, None, TOKENS, top=10**6, memory=0)
-    for index, site in enumerate(ours):
+    for site in ours:
         module = other.get_submodule(site.consumer)
-        module_layout(module, module.weight.data).mul_(space.kept(space.first, index))
+        module_layout(module, module.weight.data).mul_(space.rankings(space.first)[site.name])
     with torch.no_grad():
         dense, masked = (of(input_ids=TOKENS).logits.double().log_softmax(-1) for of in (model, other))
     expected = float((dense.exp() * (dense - masked)).sum(-1).mean())

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..calibration.blocks import States, enter, evaluating
+from ..calibration.pair import Place, advance, places, stream_behind
 from ..calibration.placement import Placement
 from ..errors import CalibrationError, RecipeError
 from ..silence import silenced
 from ..sites import Anatomy, Block, SublayerSite
 from ..stats import InputStats
-from ..subnet import subnet
 from ..surgery.write import module_layout
 
 __all__ = ["Patch"]
@@ -49,29 +49,14 @@ class Patch:
     @torch.no_grad()
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
-        changed = [{name: value for name, value in dense.items() if name.startswith(f"{block.name}.")} for block in anatomy.blocks]
-        depths = {site.block for site in gone} | {depth for depth, values in enumerate(changed) if values}
-        if not depths:
-            return
-        first = min(depths)
-        with evaluating(model), ExitStack() as stack:
-            whole = enter(model, anatomy, tokens, placement, batch, stack)
-            for depth, block in enumerate(anatomy.blocks[:first]):
-                _advance(model, block, depth, whole, (), placement)
-            hidden = stack.enter_context(placement.hidden(tuple(whole.hidden.shape), whole.hidden.dtype))
-            pruned = States(hidden.copy_(whole.hidden), whole.batch, whole.device, whole.arguments)
-            for depth, block in enumerate(anatomy.blocks[first:], first):
-                kept = [branch for branch in block.branches if branch not in gone]
-                with placement.hidden((len(kept), *whole.hidden.shape), whole.hidden.dtype) as targets:
-                    with subnet(model, changed[depth]):
-                        with placement.visiting(model.get_submodule(block.name)):
-                            for place, branch in enumerate(kept):
-                                _stream_behind(model, block, branch, whole, targets[place])
-                        _advance(model, block, depth, whole, (), placement)
-                    with placement.visiting(model.get_submodule(block.name)):
-                        for place, branch in enumerate(kept):
-                            self._refit(model, block, branch, gone, targets[place], pruned)
-                _advance(model, block, depth, pruned, gone, placement)
+        for place in places(model, anatomy, gone, dense, tokens, placement, batch):
+            self.mend(model, place, gone)
+
+    @torch.no_grad()
+    def mend(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> None:
+        """Repair one block, as everything before it is already."""
+        for branch, aim in zip(place.kept, place.aims, strict=True):
+            self._refit(model, place.block, branch, gone, aim, place.pruned)
 
     def rehearse(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
                  batch: int, stack: ExitStack) -> "Rehearsal":
@@ -126,8 +111,8 @@ class Rehearsal:
             for depth, block in enumerate(anatomy.blocks):
                 for branch in block.branches:
                     self._behind[branch.name] = torch.empty_like(self.entry)
-                    _stream_behind(model, block, branch, self._states, self._behind[branch.name])
-                _advance(model, block, depth, self._states, (), placement)
+                    stream_behind(model, block, branch, self._states, self._behind[branch.name])
+                advance(model, block, depth, self._states, (), placement)
 
     @contextmanager
     def block(self, depth: int, gone: Sequence[SublayerSite],
@@ -164,21 +149,6 @@ def _restored(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter, value in zip(module.parameters(), before, strict=True):
             parameter.data.copy_(value)
-
-
-def _advance(model: Any, block: Block, depth: int, states: States, gone: Sequence[SublayerSite], placement: Placement) -> None:
-    """Through one block, without the branches that go."""
-    module: nn.Module = model.get_submodule(block.name)
-    with placement.visiting(module), silenced(model, [branch for branch in block.branches if branch in gone]):
-        states.advance(module, depth, block.name)
-
-
-def _stream_behind(model: Any, block: Block, branch: SublayerSite, dense: States, target: Tensor) -> None:
-    """The dense model's stream behind a branch, from its states at the entry of the branch's block."""
-    module: nn.Module = model.get_submodule(block.name)
-    with silenced(model, block.later(branch)):
-        for rows in dense.batches():
-            target[rows] = dense.run(module, branch.block, rows).to(target.device)
 
 
 def _moments(output: Any, module: nn.Module, branch: SublayerSite, target: Tensor,

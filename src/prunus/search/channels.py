@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -105,16 +105,15 @@ class ChannelSpace:
         parts = numpy.split(goes > 0, self._edges[1:-1])
         return tuple(int.from_bytes(numpy.packbits(part).tobytes(), "big") for part in parts)
 
-    def kept(self, candidate: Candidate, index: int) -> Float[Tensor, "in"]:
-        """1 for every column of a site's consumer that stays, and 0 for the others."""
+    def kept(self, candidate: Candidate, index: int) -> Bool[Tensor, "channels"]:
+        """True for every channel of a site that stays."""
         site, bits = self.sites[index], candidate[index]
         packed = numpy.frombuffer(bits.to_bytes((site.count + 7) // 8, "big"), numpy.uint8)
-        stays = torch.from_numpy(1 - numpy.unpackbits(packed, count=site.count))
-        return stays.float().repeat_interleave(site.width)
+        return ~torch.from_numpy(numpy.unpackbits(packed, count=site.count)).bool()
 
     def rankings(self, candidate: Candidate) -> Mapping[str, Tensor]:
         """By site, how its consumer's columns rank: those that stay before those that go."""
-        return {site.name: self.kept(candidate, index) for index, site in enumerate(self.sites)}
+        return {site.name: self.kept(candidate, index).float().repeat_interleave(site.width) for index, site in enumerate(self.sites)}
 
     def allocation(self, candidate: Candidate) -> dict[str, float]:
         """Site name to sparsity."""

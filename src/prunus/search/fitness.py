@@ -18,7 +18,7 @@ from ..calibration.choices import Choices
 from ..calibration.placement import Placement
 from ..errors import RecipeError
 from ..files import fingerprint, intact, keep_tensors
-from ..silence import gated, silenced
+from ..silence import silenced, sliced
 from ..sites import Anatomy, ChannelSite, Site, SublayerSite
 from ..subnet import subnet
 from .channels import ChannelSpace
@@ -185,8 +185,8 @@ class Fitness:
         skipped = [site for site in self._skipped(candidate) if site.block == depth]
         if isinstance(self.space, ChannelSpace):
             silent = {site.branch for site in skipped}
-            gates = {_matrix(site): self.space.kept(candidate, index) for index, site, bits in here if bits and site.branch not in silent}
-            with gated(self.model, gates), silenced(self.model, skipped):
+            kept = {site: self.space.kept(candidate, index) for index, site, bits in here if bits and site.branch not in silent}
+            with sliced(self.model, kept), silenced(self.model, skipped):
                 yield
             return
         weights = {f"{name}.weight": self._weight(name, level) for _, site, level in here if not isinstance(site, SublayerSite)

@@ -1,0 +1,76 @@
+"""The dense model and what has become of it, side by side, block by block on the same text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..silence import silenced
+from ..sites import Anatomy, Block, SublayerSite
+from ..subnet import subnet
+from .blocks import States, enter, evaluating
+from .placement import Placement
+
+__all__ = ["Place", "advance", "places", "stream_behind"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block of the pruned model, and what the dense model's stream is there."""
+
+    depth: int
+    block: Block
+    kept: Sequence[SublayerSite]  # its branches that stay
+    aims: Float[Tensor, "kept samples length width"]  # the dense model's stream behind each of them
+    after: Float[Tensor, "samples length width"]  # and behind the block
+    pruned: States  # at the entry of the block, in the pruned model as it is by then
+
+
+def places(model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
+           tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> Iterator[Place]:
+    """Every block from the first one on that lost anything, in the order of the forward pass, and on the placement's device. Whatever is
+    changed in a block before the next one is asked for is in the stream that enters that one.
+
+    `dense` are the parameters, by name, that have other values now than in the dense model, with those of the dense model. Raises
+    CalibrationError when a stream is not finite.
+    """
+    changed = [{name: value for name, value in dense.items() if name.startswith(f"{block.name}.")} for block in anatomy.blocks]
+    depths = {site.block for site in gone} | {depth for depth, values in enumerate(changed) if values}
+    if not depths:
+        return
+    first = min(depths)
+    with evaluating(model), ExitStack() as stack:
+        whole = enter(model, anatomy, tokens, placement, batch, stack)
+        for depth, block in enumerate(anatomy.blocks[:first]):
+            advance(model, block, depth, whole, (), placement)
+        hidden = stack.enter_context(placement.hidden(tuple(whole.hidden.shape), whole.hidden.dtype))
+        pruned = States(hidden.copy_(whole.hidden), whole.batch, whole.device, whole.arguments)
+        for depth, block in enumerate(anatomy.blocks[first:], first):
+            kept = [branch for branch in block.branches if branch not in gone]
+            with placement.hidden((len(kept), *whole.hidden.shape), whole.hidden.dtype) as aims:
+                with subnet(model, changed[depth]):
+                    with placement.visiting(model.get_submodule(block.name)):
+                        for place, branch in enumerate(kept):
+                            stream_behind(model, block, branch, whole, aims[place])
+                    advance(model, block, depth, whole, (), placement)
+                with placement.visiting(model.get_submodule(block.name)):
+                    yield Place(depth, block, kept, aims, whole.hidden, pruned)
+            advance(model, block, depth, pruned, gone, placement)
+
+
+def advance(model: Any, block: Block, depth: int, states: States, gone: Sequence[SublayerSite], placement: Placement) -> None:
+    """Through one block, without the branches that go."""
+    module: nn.Module = model.get_submodule(block.name)
+    with placement.visiting(module), silenced(model, [branch for branch in block.branches if branch in gone]):
+        states.advance(module, depth, block.name)
+
+
+def stream_behind(model: Any, block: Block, branch: SublayerSite, dense: States, target: Tensor) -> None:
+    """The dense model's stream behind a branch, from its states at the entry of the branch's block."""
+    module: nn.Module = model.get_submodule(block.name)
+    with silenced(model, block.later(branch)):
+        for rows in dense.batches():
+            target[rows] = dense.run(module, branch.block, rows).to(target.device)

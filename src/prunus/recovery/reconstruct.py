@@ -1,0 +1,128 @@
+"""What is kept of a block is trained until the block gives what the dense one gave."""
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..calibration.blocks import frozen
+from ..calibration.pair import Place, places
+from ..calibration.placement import Placement
+from ..errors import RecipeError
+from ..silence import silenced
+from ..sites import Anatomy, SublayerSite
+from .patch import Patch
+
+__all__ = ["Reconstruct"]
+
+_HELD_OUT = 8  # of so many sequences one is not trained on
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Block by block, in the order of the forward pass: all weights that are not zero are trained by Adam, whose rate falls by a cosine,
+    so that the stream behind the block is the dense model's; its input is the stream of the model repaired so far.
+
+    The error of a token is its squared distance as a share of the dense stream's square there, as the norms that read the stream see
+    it. After every epoch it is measured on an eighth of the sequences that are not trained on; the block keeps the best weights it had,
+    those before the training among them. Zimmer et al. 2025 ("A Free Lunch in LLM Compression") train one attention or MLP at a time,
+    and find that any region with a non-linearity in it does about as well. One block is in float32 at a time, with its gradients and
+    Adam's two moments.
+    """
+
+    epochs: int = 4  # through the sequences
+    rate: float = 3e-4  # Adam's, at first
+    first: bool = True  # whether every block is repaired by least squares (`patch`) before it is trained
+    damping: float = 0.3  # of that
+    seed: int = 0  # of the order of the sequences
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not self.rate > 0:
+            raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}: expected at least 1, and a rate above 0.")
+        Patch(self.damping)
+
+    def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
+        """There have to be sequences to measure on, and those of a batch to train on."""
+        if self.first:
+            try:
+                Patch(self.damping).check(model, anatomy, tokens, placement, batch)
+            except RecipeError as error:
+                known = str(error).rpartition(". ")[0]
+                raise RecipeError(f"{known}. Train without it first: --recovery reconstruct,first=false.") from None
+        if len(tokens) < 2:
+            raise RecipeError(f"recovery 'reconstruct': {len(tokens)} calibration sequence, of which none would be left to train on. Use "
+                              "more (--samples).")
+
+    def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
+        with torch.no_grad(), frozen(model):
+            for place in places(model, anatomy, gone, dense, tokens, placement, batch):
+                if self.first:
+                    Patch(self.damping).mend(model, place, gone)
+                self._train(model, place, gone)
+
+    def _train(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> None:
+        module: nn.Module = model.get_submodule(place.block.name)
+        groups = list(place.pruned.batches())
+        apart = groups[:: _HELD_OUT] if len(groups) > 1 else groups
+        shown = [rows for rows in groups if rows not in apart] or groups
+        rng = random.Random(f"{self.seed} {place.depth}")
+        with silenced(model, [branch for branch in place.block.branches if branch in gone]), _precise(module) as trained:
+            kept = [parameter != 0 for parameter in trained]
+            optimizer = torch.optim.Adam(trained, lr=self.rate, fused=True)
+            best, before = self._error(module, place, apart), [parameter.clone() for parameter in trained]
+            steps, done = self.epochs * len(shown), 0
+            for _ in range(self.epochs):
+                rng.shuffle(shown)
+                for rows in shown:
+                    optimizer.param_groups[0]["lr"] = self.rate * (1 + math.cos(math.pi * done / steps)) / 2
+                    with torch.enable_grad():
+                        _distance(module, place, rows).mean().backward()
+                    for parameter, mask in zip(trained, kept, strict=True):
+                        if parameter.grad is not None:
+                            parameter.grad *= mask
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    done += 1
+                error = self._error(module, place, apart)
+                if error < best:  # not where it is no number
+                    best, before = error, [parameter.clone() for parameter in trained]
+            for parameter, value, mask in zip(trained, before, kept, strict=True):
+                parameter.copy_(value * mask)
+
+    @staticmethod
+    def _error(module: nn.Module, place: Place, groups: Sequence[slice]) -> float:
+        return sum(float(_distance(module, place, rows).mean()) for rows in groups)
+
+
+def _distance(module: nn.Module, place: Place, rows: slice) -> Float[Tensor, "sequences length"]:
+    """Of every token, the squared distance of the two streams behind a block as a share of the dense one's square."""
+    states = place.pruned
+    mixed = states.hidden.dtype if states.hidden.dtype in (torch.bfloat16, torch.float16) else None
+    with torch.autocast(states.device.type, dtype=mixed or torch.bfloat16, enabled=mixed is not None):
+        behind = states.run(module, place.depth, rows)
+    aim = place.after[rows].to(behind.device).float()
+    return (behind.float() - aim).square().sum(-1) / aim.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+@contextmanager
+def _precise(module: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """A block's parameters, in float32 and asking for their gradient; afterwards as they were."""
+    trained = list(module.parameters())
+    dtypes = [parameter.dtype for parameter in trained]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    try:
+        yield trained
+    finally:
+        for parameter, dtype in zip(trained, dtypes, strict=True):
+            parameter.grad = None
+            parameter.data = parameter.data.to(dtype)
+            parameter.requires_grad_(False)
