@@ -39,7 +39,7 @@ from .search.latency import Latency
 from .search.objectives import QUALITIES, Judge
 from .search.pareto import front
 from .search.plan import apart
-from .search.space import Query
+from .search.space import Candidate, Query
 from .search.subnetwork import Kept, Units
 from .silence import gated
 from .sites import ChannelSite
@@ -69,8 +69,10 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
     if read is None and plan.order != "none":
         check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
     with clock("ordering"):
-        order = dict(orders) if orders is not None else orders_of(model, tokenizer, plan, read)
-    genome = genome_of(model, plan.space, order)
+        scores = _importance(model, tokenizer, plan, read)
+        order = dict(orders) if orders is not None else _descending(scores)
+        genome = genome_of(model, plan.space, order)
+        starts = _starts(genome, scores)
     with ExitStack() as stack:
         seen, unseen, protocols, length = (_on_task(model, tokenizer, read, genome.units) if read else
                                            _on_text(model, tokenizer, plan, genome.units, stack))
@@ -78,10 +80,10 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
             latency = _latency(model, genome.units, (plan.batch, length), folder) if "latency" in plan.objectives else None
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         with clock("searching"):
-            identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(plain(plan.space)), *weight_norms(model),
-                                   *protocols)
+            identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(starts), str(plain(plan.space)),
+                                   *weight_norms(model), *protocols)
             found = explore(genome, plan.searcher, lambda question: judge(genome.kept(question.candidate)), plan.objectives,
-                            plan.evaluations, plan.seed, log=folder / "trials.jsonl" if folder else None, identity=identity, watch=watch)
+                            plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None, identity=identity, watch=watch)
         with clock("valuing the front"):
             trials = [trial for trial in found.front if not trial.failed]
             dense = next(trial for trial in found.trials if trial.candidate == genome.largest)
@@ -138,14 +140,29 @@ def orders_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | No
     "fisher" is the mean square of the loss's derivative by a factor on the channel (Kwon et al. 2022), of examples of the training
     split or of calibration sequences; a criterion sees these as text.
     """
+    return _descending(_importance(model, tokenizer, plan, read))
+
+
+def _importance(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> dict[str, Tensor]:
+    """By channel site: what every channel matters."""
     if plan.order == "none":
         return {}
     sites = [site for site in describe(model).sites("channel") if isinstance(site, ChannelSite)]
     if plan.order == "fisher":
-        scores = {name: rows.square().mean(0) for name, rows in _gradients(model, tokenizer, plan, read, sites).items()}
-    else:
-        scores = _scores(plan.order, model, tokenizer, plan, read, sites)
+        return {name: rows.square().mean(0) for name, rows in _gradients(model, tokenizer, plan, read, sites).items()}
+    return _scores(plan.order, model, tokenizer, plan, read, sites)
+
+
+def _descending(scores: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: values.argsort(descending=True, stable=True).tolist() for name, values in scores.items()}
+
+
+def _starts(genome: Architectures, scores: Mapping[str, Tensor]) -> list[Candidate]:
+    """What the channels' scores say of several sizes, where all channels compete; the search begins with these."""
+    if not scores or genome.nearest is None:
+        return []
+    found = (genome.nearest(least(genome.units, scores, share)) for share in _SHARES)
+    return [candidate for candidate in dict.fromkeys(found) if any(candidate)]
 
 
 def _scores(criterion: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,

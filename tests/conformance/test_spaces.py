@@ -86,6 +86,13 @@ def test_more_is_left_at_higher_values_from_the_smallest_to_the_dense_model(spac
 
 
 @pytest.mark.parametrize("space", SPACES)
+def test_the_nearest_to_a_sub_network_of_the_space_is_itself(space: str) -> None:
+    for found in (genome(space, tiny_model(num_hidden_layers=3)), genome("medium", tiny_model(), steps=3)):
+        for candidate in draws(found, 6):
+            assert found.nearest is None or found.nearest(found.kept(candidate)) == candidate
+
+
+@pytest.mark.parametrize("space", SPACES)
 def test_samples_are_the_seeds(space: str) -> None:
     found = genome(space, tiny_model(num_hidden_layers=4))
     first, again, other = ([found.draw(rng) for _ in range(8)] for rng in map(random.Random, (1, 1, 2)))

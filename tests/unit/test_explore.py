@@ -51,6 +51,17 @@ def test_a_search_begins_with_the_largest_the_smallest_and_the_middle_one() -> N
     assert [trial.resource for trial in explore(GENOME, ASHA(grace=2), priced(GENOME), NAMES, 3).trials] == [2, 2, 2]
 
 
+@every_searcher
+def test_then_those_that_are_given_are_valued_as_many_as_they_are(searcher: Any) -> None:
+    given = [(depth, 3 + depth, 2 * depth) for depth in range(6)] * 2 + [(depth, 12, 29 - depth) for depth in range(6)]
+    found = explore(GENOME, searcher, priced(GENOME), NAMES, 40, starts=given)
+    candidates = [trial.candidate for trial in found.trials if trial.resource in (0, getattr(searcher, "grace", 0))]
+    expected = list(dict.fromkeys(given))
+    assert [candidate for candidate in candidates[:15] if candidate in expected] == [one for one in expected if one in candidates[:15]]
+    assert set(expected) <= set(candidates)
+    assert len(found.trials) == 40
+
+
 def test_the_front_is_in_the_order_of_the_first_objective() -> None:
     found = explore(GENOME, Random(), priced(GENOME), NAMES, 40)
     assert {trial.values for trial in found.front} == {found.trials[index].values for index in front(found.values)}

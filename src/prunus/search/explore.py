@@ -56,9 +56,9 @@ class Progress:
 
 
 def explore(genome: Genome, searcher: Searcher, value: Value, objectives: Sequence[str], evaluations: int = 100, seed: int = 0,
-            parallel: int = 1, log: Path | None = None, identity: str = "", watch: Callable[[Progress], bool] | None = None) -> Exploration:
-    """Value the largest, the smallest and the middle sub-network, and then what the searcher asks for, until `evaluations` are made
-    or no candidate is left.
+            parallel: int = 1, starts: Sequence[Candidate] = (), log: Path | None = None, identity: str = "", watch: Callable[[Progress], bool] | None = None) -> Exploration:
+    """Value the largest, the smallest and the middle sub-network and those of `starts`, and then what the searcher asks for, until
+    `evaluations` are made or no candidate is left.
 
     `value` gives the objectives of a question, smaller is better; with `parallel` > 1 as many questions are asked at a time, and it
     is called from as many threads. When it raises, or a value is no finite number, the trial is written down as failed and the
@@ -70,7 +70,7 @@ def explore(genome: Genome, searcher: Searcher, value: Value, objectives: Sequen
     _check(objectives, evaluations, parallel)
     middle = tuple((low + high) // 2 for low, high in zip(genome.smallest, genome.largest, strict=True))
     grace = getattr(searcher, "grace", 0)
-    pending = [Question(candidate, grace) for candidate in dict.fromkeys((genome.largest, genome.smallest, middle))]
+    pending = [Question(candidate, grace) for candidate in dict.fromkeys((genome.largest, genome.smallest, middle, *starts))]
     state = searcher.init(genome, seed)
     book = _opened(log, {"objectives": list(objectives), "searcher": repr(searcher), "seed": seed, "parallel": parallel,
                          "space": fingerprint(repr(genome.sizes)), "identity": identity})

@@ -58,6 +58,7 @@ class Architectures:
     smallest: Candidate
     kept: Callable[[Candidate], Kept]  # which channels of which branches the sub-network has
     sample: Callable[[random.Random], Candidate] | None = None  # for training; none: every variable by itself
+    nearest: Callable[[Kept], Candidate] | None = None  # that keeps about as many channels everywhere; none: the space has no such
 
     @property
     def largest(self) -> Candidate:

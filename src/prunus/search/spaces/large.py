@@ -30,4 +30,7 @@ class Large:
             parts = torch.tensor(candidate, dtype=torch.bool).split(counts)
             return {site.name: part for site, part in zip(units.sites, parts, strict=True)}
 
-        return Architectures(units, (2,) * total, smallest, kept, lambda rng: thinned(total, rng.randint(1, total - 1), rng))
+        def nearest(kept: Kept) -> Candidate:
+            return tuple(torch.cat([kept[site.name] for site in units.sites]).int().tolist())
+
+        return Architectures(units, (2,) * total, smallest, kept, lambda rng: thinned(total, rng.randint(1, total - 1), rng), nearest)
