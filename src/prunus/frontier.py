@@ -83,7 +83,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
             identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(starts), str(plain(plan.space)),
                                    *weight_norms(model), *protocols)
             found = explore(genome, plan.searcher, lambda question: judge(genome.kept(question.candidate)), plan.objectives,
-                            plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None, identity=identity, watch=watch)
+                            plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None,
+                            identity=identity, watch=watch)
         with clock("valuing the front"):
             trials = [trial for trial in found.front if not trial.failed]
             dense = next(trial for trial in found.trials if trial.candidate == genome.largest)

@@ -56,7 +56,8 @@ class Progress:
 
 
 def explore(genome: Genome, searcher: Searcher, value: Value, objectives: Sequence[str], evaluations: int = 100, seed: int = 0,
-            parallel: int = 1, starts: Sequence[Candidate] = (), log: Path | None = None, identity: str = "", watch: Callable[[Progress], bool] | None = None) -> Exploration:
+            parallel: int = 1, starts: Sequence[Candidate] = (), log: Path | None = None, identity: str = "",
+            watch: Callable[[Progress], bool] | None = None) -> Exploration:
     """Value the largest, the smallest and the middle sub-network and those of `starts`, and then what the searcher asks for, until
     `evaluations` are made or no candidate is left.
 
