@@ -96,6 +96,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     assert not torch.equal(first, other)
 
 
+def test_two_short_sequences_are_one_to_train_on_and_one_to_measure_on() -> None:
+    _, cut, dense = narrowed()
+    trained = copy.deepcopy(cut)
+    Reconstruct(epochs=1, rate=1e-4).recover(trained, describe(trained), (), dense, TOKENS[:2], Placement(), 32)
+    assert all(bool(parameter.isfinite().all()) for parameter in trained.parameters())
+
+
 def test_a_single_sequence_and_numbers_out_of_range_are_refused() -> None:
     model = tiny_model()
     with pytest.raises(RecipeError, match="1 calibration sequence"):

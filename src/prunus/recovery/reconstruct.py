@@ -19,7 +19,7 @@ from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
 from .patch import Patch
 
-__all__ = ["Reconstruct"]
+__all__ = ["Reconstruct", "check_sequences", "parted", "precise", "two_groups"]
 
 _HELD_OUT = 8  # of so many sequences one is not trained on
 
@@ -48,32 +48,22 @@ class Reconstruct:
         Patch(self.damping)
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
-        """There have to be sequences to measure on, and those of a batch to train on."""
-        if self.first:
-            try:
-                Patch(self.damping).check(model, anatomy, tokens, placement, batch)
-            except RecipeError as error:
-                known = str(error).rpartition(". ")[0]
-                raise RecipeError(f"{known}. Train without it first: --recovery reconstruct,first=false.") from None
-        if len(tokens) < 2:
-            raise RecipeError(f"recovery 'reconstruct': {len(tokens)} calibration sequence, of which none would be left to train on. Use "
-                              "more (--samples).")
+        """As of `patch`, where that is first; and there have to be sequences to measure on beside those to train on."""
+        check_sequences(self, model, anatomy, tokens, placement, batch)
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
         with torch.no_grad(), frozen(model):
-            for place in places(model, anatomy, gone, dense, tokens, placement, batch):
+            for place in places(model, anatomy, gone, dense, tokens, placement, two_groups(tokens, batch)):
                 if self.first:
                     Patch(self.damping).mend(model, place, gone)
                 self._train(model, place, gone)
 
     def _train(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> None:
         module: nn.Module = model.get_submodule(place.block.name)
-        groups = list(place.pruned.batches())
-        apart = groups[:: _HELD_OUT] if len(groups) > 1 else groups
-        shown = [rows for rows in groups if rows not in apart] or groups
+        shown, apart = parted(list(place.pruned.batches()))
         rng = random.Random(f"{self.seed} {place.depth}")
-        with silenced(model, [branch for branch in place.block.branches if branch in gone]), _precise(module) as trained:
+        with silenced(model, [branch for branch in place.block.branches if branch in gone]), precise(module) as trained:
             kept = [parameter != 0 for parameter in trained]
             optimizer = torch.optim.Adam(trained, lr=self.rate, fused=True)
             best, before = self._error(module, place, apart), [parameter.clone() for parameter in trained]
@@ -111,8 +101,34 @@ def _distance(module: nn.Module, place: Place, rows: slice) -> Float[Tensor, "se
     return (behind.float() - aim).square().sum(-1) / aim.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
+def check_sequences(recovery: Any, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
+                    batch: int) -> None:
+    """Of a recovery that trains. Raises RecipeError."""
+    name = type(recovery).__name__.lower()
+    if recovery.first:
+        try:
+            Patch(recovery.damping).check(model, anatomy, tokens, placement, batch)
+        except RecipeError as error:
+            known = str(error).rpartition(". ")[0]
+            raise RecipeError(f"{known}. Train without it first: --recovery {name},first=false.") from None
+    if len(tokens) < 2:
+        raise RecipeError(f"recovery '{name}': {len(tokens)} calibration sequence, of which none would be left to train on. Use more "
+                          "(--samples).")
+
+
+def two_groups(tokens: Int[Tensor, "samples length"], batch: int) -> int:
+    """How many sequences go together so that there are two groups at least."""
+    return min(batch, (len(tokens) + 1) // 2)
+
+
+def parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:
+    """What is trained on, and an eighth that is not."""
+    apart = list(groups[::_HELD_OUT])
+    return [rows for rows in groups if rows not in apart], apart
+
+
 @contextmanager
-def _precise(module: nn.Module) -> Iterator[list[nn.Parameter]]:
+def precise(module: nn.Module) -> Iterator[list[nn.Parameter]]:
     """A block's parameters, in float32 and asking for their gradient; afterwards as they were."""
     trained = list(module.parameters())
     dtypes = [parameter.dtype for parameter in trained]

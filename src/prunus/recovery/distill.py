@@ -1,0 +1,125 @@
+"""What is kept of a model is trained to predict what the dense model predicted."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..calibration.blocks import evaluating, frozen
+from ..calibration.placement import Placement
+from ..distillation import teacher_loss
+from ..errors import RecipeError
+from ..silence import silenced
+from ..sites import Anatomy, SublayerSite
+from ..subnet import subnet
+from ..traits import predicts_next
+from .patch import Patch
+from .reconstruct import check_sequences, parted, precise, two_groups
+
+__all__ = ["Distill"]
+
+
+@dataclass(frozen=True)
+class Distill:
+    """All weights of the blocks that are not zero are trained together by Adam, whose rate grows in a twentieth of the steps and then
+    falls by a cosine, to predict what the dense model predicts on the calibration text (cross-entropy; Hinton et al. 2015).
+
+    After every epoch the loss is measured on an eighth of the sequences that are not trained on; the model keeps the best weights it
+    had, those before the training among them. Word vectors, the head and what is zero stay as they are. Needs the memory of training:
+    sixteen bytes for every weight of the blocks, beside a copy of the dense ones.
+    """
+
+    epochs: int = 2  # through the sequences
+    rate: float = 2e-4  # the largest of Adam
+    temperature: float = 1.0  # of what the dense model predicts
+    first: bool = True  # whether the model is repaired by least squares (`patch`) before it is trained
+    damping: float = 0.3  # of that
+    seed: int = 0  # of the order of the sequences
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not self.rate > 0 or not self.temperature > 0:
+            raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}, temperature = {self.temperature:g}: expected at least 1, and "
+                              "numbers above 0.")
+        Patch(self.damping)
+
+    def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
+        """The model has to predict the next token; and as of `reconstruct`."""
+        if not predicts_next(model):
+            raise RecipeError(f"recovery 'distill': a {type(model).__name__} predicts no next token. Use prunus finetune on its task.")
+        check_sequences(self, model, anatomy, tokens, placement, batch)
+
+    def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
+        if not gone and not dense:
+            return
+        blocks = [model.get_submodule(block.name) for block in anatomy.blocks]
+        whole = {f"{block.name}.{name}": dense.get(f"{block.name}.{name}", parameter.detach().clone())
+                 for block, module in zip(anatomy.blocks, blocks, strict=True) for name, parameter in module.named_parameters()}
+        if self.first:
+            Patch(self.damping).recover(model, anatomy, gone, dense, tokens, placement, batch)
+        with torch.no_grad(), frozen(model), evaluating(model), ExitStack() as stack:
+            stack.enter_context(placement.visiting(model))
+            known = {name: value.to(placement.device) for name, value in whole.items()}
+            dtype = next(model.parameters()).dtype
+            trained = [parameter for block in blocks for parameter in stack.enter_context(precise(block))]
+            self._train(_Lesson(model, trained, gone, known, tokens.to(placement.device), dtype), two_groups(tokens, batch))
+
+    def _train(self, lesson: "_Lesson", batch: int) -> None:
+        shown, apart = parted([slice(start, start + batch) for start in range(0, len(lesson.tokens), batch)])
+        rng, kept = random.Random(self.seed), [parameter != 0 for parameter in lesson.trained]
+        optimizer = torch.optim.Adam(lesson.trained, lr=self.rate, fused=True)
+        best, before = self._measured(lesson, apart), [parameter.clone() for parameter in lesson.trained]
+        steps, done = self.epochs * len(shown), 0
+        for _ in range(self.epochs):
+            rng.shuffle(shown)
+            for rows in shown:
+                optimizer.param_groups[0]["lr"] = self.rate * min(1.0, 20 * (done + 1) / steps) * (1 + math.cos(math.pi * done / steps)) / 2
+                with torch.enable_grad():
+                    lesson.loss(rows, self.temperature).backward()
+                for parameter, mask in zip(lesson.trained, kept, strict=True):
+                    if parameter.grad is not None:
+                        parameter.grad *= mask
+                optimizer.step()
+                optimizer.zero_grad()
+                done += 1
+            loss = self._measured(lesson, apart)
+            if loss < best:  # not where it is no number
+                best, before = loss, [parameter.clone() for parameter in lesson.trained]
+        for parameter, value, mask in zip(lesson.trained, before, kept, strict=True):
+            parameter.copy_(value * mask)
+
+    def _measured(self, lesson: "_Lesson", groups: Sequence[slice]) -> float:
+        return sum(float(lesson.loss(rows, self.temperature)) for rows in groups)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """The model as it is trained, and as it was."""
+
+    model: Any
+    trained: Sequence[Tensor]
+    gone: Sequence[SublayerSite]
+    dense: Mapping[str, Tensor]
+    tokens: Int[Tensor, "samples length"]
+    dtype: torch.dtype  # in which matrices are multiplied
+
+    def loss(self, rows: slice, temperature: float) -> Float[Tensor, ""]:
+        """Per token of some sequences."""
+        tokens = self.tokens[rows]
+        mixed = self.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(tokens.device.type, dtype=self.dtype if mixed else torch.bfloat16, enabled=mixed):
+            with torch.no_grad(), subnet(self.model, self.dense):
+                taught = self._said(tokens)
+            with silenced(self.model, self.gone):
+                said = self._said(tokens)
+        return teacher_loss(said, taught, temperature)
+
+    def _said(self, tokens: Tensor) -> Float[Tensor, "predicted words"]:
+        logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
+        return logits[:, :-1].flatten(0, 1)

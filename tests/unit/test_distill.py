@@ -1,0 +1,84 @@
+"""What is kept of a model learns from the dense model, and is never made worse."""
+
+import copy
+
+import pytest
+import torch
+
+from prunus.anatomy import describe
+from prunus.calibration.placement import Placement
+from prunus.errors import RecipeError
+from prunus.recovery.distill import Distill
+from prunus.recovery.patch import Patch
+
+from ..tiny import tiny_model
+from .test_reconstruct import OTHERS, TOKENS, distance, narrowed, repaired
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "gpt2"])
+def test_a_trained_model_predicts_more_like_the_dense_one_than_a_patched_one(family: str) -> None:
+    model, cut, dense = narrowed(family)
+    patched, trained = repaired(cut, Patch(), dense), repaired(cut, Distill(epochs=6, rate=3e-3), dense)
+    assert distance(model, trained) < distance(model, patched)
+
+
+def test_families_that_norm_what_is_added_are_trained_without_the_least_squares() -> None:
+    model, cut, dense = narrowed("gemma2")
+    with pytest.raises(RecipeError, match="distill,first=false"):
+        Distill().check(model, describe(model), TOKENS, Placement(), 4)
+    assert distance(model, repaired(cut, Distill(epochs=6, rate=3e-3, first=False), dense)) < distance(model, cut)
+
+
+def test_branches_that_go_are_made_up_for() -> None:
+    model = tiny_model(num_hidden_layers=4)
+    patched, trained = (repaired(model, recovery, {}, gone=(2, 5)) for recovery in (Patch(), Distill(epochs=6, rate=3e-3)))
+    assert distance(model, trained, (2, 5)) < distance(model, patched, (2, 5))
+
+
+def test_the_loss_is_the_cross_entropy_of_the_dense_models_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is trained, of the sequences apart."""
+    model, cut, dense = narrowed()
+    seen: list[float] = []
+    measured = Distill._measured
+    monkeypatch.setattr(Distill, "_measured", lambda *given: seen.append(measured(*given)) or seen[-1])
+    recovery = Distill(epochs=1, first=False)
+    recovery.recover(copy.deepcopy(cut), describe(cut), (), dense, TOKENS[:8], Placement(), 4)
+    tokens = TOKENS[:4]
+    with torch.no_grad():
+        taught, said = (of(input_ids=tokens).logits[:, :-1].flatten(0, 1).log_softmax(-1) for of in (model, cut))
+    expected = -(taught.exp() * said).sum(-1).mean()
+    assert seen[0] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_zeros_stay_and_word_vectors_and_dtypes_too() -> None:
+    _, cut, dense = narrowed(dtype=torch.bfloat16)
+    cut.model.layers[0].mlp.down_proj.weight.requires_grad_(False)
+    trained = repaired(cut, Distill(epochs=1, rate=1e-3), dense)
+    for (name, before), after in zip(cut.named_parameters(), trained.parameters(), strict=True):
+        assert not bool(after[before == 0].any()), name
+        assert (after.dtype, after.requires_grad, after.grad) == (torch.bfloat16, before.requires_grad, None), name
+        assert "layers" in name or torch.equal(before, after), name
+    assert not torch.equal(cut.model.layers[1].mlp.up_proj.weight, trained.model.layers[1].mlp.up_proj.weight)
+
+
+def test_training_that_diverges_is_taken_back() -> None:
+    _, cut, dense = narrowed()
+    kept, wild = repaired(cut, Patch(0.3), dense), repaired(cut, Distill(epochs=2, rate=1e3), dense)
+    for (name, expected), found in zip(kept.named_parameters(), wild.named_parameters(), strict=True):
+        assert torch.allclose(expected, found[1], atol=1e-6), name
+
+
+def test_encoders_and_numbers_out_of_range_are_refused() -> None:
+    model = tiny_model("bert")
+    with pytest.raises(RecipeError, match="predicts no next token"):
+        Distill().check(model, describe(model), TOKENS, Placement(), 4)
+    for settings in ({"epochs": 0}, {"rate": 0.0}, {"temperature": 0.0}, {"damping": 0.0}):
+        with pytest.raises(RecipeError, match=next(iter(settings))):
+            Distill(**settings)
+
+
+def test_nothing_is_trained_where_nothing_went() -> None:
+    model = tiny_model()
+    same = copy.deepcopy(model)
+    Distill().recover(same, describe(same), (), {}, OTHERS, Placement(), 4)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), same.parameters(), strict=True))
