@@ -103,6 +103,14 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def peak_memory() -> int:
+    """The most bytes that were resident since the last call; the kernel's high-water mark begins again. Linux only."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(found.group(1)) * 1024
+
+
 class Timer:
     """Wall and processor seconds of a block of code."""
 

@@ -3,13 +3,10 @@
 Linux only: the kernel's high-water mark is reset at the beginning of each stage.
 """
 
-import re
 import tempfile
 from pathlib import Path
 
-from _harness import arguments, model_and_tokenizer, table, write
-
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from _harness import arguments, model_and_tokenizer, peak_memory, table, write
 
 
 def main() -> None:
@@ -53,16 +50,12 @@ def _prune_and_save(tiny: bool, model: object, tokenizer: object, peaks: dict[st
     _stage(peaks, "saving")
 
 
-def _stage(peaks: dict[str, int], name: str) -> int:
+def _stage(peaks: dict[str, int], name: str) -> None:
     """Note the peak since the last call under `name`, and begin again."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
-    assert found is not None
-    peak = int(found.group(1)) * 1024
+    peak = peak_memory()
     if name:
         peaks[name] = max(peak, peaks.get(name, 0))
         print(name, peak >> 20, flush=True)
-    RESET.write_text("5")
-    return peak
 
 
 if __name__ == "__main__":

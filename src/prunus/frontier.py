@@ -43,7 +43,7 @@ from .search.space import Candidate, Query
 from .search.subnetwork import Kept, Units
 from .silence import gated
 from .sites import ChannelSite
-from .traits import predicts_next, weight_norms
+from .traits import model_bytes, predicts_next, weight_norms
 
 __all__ = ["find_front", "genome_of", "orders_of", "repair"]
 
@@ -294,7 +294,7 @@ def _on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack:
         for name in set(plan.objectives) & set(QUALITIES):
             services[name] = Fitness(model, units.anatomy, space, None, tokens[rows], objective=objectives[name],  # type: ignore[arg-type]
                                      placement=Placement.of(model), batch=together(tokens.shape[1]),
-                                     memory=available_bytes() // 16)
+                                     memory=min(available_bytes() // 16, model_bytes(model) // 4))
             stack.callback(services[name].close)
 
         def of(kept: Kept) -> Mapping[str, float]:
