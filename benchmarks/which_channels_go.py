@@ -25,6 +25,7 @@ from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.obs import OBS
 from prunus.criteria.taylor import Taylor
 from prunus.criteria.wanda import Wanda
+from prunus.recovery.distill import Distill
 from prunus.recovery.patch import Patch
 from prunus.search.plan import Search
 from prunus.search.strategies.masks import Masks
@@ -41,7 +42,9 @@ PAPER = "FLAP as its paper does it: ranking, biases"
 LEARNED = "OBS, masks learned in 60 looks, refitted"
 CODE = "FLAP as its authors' code does it: ranking of squares in attention, biases"
 MORE = ", on more text"  # rows so named: 192 sequences instead of 64
-BEST = f"Taylor, refitted, ranking, repaired{MORE}"
+REPAIRED = f"Taylor, refitted, ranking, repaired{MORE}"
+DISTILLED = f"Taylor, refitted, ranking, distilled{MORE}"
+RECOVERIES = {"repaired": Patch(), "distilled": Distill(epochs=1)}  # by a word of the row
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ WAYS: dict[str, tuple[Solver, Allocator]] = {  # row: (solver, how much every si
     "grouped OBS (sparsegpt), ranking by the loss": (SparseGPT(), Ranking(Taylor(), standardise=False)),
     "column subset (subset)": (Subset(), Uniform()),
     "Taylor, refitted, ranking, repaired": (Refit(Taylor()), Ranking(Taylor(), standardise=False)),
-    BEST: (Refit(Taylor()), Ranking(Taylor(), standardise=False)),
+    REPAIRED: (Refit(Taylor()), Ranking(Taylor(), standardise=False)),
+    DISTILLED: (Refit(Taylor()), Ranking(Taylor(), standardise=False)),
     f"{PAPER}{MORE}": (Mask(FLAP()), Ranking()),
 }
 KEPT = ROOT / "build" / "which_channels_go"
@@ -112,7 +116,7 @@ def _row(options: Any, name: str, sparsity: float) -> dict[str, Any]:
         samples = 192 if name.endswith(MORE) else 64
         text = Calibration("builtin", samples=4, length=64) if options.tiny else Calibration("c4", samples=samples, length=512)
         stage = Stage(("channel",), Budget(1 - sparsity), solver=solver, allocation=allocation,
-                      recovery=Patch() if "repaired" in name else None, search=_learning(options.tiny) if name == LEARNED else None)
+                      recovery=next((value for word, value in RECOVERIES.items() if word in name), None), search=_learning(options.tiny) if name == LEARNED else None)
         report = prune(model, Recipe((stage,), text, metrics=(), prompts=()), tokenizer=tokenizer).report
         row |= {"gone": report.sparsity, "seconds": {key: round(value, 1) for key, value in report.seconds.items()},
                 **{kind: _mean([record.reached for record in report.sites if word in record.site])
