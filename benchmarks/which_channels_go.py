@@ -116,7 +116,8 @@ def _row(options: Any, name: str, sparsity: float) -> dict[str, Any]:
         samples = 192 if name.endswith(MORE) else 64
         text = Calibration("builtin", samples=4, length=64) if options.tiny else Calibration("c4", samples=samples, length=512)
         stage = Stage(("channel",), Budget(1 - sparsity), solver=solver, allocation=allocation,
-                      recovery=next((value for word, value in RECOVERIES.items() if word in name), None), search=_learning(options.tiny) if name == LEARNED else None)
+                      recovery=next((value for word, value in RECOVERIES.items() if word in name), None),
+                      search=_learning(options.tiny) if name == LEARNED else None)
         report = prune(model, Recipe((stage,), text, metrics=(), prompts=()), tokenizer=tokenizer).report
         row |= {"gone": report.sparsity, "seconds": {key: round(value, 1) for key, value in report.seconds.items()},
                 **{kind: _mean([record.reached for record in report.sites if word in record.site])
