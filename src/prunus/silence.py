@@ -66,7 +66,7 @@ def sliced(model: Any, kept: Mapping[ChannelSite, Bool[Tensor, "channels"]]) -> 
         if bool(mask.all()):
             continue
         columns = mask.repeat_interleave(site.width)
-        names = {site.consumer, *(producer.name for producer in site.producers)}
+        names = set(site.matrices)
         if names & parts.keys() or not all(_plain(model.get_submodule(name)) for name in names):
             gates[site.consumer] = columns
             continue
