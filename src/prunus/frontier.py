@@ -121,7 +121,8 @@ def _latency(model: Any, units: Units, batch: tuple[int, int], folder: Path | No
 
 
 def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]], thin: Thin | None = None) -> Architectures:
-    """The sub-networks of a model; of the space `mixed`, with the weights at its levels. Raises RecipeError where the orders are of another model."""
+    """The sub-networks of a model; those of `mixed` need the weights at its levels. Raises RecipeError where the orders are of another
+    model."""
     anatomy = describe(model)
     counts = {site.name: site.count for site in _channels(anatomy)}
     for name, order in orders.items():
@@ -136,7 +137,8 @@ def thin_of(model: Any, space: Any, folder: Path) -> Thin | None:
     if not isinstance(space, Mixed):
         return None
     sites = _channels(describe(model))
-    return Thin.counted(LevelStore.known(folder / LEVELS, [name for site in sites for name in site.matrices], space.sparsities), model, sites)
+    store = LevelStore.known(folder / LEVELS, [name for site in sites for name in site.matrices], space.sparsities)
+    return Thin.counted(store, model, sites)
 
 
 def _solved(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, folder: Path) -> Thin | None:

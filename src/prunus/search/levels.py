@@ -91,8 +91,8 @@ class LevelStore:
         """What was built in a folder before, whatever for. Raises LoadError where some of it is not there, or not what it was."""
         there, found = readable(folder / "manifest.json"), _finished(folder, len(levels))
         if not isinstance(there, dict) or there.get("levels") != list(levels) or not found.keys() >= set(sites):
-            raise LoadError(f"{folder}: does not hold all matrices at the levels {', '.join(f'{level:g}' for level in levels)}, as they were "
-                            "solved. Search again, with --resume: they are solved anew.")
+            raise LoadError(f"{folder}: does not hold all matrices at the levels {', '.join(f'{level:g}' for level in levels)} as they "
+                            "were solved. Search again, with --resume: they are solved anew.")
         return cls(folder, tuple(levels), {name: found[name] for name in sites})
 
     def weight(self, site: str, level: int, dense: Tensor) -> Tensor:
