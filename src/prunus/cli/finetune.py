@@ -62,8 +62,7 @@ def finetune(
     text = {key: value for key, value in (("samples", samples), ("length", length)) if value is not None}
     objective = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed}
     asked: dict[str, Any] = {"space": o.named(space or "small", "--space"), "calibration": {"corpus": calibration, **text}, **objective}
-    if task:
-        asked["task"] = o.of_corpus(task, "--task")
+    asked |= {"task": o.of_corpus(task, "--task")} if task else {}
     plan: FrontSearch = build(FrontSearch, asked, "finetune")
     check_trained(plan.space)
     read = plan.task.read() if isinstance(plan.task, Task) else None
