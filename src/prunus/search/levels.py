@@ -104,9 +104,7 @@ class LevelStore:
         with safe_open(self.folder / self.entries[site].file, framework="pt") as file:
             bits, values = file.get_tensor(f"{level}.mask"), file.get_tensor(f"{level}.values")
         mask = torch.from_numpy(numpy.unpackbits(bits.numpy(), count=dense.numel())).view(torch.bool).view(dense.shape)
-        weight = torch.zeros(dense.shape, dtype=values.dtype)
-        weight[mask] = values
-        return weight.to(dense)
+        return torch.zeros(dense.shape, dtype=values.dtype).masked_scatter_(mask, values).to(dense)
 
     @property
     def bytes(self) -> int:
