@@ -21,7 +21,7 @@ from .search.spaces.small import Small
 
 __all__ = ["Front", "FrontSearch", "Point"]
 
-FILE = "front.json"
+FILE, LEVELS = "front.json", "levels"  # in a run's folder
 
 
 @dataclass(frozen=True)

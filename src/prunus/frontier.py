@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ from .distillation import task_loss
 from .environment import Clock, available_bytes, environment
 from .errors import RecipeError
 from .files import fingerprint
-from .front import Front, FrontSearch, Point
+from .front import LEVELS, Front, FrontSearch, Point
+from .granularity import Unstructured
 from .lookup import find
+from .matrices import resolved
 from .predictions import answers, what_is_said
 from .recipe import plain
 from .recovery import Recovery
@@ -36,44 +39,45 @@ from .search.explore import Progress, explore
 from .search.fitness import Fitness
 from .search.genome import Architectures
 from .search.latency import Latency
-from .search.objectives import QUALITIES, Judge
+from .search.levels import LevelStore, check_room, planned_bytes
+from .search.objectives import QUALITIES, Judge, Quality
 from .search.pareto import front
 from .search.plan import apart
 from .search.space import Candidate, Query
+from .search.spaces.mixed import Mixed
 from .search.subnetwork import Kept, Units
+from .search.thin import Levels, Thin
 from .silence import gated
-from .sites import ChannelSite
+from .sites import Anatomy, ChannelSite, LinearSite, Site
 from .traits import model_bytes, predicts_next, weight_norms
 
-__all__ = ["find_front", "genome_of", "orders_of", "repair"]
+__all__ = ["find_front", "genome_of", "orders_of", "repair", "thin_of"]
 
 _ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the weights, that baselines are asked for
 _OTHER_SEED = 1  # of the search text, which is drawn as calibration text is
-
-Quality = Callable[[Kept], Mapping[str, float]]
 
 
 def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping[str, Sequence[int]] | None = None,
                folder: Path | None = None, source: str = "", watch: Callable[[Progress], bool] | None = None) -> Front:
     """Search, and value the front on the test split of the task, or on held-out text.
 
-    `orders` are those that a super-network was trained with; without any they are made as the plan says. Trials are written to
-    `folder` at once; called again with equal arguments, the search goes on from there. Raises RecipeError when the parts do not go
-    together.
+    `orders` are those that a super-network was trained with; without any they are made as the plan says. Trials, and the weights of a
+    space that has levels of sparsity, are written to `folder` at once; called again with equal arguments, the search goes on from there.
+    Raises RecipeError when the parts do not go together.
     """
     clock = Clock()
     read = plan.task.read() if plan.task else None
-    if read is None and not predicts_next(model):
-        raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
-    if read is None and plan.order != "none":
-        check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
+    if read is None:
+        _check_text(model, plan)
     with clock("ordering"):
         scores = _importance(model, tokenizer, plan, read)
         order = dict(orders) if orders is not None else _descending(scores)
-        genome = genome_of(model, plan.space, order)
-        starts = _starts(genome, scores)
     with ExitStack() as stack:
+        with clock("solving levels"):
+            thin = _solved(model, tokenizer, plan, read, folder or Path(stack.enter_context(TemporaryDirectory(prefix="prunus-"))))
+        genome = genome_of(model, plan.space, order, thin)
+        starts = _starts(genome, scores)
         seen, unseen, protocols, length = (_on_task(model, tokenizer, read, genome.units) if read else
                                            _on_text(model, tokenizer, plan, genome.units, stack))
         with clock("measuring latency"):
@@ -81,8 +85,9 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         with clock("searching"):
             identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(starts), str(plain(plan.space)),
-                                   *weight_norms(model), *protocols)
-            found = explore(genome, plan.searcher, lambda question: judge(genome.kept(question.candidate)), plan.objectives,
+                                   *weight_norms(model), *protocols,
+                                   *([entry.sha256 for entry in thin.store.entries.values()] if thin else []))
+            found = explore(genome, plan.searcher, lambda question: _values(judge, genome, question.candidate), plan.objectives,
                             plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None,
                             identity=identity, watch=watch)
         with clock("valuing the front"):
@@ -90,7 +95,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
             dense = next(trial for trial in found.trials if trial.candidate == genome.largest)
             if dense.failed:
                 raise RecipeError(f"search: the dense model itself has no values: {dense.failed}")
-            held = [other(genome.kept(trial.candidate)) for trial in (*trials, dense)]
+            held = [_values(other, genome, trial.candidate) for trial in (*trials, dense)]
         with clock("baselines"):
             beside = _beside(model, tokenizer, plan, read, genome.units, (judge, other))
     best = set(front(held[:-1]).tolist())
@@ -99,6 +104,17 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
     return Front(plan, source, tuple(points[:-1]), points[-1], len(found.trials), sum(bool(trial.failed) for trial in found.trials),
                  protocols, {name: tuple(map(int, value)) for name, value in order.items()}, clock.seconds,
                  environment(model, str(next(model.parameters()).device), source), found.interrupted, beside)
+
+
+def _check_text(model: Any, plan: FrontSearch) -> None:
+    if not predicts_next(model):
+        raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
+    if plan.order != "none" or isinstance(plan.space, Mixed):
+        check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
+
+
+def _values(judge: Judge, genome: Architectures, candidate: Candidate) -> tuple[float, ...]:
+    return judge(genome.kept(candidate), genome.levels(candidate))
 
 
 def _latency(model: Any, units: Units, batch: tuple[int, int], folder: Path | None) -> Latency:
@@ -113,15 +129,47 @@ def _latency(model: Any, units: Units, batch: tuple[int, int], folder: Path | No
     return found
 
 
-def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]]) -> Architectures:
-    """The sub-networks of a model. Raises RecipeError where the orders are of another model."""
+def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]], thin: Thin | None = None) -> Architectures:
+    """The sub-networks of a model; those of `mixed` need the weights at its levels. Raises RecipeError where the orders are of another
+    model."""
     anatomy = describe(model)
-    counts = {site.name: site.count for site in anatomy.sites("channel") if isinstance(site, ChannelSite)}
+    counts = {site.name: site.count for site in _channels(anatomy)}
     for name, order in orders.items():
         if sorted(order) != list(range(counts.get(name, -1))):
             raise RecipeError(f"{name}: the order of its channels is of another model.")
-    found: Architectures = space.over(Units(anatomy, {name: torch.tensor(order) for name, order in orders.items()}))
+    found: Architectures = space.over(Units(anatomy, {name: torch.tensor(order) for name, order in orders.items()}, thin))
     return found
+
+
+def thin_of(model: Any, space: Any, folder: Path) -> Thin | None:
+    """The weights that a search solved in its folder; None of a space that has no levels. Raises LoadError."""
+    if not isinstance(space, Mixed):
+        return None
+    sites = _channels(describe(model))
+    store = LevelStore.known(folder / LEVELS, [name for site in sites for name in site.matrices], space.sparsities)
+    return Thin.counted(store, model, sites)
+
+
+def _solved(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, folder: Path) -> Thin | None:
+    """The weights of all branches at the levels of a space, of the training split or of calibration text; what is there is used again."""
+    space, anatomy = plan.space, describe(model)
+    if not isinstance(space, Mixed):
+        return None
+    channels, solver = _channels(anatomy), space.solver
+    ours = {name for site in channels for name in site.matrices}
+    shape = resolved(Unstructured(), solver)
+    sites = {site: shape for site in anatomy.sites("linear") if isinstance(site, LinearSite) and site.name in ours}
+    home = folder / LEVELS
+    check_room(home, planned_bytes(list(sites), space.sparsities, next(model.parameters()).element_size()))
+    identity = fingerprint(str(plain(solver)), str(plain(plan.task or plan.calibration)), str(plan.seed), *weight_norms(model))
+    tokens, loss = _seen_by(solver, f"solver {type(solver).__name__}", model, tokenizer, plan, read, list(sites))
+    store = LevelStore.build(home, model, anatomy, sites, tokens, solver, space.sparsities, identity, Placement.of(model),
+                             together(tokens.shape[1]), loss=loss)
+    return Thin.counted(store, model, channels)
+
+
+def _channels(anatomy: Anatomy) -> list[ChannelSite]:
+    return [site for site in anatomy.sites("channel") if isinstance(site, ChannelSite)]
 
 
 def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recovery, text: Calibration, seed: int = 0) -> None:
@@ -148,7 +196,7 @@ def _importance(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | 
     """By channel site: what every channel matters."""
     if plan.order == "none":
         return {}
-    sites = [site for site in describe(model).sites("channel") if isinstance(site, ChannelSite)]
+    sites = _channels(describe(model))
     if plan.order == "fisher":
         return {name: rows.square().mean(0) for name, rows in _gradients(model, tokenizer, plan, read, sites).items()}
     return _scores(plan.order, model, tokenizer, plan, read, sites)
@@ -170,13 +218,20 @@ def _scores(criterion: str, model: Any, tokenizer: Any, plan: FrontSearch, read:
             sites: Sequence[ChannelSite]) -> dict[str, Tensor]:
     """What every channel matters, by a criterion."""
     chosen, anatomy = find("criteria", criterion)(), describe(model)
-    tokens = plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
-    needs = loss_needs(chosen)
-    if needs and not predicts_next(model):
-        raise RecipeError(f"order = {criterion!r}: looks at the loss of the next token, which this model does not predict. Use fisher.")
-    loss = known_loss(model, anatomy, sites, tokens, needs, plan.seed) if needs else {}
+    tokens, loss = _seen_by(chosen, f"order = {criterion!r}", model, tokenizer, plan, read, sites)
     found = channel_scores(sites, chosen, model, anatomy, tokens, loss, Placement.of(model), together(tokens.shape[1]))
     return {name: torch.from_numpy(values) for name, values in found.items()}
+
+
+def _seen_by(part: Any, where: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,
+             sites: Sequence[Site]) -> tuple[Tensor, Mapping[str, Any]]:
+    """What a criterion or a solver reads, and what it wants to know of the loss."""
+    needs = loss_needs(part)
+    if needs and not predicts_next(model):
+        raise RecipeError(f"{where}: looks at the loss of the next token, which this model does not predict. Use "
+                          f"{'fisher' if where.startswith('order') else 'sparsegpt'}.")
+    tokens = plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
+    return tokens, known_loss(model, describe(model), sites, tokens, needs, plan.seed) if needs else {}
 
 
 def _gradients(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, sites: Sequence[ChannelSite]) -> dict[str, Tensor]:
@@ -262,8 +317,8 @@ def _on_task(model: Any, tokenizer: Any, read: Labelled, units: Units) -> _Parts
     def quality(examples: Encoded) -> Quality:
         dense = answers(model, examples)
 
-        def of(kept: Kept) -> Mapping[str, float]:
-            with units.worn(model, kept):
+        def of(kept: Kept, levels: Levels) -> Mapping[str, float]:
+            with units.worn(model, kept, levels):
                 said = answers(model, examples)
             value = scored(examples.metric, what_is_said(said), examples.targets, examples.classes)
             return {"error": 1 - value, "loss": float(task_loss(said, examples.targets)), "divergence": _divergence(dense, said)}
@@ -285,21 +340,22 @@ def _divergence(dense: Tensor, said: Tensor) -> float:
 def _on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack: ExitStack) -> _Parts:
     """Three quarters of the search text, and the fourth."""
     tokens = plan.text.tokens(tokenizer, model, plan.seed + _OTHER_SEED, "text")
-    space = ChannelSpace(units.sites, (), ())
+    space, store = ChannelSpace(units.sites, (), ()), units.thin.store if units.thin else None
     objectives = {"divergence": "divergence", "loss": "perplexity"}  # as fitness calls them
 
     def quality(held_out: bool) -> Quality:
         rows = apart(len(tokens), held_out)
         services: dict[str, Fitness] = {}
         for name in set(plan.objectives) & set(QUALITIES):
-            services[name] = Fitness(model, units.anatomy, space, None, tokens[rows], objective=objectives[name],  # type: ignore[arg-type]
+            services[name] = Fitness(model, units.anatomy, space, store, tokens[rows], objective=objectives[name],  # type: ignore[arg-type]
                                      placement=Placement.of(model), batch=together(tokens.shape[1]),
                                      memory=min(available_bytes() // 16, model_bytes(model) // 4))
             stack.callback(services[name].close)
 
-        def of(kept: Kept) -> Mapping[str, float]:
+        def of(kept: Kept, levels: Levels) -> Mapping[str, float]:
             goes = torch.cat([~kept[site.name] for site in units.sites]).double().numpy()
-            return {name: service([Query(space.candidate(goes))])[0].value for name, service in services.items()}
+            candidate = space.candidate(goes, [levels.get(site.name, 0) for site in units.sites])
+            return {name: service([Query(candidate)])[0].value for name, service in services.items()}
 
         return of
 

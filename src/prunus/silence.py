@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from .shape import Nothing, put, reshape
 from .sites import ChannelSite, SublayerSite
-from .traits import module_layout, rows_of
+from .traits import module_layout, owned_rows
 
 __all__ = ["gated", "silenced", "sliced"]
 
@@ -66,14 +66,14 @@ def sliced(model: Any, kept: Mapping[ChannelSite, Bool[Tensor, "channels"]]) -> 
         if bool(mask.all()):
             continue
         columns = mask.repeat_interleave(site.width)
-        names = {site.consumer, *(producer.name for producer in site.producers)}
+        names = set(site.matrices)
         if names & parts.keys() or not all(_plain(model.get_submodule(name)) for name in names):
             gates[site.consumer] = columns
             continue
         channels = mask.nonzero().flatten()
         rows: dict[str, list[Tensor]] = {}
         for producer in site.producers:
-            rows.setdefault(producer.name, []).append(rows_of(producer, channels))
+            rows.setdefault(producer.name, []).append(owned_rows(channels, producer.rows, producer.offset))
         parts |= {name: _Part(model.get_submodule(name), rows=torch.cat(owned).sort().values) for name, owned in rows.items()}
         parts[site.consumer] = _Part(model.get_submodule(site.consumer), columns=columns.nonzero().flatten())
         for size in site.counted:

@@ -74,6 +74,11 @@ class ChannelSite:
         """Path of its residual branch."""
         return self.name.removesuffix(".channels")
 
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Paths of the producers and the consumer, each once."""
+        return tuple(dict.fromkeys((*(producer.name for producer in self.producers), self.consumer)))
+
 
 @dataclass(frozen=True)
 class SublayerSite:

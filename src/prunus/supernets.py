@@ -9,8 +9,10 @@ from typing import Any
 from .errors import LoadError, RecipeError
 from .recipe import build, plain
 from .search.spaces import ArchitectureSpace
+from .search.spaces.medium import Medium
+from .search.spaces.mixed import Mixed
 
-__all__ = ["SuperNet"]
+__all__ = ["SuperNet", "check_trained"]
 
 _FILE = "supernet.json"
 
@@ -43,7 +45,15 @@ class SuperNet:
         (folder / _FILE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
     def check(self, space: ArchitectureSpace) -> None:
-        """Refuse another space: its sub-networks were not trained. Raises RecipeError."""
-        if space != self.space:
+        """Refuse another space: its sub-networks were not trained; but for their sparsity, those of `mixed` are those of `medium`. Raises
+        RecipeError."""
+        if (Medium(space.steps) if isinstance(space, Mixed) else space) != self.space:
             raise RecipeError(f"space {plain(space)}: the super-network was trained with {plain(self.space)}, whose sub-networks are "
                               "others. Search in that space, or train again.")
+
+
+def check_trained(space: ArchitectureSpace) -> None:
+    """Refuse a space whose sub-networks do not share weights that can be trained. Raises RecipeError."""
+    if isinstance(space, Mixed):
+        raise RecipeError(f"space mixed: weights that a solver has changed are not trained together. Train with --space "
+                          f"medium,steps={space.steps}, and search what is trained with --space mixed,steps={space.steps}.")

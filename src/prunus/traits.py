@@ -6,9 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .sites import Producer
-
-__all__ = ["classifies", "model_bytes", "module_layout", "most_precise", "padding_of", "parameters_of", "predicts_next", "rows_of",
+__all__ = ["classifies", "model_bytes", "module_layout", "most_precise", "owned_rows", "padding_of", "parameters_of", "predicts_next",
            "weight_norms"]
 
 
@@ -53,6 +51,6 @@ def most_precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def rows_of(producer: Producer, channels: Int[Tensor, "channels"]) -> Int[Tensor, "rows"]:
-    """The rows of its matrix that make some channels."""
-    return (producer.offset + channels[:, None] * producer.rows + torch.arange(producer.rows)).flatten()
+def owned_rows(channels: Int[Tensor, "channels"], each: int, offset: int) -> Int[Tensor, "rows"]:
+    """The rows of a matrix that make some channels: channel c has `each` of them, from offset + c * each on."""
+    return (offset + channels[:, None] * each + torch.arange(each)).flatten()

@@ -13,12 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from prunus.anatomy import describe
 from prunus.calibration.tasks import encoded
 from prunus.cli.progress import Screen
+from prunus.distillation import task_loss
 from prunus.front import Front
-from prunus.frontier import genome_of
+from prunus.frontier import genome_of, thin_of
 from prunus.loading import load
-from prunus.predictions import score
+from prunus.predictions import answers, score
 
 from ..tiny import tiny_model, tiny_tokenizer
 from .conftest import Ran
@@ -164,7 +166,72 @@ def test_a_front_of_a_language_model_on_text(prunus: Prunus, text_file: Path, tm
     assert small.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape == (1, 5)
 
 
+def zeros(folder: Path) -> dict[str, int]:
+    """By block matrix of a saved model."""
+    model = load(folder).model
+    return {site.name: int((model.get_submodule(site.name).weight == 0).sum()) for site in describe(model).sites("linear")}
+
+
+def test_a_super_network_is_searched_with_sparse_weights_too(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path) -> None:
+    assert prunus("finetune", encoder, "--task", task(task_file), "--strategy", "sandwich", "--space", "medium,steps=2", "--steps", 4,
+                  "--out", tmp_path / "super", "--quiet").code == 0
+    words = ["search", tmp_path / "super", "--task", task(task_file), "--space", "mixed,steps=2,levels=3", "--objectives",
+             "loss,params,flops", "--evaluations", 12, "--searcher", "random", "--baselines", "layerdrop", "--out", tmp_path / "run"]
+    ran = prunus(*words)
+    assert ran.code == 0, ran.err
+    found = Front.load(tmp_path / "run")
+    assert found.dense.values[1:] == (1, 1)
+    point = min(found.points, key=lambda point: point.values[1] / point.values[2])  # the sparsest
+    assert prunus("extract", tmp_path / "run", "--pick", f"params<={point.values[1]}", "--pick", f"flops<={point.values[2]}", "--out",
+                  tmp_path / "small").code == 0
+    picked = found.pick([f"params<={point.values[1]}", f"flops<={point.values[2]}"])
+    small, whole = load(tmp_path / "small"), load(tmp_path / "super").model
+    left = sum(int(small.model.get_submodule(site.name).weight.count_nonzero()) for site in describe(small.model).sites("linear"))
+    assert left / sum(site.size for site in describe(whole).sites("linear")) == pytest.approx(picked.values[1])
+    assert max(zeros(tmp_path / "small").values()) > 0
+    examples = encoded(found.plan.task.read(), "test", small.model, small.tokenizer)
+    assert float(task_loss(answers(small.model, examples), examples.targets)) == pytest.approx(picked.held_out[0], abs=1e-5)
+
+    file = next((tmp_path / "run" / "levels").glob("*.safetensors"))
+    file.unlink()
+    ran = prunus("extract", tmp_path / "run", "--out", tmp_path / "other", "--quiet")
+    assert (ran.code, "does not hold all matrices" in ran.err, len(ran.err.splitlines())) == (2, True, 1)
+    before = (tmp_path / "run" / "trials.jsonl").read_text()
+    assert prunus(*words, "--resume").code == 0
+    assert file.exists()
+    assert (tmp_path / "run" / "trials.jsonl").read_text() == before
+    ran = prunus("extract", tmp_path / "run", "--recovery", "patch", "--out", tmp_path / "other", "--quiet")
+    assert (ran.code, "--recovery does not go with space mixed" in ran.err) == (2, True)
+    ran = prunus(*words[:5], "mixed,steps=3", *words[6:], "--overwrite", "--quiet")
+    assert (ran.code, "was trained with" in ran.err) == (2, True)
+    assert prunus("search", encoder, *words[2:5], "mixed,steps=2,levels=2,solver=magnitude", *words[6:], "--overwrite", "--quiet").code == 0
+    assert prunus("extract", tmp_path / "run", "--out", tmp_path / "last", "--quiet").code == 0
+    ran = prunus("finetune", encoder, "--task", task(task_file), "--strategy", "sandwich", "--space", "mixed,steps=2", "--out",
+                 tmp_path / "no", "--quiet")
+    assert (ran.code, "Train with --space medium,steps=2" in ran.err) == (2, True)
+
+
+def test_a_language_model_is_searched_with_sparse_weights_too(prunus: Prunus, text_file: Path, tmp_path: Path) -> None:
+    model = saved("llama", tmp_path / "llama", num_hidden_layers=3)
+    ran = prunus("search", model, "--space", "mixed,steps=4,levels=2,sparsest=0.5,solver=wanda", "--objectives",
+                 "divergence,params,flops,memory", "--order", "wanda", "--calibration", text_file, "--samples", 4, "--length", 32,
+                 "--search-text", "self,samples=8,length=32", "--evaluations", 12, "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    found = Front.load(tmp_path / "run")
+    assert found.dense.values == pytest.approx((0, 1, 1, 1), abs=1e-6)
+    assert any(point.values[1] < point.values[2] - 0.05 for point in found.points)
+    assert prunus("extract", tmp_path / "run", "--out", tmp_path / "small").code == 0
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=True)
+    whole, tokens = load(model).model, torch.randint(3, 256, (2, 9), generator=torch.Generator().manual_seed(0))
+    genome = genome_of(whole, found.plan.space, found.orders, thin_of(whole, found.plan.space, tmp_path / "run"))
+    with torch.no_grad(), genome.worn(whole, found.pick().candidate):
+        assert torch.allclose(whole(input_ids=tokens).logits, small(input_ids=tokens).logits, atol=1e-5)
+
+
 @pytest.mark.parametrize(("flags", "reasons"), [
+    (["--space", "mixed,levels=1"], ["expected no negative number of steps, 2 to 255 levels"]),
+    (["--space", "mixed,solver=alp"], ["search.space.solver", "'alp' is unknown"]),
+    (["--space", "mixed,solver=taylor"], ["solver Mask: looks at the loss of the next token", "Use sparsegpt"]),
     (["--space", "smal"], ["'smal' is unknown", "Did you mean 'small'?"]),
     (["--space", "small", "--objectives", "error,parms"], ["'parms' is unknown", "Did you mean 'params'?"]),
     (["--space", "small", "--objectives", "error,error"], ["at least two, none of them twice"]),

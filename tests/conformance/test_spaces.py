@@ -2,6 +2,8 @@
 
 import copy
 import random
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,21 +15,26 @@ from prunus.lookup import find, names
 from prunus.search.genome import Architectures
 from prunus.search.subnetwork import Units
 from prunus.silence import silenced
-from prunus.sites import ChannelSite
 
-from ..tiny import FAMILIES, tiny_model
+from ..genomes import thin_of
+from ..tiny import FAMILIES, channels_of, tiny_model
 
 TOKENS = torch.randint(3, 256, (2, 12), generator=torch.Generator().manual_seed(0))
 SPACES = names("search.spaces")
+Make = Callable[..., Architectures]
 
 
-def genome(space: str, model: Any, **settings: Any) -> Architectures:
-    """With channels in an order of their own, so that a prefix is not the first ones."""
-    anatomy = describe(model)
-    order = {site.name: torch.randperm(site.count, generator=torch.Generator().manual_seed(1))
-             for site in anatomy.sites("channel") if isinstance(site, ChannelSite)}
-    found: Architectures = find("search.spaces", space)(**settings).over(Units(anatomy, order))
-    return found
+@pytest.fixture
+def genome(tmp_path: Path) -> Make:
+    """`genome(space, model, …)`: with channels in an order of their own, so that a prefix is not the first ones."""
+    def make(space: str, model: Any, **settings: Any) -> Architectures:
+        order = {site.name: torch.randperm(site.count, generator=torch.Generator().manual_seed(1)) for site in channels_of(model)}
+        asked = find("search.spaces", space)(**settings)
+        thin = thin_of(model, asked, TOKENS, tmp_path) if space == "mixed" else None
+        found: Architectures = asked.over(Units(describe(model), order, thin))
+        return found
+
+    return make
 
 
 @torch.no_grad()
@@ -43,10 +50,10 @@ def draws(space: Architectures, count: int) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("space", SPACES)
-def test_worn_and_extracted_give_the_same(space: str, family: str) -> None:
+def test_worn_and_extracted_give_the_same(space: str, family: str, genome: Make) -> None:
     model = tiny_model(family)
     before = copy.deepcopy(model.state_dict())
-    found, looked, dense = genome(space, model), 0, sum(parameter.numel() for parameter in model.parameters())
+    found, looked, dense = genome(space, model), 0, sum(int(parameter.count_nonzero()) for parameter in model.parameters())
     for candidate in draws(found, 6):
         kept = found.kept(candidate)
         with found.worn(model, candidate):
@@ -55,14 +62,15 @@ def test_worn_and_extracted_give_the_same(space: str, family: str) -> None:
         if not any(mask.any() for name, mask in kept.items() if "attn" in name or "attention" in name):
             continue  # refused: see below
         dense_values = found.units.clear(small, kept)
-        with silenced(small, found.units.gone(kept)):
-            assert torch.allclose(worn, logits(small), atol=1e-4), candidate
+        if not any(found.levels(candidate).values()):  # what is cleared is dense
+            with silenced(small, found.units.gone(kept)):
+                assert torch.allclose(worn, logits(small), atol=1e-4), candidate
         assert all(torch.equal(value, before[name]) for name, value in dense_values.items())
-        found.units.extract(small, kept)
+        found.extract(small, candidate)
         assert torch.allclose(worn, logits(small), atol=1e-4), candidate
-        left = sum(site.size for site in describe(small).sites("channel"))
-        assert left / found.units.size == pytest.approx(found.remaining(candidate))
-        assert (sum(parameter.numel() for parameter in small.parameters()) < dense) == (candidate != found.largest)
+        matrices = [small.get_submodule(site.name).weight for site in describe(small).sites("linear")]
+        assert sum(int(weight.count_nonzero()) for weight in matrices) / found.units.size == pytest.approx(found.remaining(candidate))
+        assert (sum(int(parameter.count_nonzero()) for parameter in small.parameters()) < dense) == (candidate != found.largest)
         looked += 1
     assert looked > 2
     for name, value in model.state_dict().items():
@@ -70,7 +78,7 @@ def test_worn_and_extracted_give_the_same(space: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_more_is_left_at_higher_values_from_the_smallest_to_the_dense_model(space: str) -> None:
+def test_more_is_left_at_higher_values_from_the_smallest_to_the_dense_model(space: str, genome: Make) -> None:
     found = genome(space, tiny_model(num_hidden_layers=3))
     assert found.remaining(found.largest) == 1
     assert all(mask.all() for mask in found.kept(found.largest).values())
@@ -86,14 +94,17 @@ def test_more_is_left_at_higher_values_from_the_smallest_to_the_dense_model(spac
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_the_nearest_to_a_sub_network_of_the_space_is_itself(space: str) -> None:
+def test_the_nearest_to_a_sub_network_of_the_space_is_itself(space: str, genome: Make) -> None:
     for found in (genome(space, tiny_model(num_hidden_layers=3)), genome("medium", tiny_model(), steps=3)):
         for candidate in draws(found, 6):
-            assert found.nearest is None or found.nearest(found.kept(candidate)) == candidate
+            kept = found.kept(candidate)
+            if found.nearest is not None:
+                again = found.kept(found.nearest(kept))
+                assert all(torch.equal(mask, again[name]) for name, mask in kept.items())
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_samples_are_the_seeds(space: str) -> None:
+def test_samples_are_the_seeds(space: str, genome: Make) -> None:
     found = genome(space, tiny_model(num_hidden_layers=4))
     first, again, other = ([found.draw(rng) for _ in range(8)] for rng in map(random.Random, (1, 1, 2)))
     assert first == again
@@ -101,7 +112,7 @@ def test_samples_are_the_seeds(space: str) -> None:
 
 
 @pytest.mark.parametrize("space", ["layer", "sublayer", "large"])
-def test_samples_have_any_number_of_parts_equally_often(space: str) -> None:
+def test_samples_have_any_number_of_parts_equally_often(space: str, genome: Make) -> None:
     found = genome(space, tiny_model(num_hidden_layers=4))
     rng = random.Random(0)
     shares = [sum(candidate) / len(candidate) for candidate in (found.draw(rng) for _ in range(400))]
@@ -109,7 +120,7 @@ def test_samples_have_any_number_of_parts_equally_often(space: str) -> None:
     assert sum(share > 0.75 - 1e-9 for share in shares) > 60
 
 
-def test_gradients_reach_the_model_through_what_stays_only() -> None:
+def test_gradients_reach_the_model_through_what_stays_only(genome: Make) -> None:
     model = tiny_model()
     found = genome("medium", model)
     with found.worn(model, (1, 5, 0, 5)):
@@ -121,7 +132,7 @@ def test_gradients_reach_the_model_through_what_stays_only() -> None:
     assert model.model.layers[1].self_attn.o_proj.weight.grad is None
 
 
-def test_few_steps_are_spread_evenly() -> None:
+def test_few_steps_are_spread_evenly(genome: Make) -> None:
     found = genome("small", tiny_model(), steps=4)
     assert found.sizes == (2, 2, 4)
     assert [int(found.kept((1, 1, step))["model.layers.1.mlp.channels"].sum()) for step in range(4)] == [12, 24, 36, 48]
@@ -130,7 +141,7 @@ def test_few_steps_are_spread_evenly() -> None:
         genome("small", tiny_model(), steps=-1)
 
 
-def test_a_sub_network_without_any_attention_cannot_be_extracted() -> None:
+def test_a_sub_network_without_any_attention_cannot_be_extracted(genome: Make) -> None:
     model = tiny_model()
     found = genome("sublayer", model)
     with pytest.raises(RecipeError, match="no attention would be left"):

@@ -50,7 +50,7 @@ def finetune(
     from ..front import FrontSearch
     from ..frontier import genome_of, orders_of
     from ..recipe import build, plain, plugin
-    from ..supernets import SuperNet
+    from ..supernets import SuperNet, check_trained
     from .progress import Screen
 
     trained_by = plugin("supernet", o.named(strategy, "--strategy"), "--strategy")
@@ -62,9 +62,9 @@ def finetune(
     text = {key: value for key, value in (("samples", samples), ("length", length)) if value is not None}
     objective = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed}
     asked: dict[str, Any] = {"space": o.named(space or "small", "--space"), "calibration": {"corpus": calibration, **text}, **objective}
-    if task:
-        asked["task"] = o.of_corpus(task, "--task")
+    asked |= {"task": o.of_corpus(task, "--task")} if task else {}
     plan: FrontSearch = build(FrontSearch, asked, "finetune")
+    check_trained(plan.space)
     read = plan.task.read() if isinstance(plan.task, Task) else None
     journal = journal_of(out, overwrite, resume)
     with Screen(quiet) as screen, kept(journal, out, screen):

@@ -22,11 +22,13 @@ _Pick = Annotated[list[str] | None, typer.Option(
 def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[str, Any], dtype: str, overwrite: bool, resume: bool,
                  trust: bool, quiet: bool) -> None:
     """The search of `prunus search` where it is asked for a space of architectures."""
+    import shutil
+
     from ..calibration.placement import Placement
     from ..checkpoint import check_target
     from ..errors import ExportError
     from ..files import whole_folder
-    from ..front import FILE, FrontSearch
+    from ..front import FILE, LEVELS, FrontSearch
     from ..recipe import build
     from ..supernets import SuperNet
     from .progress import Screen
@@ -36,7 +38,9 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     if overwrite and not resume:
         for name in ("trials.jsonl", "latency.json", FILE):
             (out / name).unlink(missing_ok=True)
-    if out.is_dir() and any(out.iterdir()) and not overwrite and not (out / "trials.jsonl").exists():
+        shutil.rmtree(out / LEVELS, ignore_errors=True)
+    begun = any((out / name).exists() for name in ("trials.jsonl", LEVELS))
+    if out.is_dir() and any(out.iterdir()) and not overwrite and not begun:
         raise ExportError(f"{out}: holds no search to resume. Choose another folder or say --overwrite.")
     trained = SuperNet.of(source)
     if trained:
@@ -97,7 +101,9 @@ def extract(
 
     from ..calibration.placement import Placement
     from ..checkpoint import check_target, folder, save_model
+    from ..errors import RecipeError
     from ..front import Front
+    from ..search.spaces.mixed import Mixed
     from ..traits import model_bytes
     from .progress import Screen
 
@@ -105,17 +111,19 @@ def extract(
     point = found.pick(pick or ())
     check_target(out, overwrite, 0)
     repaired = _repaired(recovery, {"corpus": calibration, "samples": samples, "length": length})
+    if repaired and isinstance(found.plan.space, Mixed):
+        raise RecipeError("--recovery does not go with space mixed: it would change weights that are 0.")
     labels = found.plan.task.read().labels if found.plan.task else ()
     with Screen(quiet) as screen:
         loaded = opened(model or found.source, Placement(), dtype, trust_remote_code, screen, labels)
-        from ..frontier import genome_of, repair
+        from ..frontier import genome_of, repair, thin_of
 
-        genome, before = genome_of(loaded.model, found.plan.space, found.orders), model_bytes(loaded.model)
-        kept = genome.kept(point.candidate)
+        thin, before = thin_of(loaded.model, found.plan.space, run), model_bytes(loaded.model)
+        genome = genome_of(loaded.model, found.plan.space, found.orders, thin)
         if repaired:
             screen.say("Repairing what is kept")
-            repair(loaded.model, loaded.tokenizer, genome.units, kept, *repaired)
-        genome.units.extract(loaded.model, kept)
+            repair(loaded.model, loaded.tokenizer, genome.units, genome.kept(point.candidate), *repaired)
+        genome.extract(loaded.model, point.candidate)
         with folder(out.absolute()) as draft:
             save_model(loaded.model, loaded.tokenizer, draft)
             data = {"run": str(run), "pick": pick or [], "objectives": found.plan.objectives, "recovery": recovery, **asdict(point)}

@@ -53,7 +53,8 @@ CalibrationText = Annotated[str | None, typer.Option(
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. [default: 128]")]
 Length = Annotated[int | None, typer.Option(help="Tokens per calibration (and search) sequence. [default: 512]")]
 Space = Annotated[str | None, typer.Option(
-    help="Search sub-networks by several objectives: small, medium, layer, sublayer or large; settings after commas: medium,steps=8.")]
+    help="Search sub-networks by several objectives: small, medium, layer, sublayer, large, or mixed (sparse too); settings after commas: "
+         "medium,steps=8.")]
 Objectives = Annotated[str | None, typer.Option(
     help="With --space: error (of --task), loss or divergence; and params, flops, latency or memory, as shares of the dense model's; two "
          "or more. [default: error,params with --task, else divergence,params]")]

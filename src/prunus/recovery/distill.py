@@ -12,15 +12,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..calibration.blocks import evaluating, frozen
+from ..calibration.pair import places
 from ..calibration.placement import Placement
+from ..calibration.repair import LeastSquares
+from ..calibration.teaching import check_sequences, parted, precise, two_groups
 from ..distillation import teacher_loss
 from ..errors import RecipeError
 from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
 from ..subnet import subnet
 from ..traits import predicts_next
-from .patch import Patch
-from .reconstruct import check_sequences, parted, precise, two_groups
 
 __all__ = ["Distill"]
 
@@ -46,13 +47,13 @@ class Distill:
         if self.epochs < 1 or not self.rate > 0 or not self.temperature > 0:
             raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}, temperature = {self.temperature:g}: expected at least 1, and "
                               "numbers above 0.")
-        Patch(self.damping)
+        LeastSquares(self.damping)
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
         """The model has to predict the next token; and as of `reconstruct`."""
         if not predicts_next(model):
             raise RecipeError(f"recovery 'distill': a {type(model).__name__} predicts no next token. Use prunus finetune on its task.")
-        check_sequences(self, model, anatomy, tokens, placement, batch)
+        check_sequences("distill", self.first, model, anatomy, tokens, placement, batch)
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
@@ -62,7 +63,9 @@ class Distill:
         whole = {f"{block.name}.{name}": dense.get(f"{block.name}.{name}", parameter.detach().clone())
                  for block, module in zip(anatomy.blocks, blocks, strict=True) for name, parameter in module.named_parameters()}
         if self.first:
-            Patch(self.damping).recover(model, anatomy, gone, dense, tokens, placement, batch)
+            with torch.no_grad():
+                for place in places(model, anatomy, gone, dense, tokens, placement, batch):
+                    LeastSquares(self.damping).mend(model, place, gone)
         with torch.no_grad(), frozen(model), evaluating(model), ExitStack() as stack:
             stack.enter_context(placement.visiting(model))
             known = {name: value.to(placement.device) for name, value in whole.items()}

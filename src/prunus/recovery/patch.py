@@ -10,13 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..calibration.blocks import States, enter, evaluating
-from ..calibration.pair import Place, advance, places, stream_behind
+from ..calibration.pair import advance, places, stream_behind
 from ..calibration.placement import Placement
-from ..errors import CalibrationError, RecipeError
+from ..calibration.repair import LeastSquares
 from ..silence import silenced
-from ..sites import Anatomy, Block, SublayerSite
-from ..stats import InputStats
-from ..surgery.write import module_layout
+from ..sites import Anatomy, SublayerSite
 
 __all__ = ["Patch"]
 
@@ -37,61 +35,26 @@ class Patch:
     form: Literal["matrix", "scale"] = "matrix"  # of the map; scale: one number for every row of W, where text is scarce
 
     def __post_init__(self) -> None:
-        if self.damping <= 0:
-            raise RecipeError(f"damping = {self.damping:g}: expected more than 0.")
+        LeastSquares(self.damping, self.form)
 
-    @torch.no_grad()
+    @property
+    def _least_squares(self) -> LeastSquares:
+        return LeastSquares(self.damping, self.form)
+
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
-        """Whether what leaves a branch is added to the stream as it is: then so is the change of one batch's product."""
-        with evaluating(model), ExitStack() as stack:
-            _check_added(model, anatomy.blocks[0], enter(model, anatomy, tokens[:batch], placement, batch, stack), placement)
+        """Whether what leaves a branch is added to the stream as it is."""
+        self._least_squares.check(model, anatomy, tokens, placement, batch)
 
     @torch.no_grad()
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
         for place in places(model, anatomy, gone, dense, tokens, placement, batch):
-            self.mend(model, place, gone)
-
-    @torch.no_grad()
-    def mend(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> None:
-        """Repair one block, as everything before it is already."""
-        for branch, aim in zip(place.kept, place.aims, strict=True):
-            self._refit(model, place.block, branch, gone, aim, place.pruned)
+            self._least_squares.mend(model, place, gone)
 
     def rehearse(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
                  batch: int, stack: ExitStack) -> "Rehearsal":
         """The same repair for one set of branches after another, of which nothing stays."""
-        return Rehearsal(self, model, anatomy, tokens, placement, batch, stack)
-
-    def _refit(self, model: Any, block: Block, branch: SublayerSite, gone: Sequence[SublayerSite], target: Tensor,
-               pruned: States) -> None:
-        """The matrix that leaves one branch, as everything before it is already."""
-        output, module = model.get_submodule(branch.output), model.get_submodule(block.name)
-        later = block.later(branch)
-        with silenced(model, [other for other in block.branches if other in gone or other in later]):
-            self._add(output, *_moments(output, module, branch, target, pruned))
-
-    def _add(self, output: Any, stats: InputStats, lacking: Float[Tensor, "out in"], mean: Float[Tensor, "out"]) -> None:
-        layout = module_layout(output, output.weight)
-        if not layout.any():
-            return  # all its channels have gone
-        change = self._map(stats, lacking) if self.form == "matrix" else self._scaled(layout.to(lacking), stats, lacking)
-        kept = layout != 0
-        layout += (change * kept).to(layout)
-        if output.bias is not None:
-            output.bias += (mean - change @ stats.mean).to(output.bias)
-
-    def _map(self, stats: InputStats, lacking: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        factor, failed = torch.linalg.cholesky_ex(stats.damped(self.damping).double())
-        if int(failed):
-            raise CalibrationError(f"{stats.name}: Gram matrix not positive definite after damping {self.damping}. Raise `damping` or "
-                                   "calibrate with more tokens.")
-        return torch.cholesky_solve(lacking.double().T, factor).T.to(lacking)
-
-    def _scaled(self, weight: Tensor, stats: InputStats, lacking: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        """Of every row w: w times E[g_i w a] / (1 + d) E[(w a)^2]."""
-        power = ((weight @ stats.gram) * weight).sum(1) * (1 + self.damping)
-        return weight * ((weight * lacking).sum(1) / power.clamp_min(torch.finfo(power.dtype).tiny))[:, None]
+        return Rehearsal(self._least_squares, model, anatomy, tokens, placement, batch, stack)
 
 
 class Rehearsal:
@@ -101,9 +64,9 @@ class Rehearsal:
     """
 
     @torch.no_grad()
-    def __init__(self, patch: Patch, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
+    def __init__(self, repair: LeastSquares, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
                  batch: int, stack: ExitStack) -> None:
-        self.patch, self.model, self.anatomy = patch, model, anatomy
+        self.repair, self.model, self.anatomy = repair, model, anatomy
         with evaluating(model):
             self._states = enter(model, anatomy, tokens, placement, batch, stack)
             self.entry = self._states.hidden.clone()  # of the first block
@@ -124,7 +87,7 @@ class Rehearsal:
         with ExitStack() as stack:
             for branch in self._refitted(depth, gone):
                 stack.enter_context(_restored(self.model.get_submodule(branch.output)))
-                self.patch._refit(self.model, block, branch, gone, self._behind[branch.name], pruned)
+                self.repair.refit(self.model, block, branch, gone, self._behind[branch.name], pruned)
             behind, module = torch.empty_like(hidden), self.model.get_submodule(block.name)
             with silenced(self.model, [branch for branch in block.branches if branch in gone]):
                 for rows in pruned.batches():
@@ -149,47 +112,3 @@ def _restored(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter, value in zip(module.parameters(), before, strict=True):
             parameter.data.copy_(value)
-
-
-def _moments(output: Any, module: nn.Module, branch: SublayerSite, target: Tensor,
-             pruned: States) -> tuple[InputStats, Float[Tensor, "out in"], Float[Tensor, "out"]]:
-    """Of what a matrix reads, a; and the means of g a^T and of g, with g what the stream behind it lacks."""
-    layout = module_layout(output, output.weight)
-    stats = InputStats(layout.shape[1], "gram", pruned.device, name=branch.output)
-    lacking = torch.zeros(layout.shape, device=pruned.device)
-    total = torch.zeros(layout.shape[0], device=pruned.device)
-    seen: list[Tensor] = []
-    handle = output.register_forward_hook(lambda _, given, __: seen.append(given[0]))
-    try:
-        for rows in pruned.batches():
-            seen.clear()
-            behind = pruned.run(module, branch.block, rows)
-            gap = (target[rows].to(behind.device).float() - behind.float()).flatten(0, -2)
-            read = seen[0].float().flatten(0, -2)
-            stats.update(read)
-            lacking += gap.T @ read
-            total += gap.sum(0)
-    finally:
-        handle.remove()
-    stats.check()
-    return stats, lacking / stats.tokens, total / stats.tokens
-
-
-def _check_added(model: Any, block: Block, dense: States, placement: Placement) -> None:
-    module: nn.Module = model.get_submodule(block.name)
-    rows = next(dense.batches())
-    with placement.visiting(module):
-        for branch in block.branches:
-            output = model.get_submodule(branch.output)
-            with silenced(model, block.later(branch)):
-                given: list[Tensor] = []
-                handle = output.register_forward_hook(lambda _, __, gives, given=given: given.append(gives))
-                whole = dense.run(module, branch.block, rows)
-                handle.remove()
-                handle = output.register_forward_hook(lambda _, __, gives: torch.zeros_like(gives))
-                none = dense.run(module, branch.block, rows)
-                handle.remove()
-            added, product = (whole - none).float(), given[0].float()
-            if (added - product.view_as(added)).norm() > 0.05 * product.norm():
-                raise RecipeError(f"recovery 'patch': {branch.output}: what leaves it is normed or scaled before it is added, or the sum "
-                                  "is, which this repair does not know. Leave recovery out (--recovery none).")

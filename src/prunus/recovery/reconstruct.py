@@ -2,8 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +13,13 @@ from torch import Tensor, nn
 from ..calibration.blocks import frozen
 from ..calibration.pair import Place, places
 from ..calibration.placement import Placement
+from ..calibration.repair import LeastSquares
+from ..calibration.teaching import check_sequences, parted, precise, two_groups
 from ..errors import RecipeError
 from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
-from .patch import Patch
 
-__all__ = ["Reconstruct", "check_sequences", "parted", "precise", "two_groups"]
-
-_HELD_OUT = 8  # of so many sequences one is not trained on
+__all__ = ["Reconstruct"]
 
 
 @dataclass(frozen=True)
@@ -45,18 +43,18 @@ class Reconstruct:
     def __post_init__(self) -> None:
         if self.epochs < 1 or not self.rate > 0:
             raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}: expected at least 1, and a rate above 0.")
-        Patch(self.damping)
+        LeastSquares(self.damping)
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
         """As of `patch`, where that is first; and there have to be sequences to measure on beside those to train on."""
-        check_sequences(self, model, anatomy, tokens, placement, batch)
+        check_sequences("reconstruct", self.first, model, anatomy, tokens, placement, batch)
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
         with torch.no_grad(), frozen(model):
             for place in places(model, anatomy, gone, dense, tokens, placement, two_groups(tokens, batch)):
                 if self.first:
-                    Patch(self.damping).mend(model, place, gone)
+                    LeastSquares(self.damping).mend(model, place, gone)
                 self._train(model, place, gone)
 
     def _train(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> None:
@@ -99,46 +97,3 @@ def _distance(module: nn.Module, place: Place, rows: slice) -> Float[Tensor, "se
         behind = states.run(module, place.depth, rows)
     aim = place.after[rows].to(behind.device).float()
     return (behind.float() - aim).square().sum(-1) / aim.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def check_sequences(recovery: Any, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
-                    batch: int) -> None:
-    """Of a recovery that trains. Raises RecipeError."""
-    name = type(recovery).__name__.lower()
-    if recovery.first:
-        try:
-            Patch(recovery.damping).check(model, anatomy, tokens, placement, batch)
-        except RecipeError as error:
-            known = str(error).rpartition(". ")[0]
-            raise RecipeError(f"{known}. Train without it first: --recovery {name},first=false.") from None
-    if len(tokens) < 2:
-        raise RecipeError(f"recovery '{name}': {len(tokens)} calibration sequence, of which none would be left to train on. Use more "
-                          "(--samples).")
-
-
-def two_groups(tokens: Int[Tensor, "samples length"], batch: int) -> int:
-    """How many sequences go together so that there are two groups at least."""
-    return min(batch, (len(tokens) + 1) // 2)
-
-
-def parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:
-    """What is trained on, and an eighth that is not."""
-    apart = list(groups[::_HELD_OUT])
-    return [rows for rows in groups if rows not in apart], apart
-
-
-@contextmanager
-def precise(module: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """A block's parameters, in float32 and asking for their gradient; afterwards as they were."""
-    trained = list(module.parameters())
-    dtypes = [parameter.dtype for parameter in trained]
-    for parameter in trained:
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-    try:
-        yield trained
-    finally:
-        for parameter, dtype in zip(trained, dtypes, strict=True):
-            parameter.grad = None
-            parameter.data = parameter.data.to(dtype)
-            parameter.requires_grad_(False)

@@ -27,7 +27,8 @@ __all__ = ["ChannelSpace", "channel_scores"]
 
 @dataclass(frozen=True, eq=False)
 class ChannelSpace:
-    """A candidate says of every site which channels go, as the bits of a whole number; the first channel is the highest bit.
+    """A candidate says of every site which channels go, as the bits of a whole number; the first channel is the highest bit. Whole
+    bytes of bits are counted: above them is the level, in a store, of the matrices that the channels lie in, where they are not dense.
 
     Channels of equal weight, those of all MLPs or those of all attentions, are a kind. Of every kind as many go as an allocation
     takes from all its sites together, so that the budget is met whichever they are. The first candidate takes as many from every
@@ -100,15 +101,27 @@ class ChannelSpace:
             goes[order[taken.repeat(sizes)]] = 1
         return self.candidate(goes)
 
-    def candidate(self, goes: Array) -> Candidate:
-        """As the bits of whole numbers; `goes` is 1 for every channel that goes, site after site."""
+    def candidate(self, goes: Array, levels: Sequence[int] = ()) -> Candidate:
+        """As the bits of whole numbers; `goes` is 1 for every channel that goes, site after site. Without levels all are dense."""
         parts = numpy.split(goes > 0, self._edges[1:-1])
-        return tuple(int.from_bytes(numpy.packbits(part).tobytes(), "big") for part in parts)
+        return tuple(int.from_bytes(bytes([level]) + numpy.packbits(part).tobytes(), "big")
+                     for part, level in zip(parts, levels or [0] * len(parts), strict=True))
+
+    def level(self, candidate: Candidate, index: int) -> int:
+        """Of a site's matrices, in a store."""
+        return candidate[index] >> 8 * _bytes(self.sites[index])
+
+    def gone(self, candidate: Candidate, index: int) -> int:
+        """How many channels of a site go."""
+        return self._bits(candidate, index).bit_count()
+
+    def _bits(self, candidate: Candidate, index: int) -> int:
+        return candidate[index] & (1 << 8 * _bytes(self.sites[index])) - 1
 
     def kept(self, candidate: Candidate, index: int) -> Bool[Tensor, "channels"]:
         """True for every channel of a site that stays."""
-        site, bits = self.sites[index], candidate[index]
-        packed = numpy.frombuffer(bits.to_bytes((site.count + 7) // 8, "big"), numpy.uint8)
+        site = self.sites[index]
+        packed = numpy.frombuffer(self._bits(candidate, index).to_bytes(_bytes(site), "big"), numpy.uint8)
         return ~torch.from_numpy(numpy.unpackbits(packed, count=site.count)).bool()
 
     def rankings(self, candidate: Candidate) -> Mapping[str, Tensor]:
@@ -117,11 +130,11 @@ class ChannelSpace:
 
     def allocation(self, candidate: Candidate) -> dict[str, float]:
         """Site name to sparsity."""
-        return {site.name: bits.bit_count() / site.count for site, bits in zip(self.sites, candidate, strict=True)}
+        return {site.name: self.gone(candidate, index) / site.count for index, site in enumerate(self.sites)}
 
     def removed(self, candidate: Candidate) -> float:
         """Weights that go."""
-        return sum(bits.bit_count() * site.size / site.count for site, bits in zip(self.sites, candidate, strict=True))
+        return sum(self.gone(candidate, index) * site.size / site.count for index, site in enumerate(self.sites))
 
     def mark(self, candidate: Candidate) -> str:
         """What a candidate is written down as: a hash, as it has a bit for every channel of the model."""
@@ -164,6 +177,11 @@ def channel_scores(sites: Sequence[ChannelSite], criterion: Criterion, model: An
                 scores[site.name] = values.sum(0).view(site.count, site.width).sum(1).double().cpu().numpy()
                 watch(len(scores))
     return scores
+
+
+def _bytes(site: ChannelSite) -> int:
+    """That hold a bit for every channel."""
+    return (site.count + 7) // 8
 
 
 def _descending(values: Array) -> NDArray[numpy.int64]:

@@ -68,8 +68,9 @@ class Fitness:
 
     Hidden states at the inputs of blocks are kept by prefix: a candidate that agrees with an earlier one up to some block
     starts there, with identical values. Weights come from a level store and are pointed to, never copied; branches that a candidate
-    skips are not computed, and single channels are multiplied by 0: they need no store. Every value is
-    remembered, and written to `log` at once, so that an interrupted search asks again at no cost.
+    skips are not computed, and single channels are multiplied by 0: they need no store, unless their matrices are sparse too, of which
+    those of one block at a time are held. Every value is remembered, and written to `log` at once, so that an interrupted search
+    asks again at no cost.
 
     A partial candidate, of which an agent in its episode wants to know where it stands, is compared at every fourth position
     only: behind the kept states, the head would cost most of the look.
@@ -184,9 +185,12 @@ class Fitness:
         here = [(index, site, candidate[index]) for index, site in enumerate(self.space.sites) if site.block == depth]
         skipped = [site for site in self._skipped(candidate) if site.block == depth]
         if isinstance(self.space, ChannelSpace):
-            silent = {site.branch for site in skipped}
-            kept = {site: self.space.kept(candidate, index) for index, site, bits in here if bits and site.branch not in silent}
-            with sliced(self.model, kept), silenced(self.model, skipped):
+            silent, space = {site.branch for site in skipped}, self.space
+            stay = [(index, space.sites[index]) for index, site, _ in here if site.branch not in silent]
+            kept = {site: space.kept(candidate, index) for index, site in stay if space.gone(candidate, index)}
+            stored = {f"{name}.weight": self._stored(name, level) for index, site in stay if (level := space.level(candidate, index))
+                      for name in site.matrices}
+            with subnet(self.model, stored), sliced(self.model, kept), silenced(self.model, skipped):
                 yield
             return
         weights = {f"{name}.weight": self._weight(name, level) for _, site, level in here if not isinstance(site, SublayerSite)
@@ -214,20 +218,23 @@ class Fitness:
 
     def _skipped(self, candidate: Candidate) -> list[SublayerSite]:
         if isinstance(self.space, ChannelSpace):  # a branch that has lost all its channels is left out, bias and all
-            return [self._branches[site.branch] for site, bits in zip(self.space.sites, candidate, strict=True)
-                    if bits.bit_count() == site.count and site.branch in self._branches]
+            return [self._branches[site.branch] for index, site in enumerate(self.space.sites)
+                    if self.space.gone(candidate, index) == site.count and site.branch in self._branches]
         return [site for index, (site, level) in enumerate(zip(self.space.sites, candidate, strict=True))
                 if isinstance(site, SublayerSite) and self.space.gone[index][level] > 0]
 
     def _weight(self, name: str, level: int) -> Tensor:
-        dense: Any = self.model.get_submodule(name).weight
         known = self._weights.get((name, level))
         if known is None:
-            assert self.store is not None  # spaces of branches alone have none
-            known = self.store.weight(name, level, dense.data)
+            known = self._stored(name, level)
             if self.space.levels[level] > 0:  # the dense one is the model's own
                 self._weights.put((name, level), known)
         return known
+
+    def _stored(self, name: str, level: int) -> Tensor:
+        assert self.store is not None  # spaces of branches or channels alone have none
+        dense: Any = self.model.get_submodule(name).weight
+        return self.store.weight(name, level, dense.data)
 
     def _prefix(self, candidate: Candidate, depth: int) -> Hashable:
         """What the states at the entry of block `depth` depend on."""

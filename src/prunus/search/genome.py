@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from ..sites import ChannelSite
+from ..sites import Anatomy, ChannelSite
 from .space import Candidate
 from .subnetwork import Kept, Units
+from .thin import DENSE, Levels
 
-__all__ = ["Architectures", "Genome", "switches", "thinned"]
+__all__ = ["Architectures", "Genome", "prefixes", "switches", "thinned"]
 
 
 @runtime_checkable
@@ -40,12 +41,12 @@ class Genome(Protocol):
         ...
 
     def remaining(self, candidate: Candidate) -> float:
-        """The share of the weights of all branches that is left; nothing is run."""
+        """The share of the weights of all branches that is left, and not 0; nothing is run."""
         ...
 
     def worn(self, model: Any, candidate: Candidate) -> AbstractContextManager[None]:
         """The model as the sub-network, for as long as it is looked at or trained: no weight is copied, and gradients reach the
-        dense model's own parameters."""
+        dense model's own parameters, unless a solver has changed them."""
         ...
 
 
@@ -59,6 +60,7 @@ class Architectures:
     kept: Callable[[Candidate], Kept]  # which channels of which branches the sub-network has
     sample: Callable[[random.Random], Candidate] | None = None  # for training; none: every variable by itself
     nearest: Callable[[Kept], Candidate] | None = None  # that keeps about as many channels everywhere; none: the space has no such
+    levels: Callable[[Candidate], Levels] = lambda candidate: DENSE  # how sparse their weights are
 
     @property
     def largest(self) -> Candidate:
@@ -68,10 +70,35 @@ class Architectures:
         return self.sample(rng) if self.sample else tuple(rng.randrange(size) for size in self.sizes)
 
     def remaining(self, candidate: Candidate) -> float:
-        return self.units.remaining(self.kept(candidate))
+        return self.units.remaining(self.kept(candidate), self.levels(candidate))
 
     def worn(self, model: Any, candidate: Candidate) -> AbstractContextManager[None]:
-        return self.units.worn(model, self.kept(candidate))
+        return self.units.worn(model, self.kept(candidate), self.levels(candidate))
+
+    def extract(self, model: Any, candidate: Candidate) -> Anatomy:
+        """Make the model the sub-network, for good and in place; as Units does."""
+        return self.units.extract(model, self.kept(candidate), self.levels(candidate))
+
+
+def prefixes(units: Units, steps: int) -> Architectures:
+    """A variable for every branch: how many of its channels stay, the first in order; `steps` numbers beside 0, evenly spaced, or with
+    0 steps every number. The smallest sub-network has one step of each."""
+    most = [min(steps, site.count) if steps else site.count for site in units.sites]
+
+    def kept(candidate: Candidate) -> Kept:
+        return {site.name: units.first(site, _count(value, site.count, steps))
+                for site, value, steps in zip(units.sites, candidate, most, strict=True)}
+
+    def nearest(kept: Kept) -> Candidate:
+        found = ((int(kept[site.name].sum()), site.count, steps) for site, steps in zip(units.sites, most, strict=True))
+        return tuple(min(range(steps + 1), key=lambda value: abs(_count(value, count, steps) - wanted)) for wanted, count, steps in found)
+
+    return Architectures(units, tuple(steps + 1 for steps in most), (1,) * len(most), kept, nearest=nearest)
+
+
+def _count(value: int, count: int, steps: int) -> int:
+    """Channels of `count` that a value from 0 to `steps` means."""
+    return -(-value * count // steps)
 
 
 def switches(units: Units, groups: Sequence[Sequence[ChannelSite]]) -> Architectures:

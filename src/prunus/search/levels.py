@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..calibration.placement import Placement
 from ..calibration.stream import View, stream
-from ..errors import RecipeError
+from ..errors import ExportError, LoadError, RecipeError
 from ..files import intact, keep_tensors, put_in_place, readable
 from ..granularity import Granularity
 from ..problem import LayerProblem, LayerSolution
@@ -23,7 +24,7 @@ from ..sites import Anatomy, LinearSite
 from ..solvers import Solver, solve_all
 from ..surgery.write import module_layout, read_weight
 
-__all__ = ["LevelStore", "planned_bytes"]
+__all__ = ["LevelStore", "check_room", "planned_bytes"]
 
 R = TypeVar("R")
 _FORMAT = 1
@@ -33,6 +34,16 @@ _WORKERS = 2  # groups of matrices that are solved at a time, beside the pass th
 def planned_bytes(sites: Sequence[LinearSite], levels: Sequence[float], itemsize: int) -> int:
     """What a store will take on disk: for every level a bit per weight, and the weights that are kept."""
     return sum(site.size // 8 + round(site.size * (1 - level)) * itemsize for site in sites for level in levels if level > 0)
+
+
+def check_room(folder: Path, planned: int) -> None:
+    """Refuse, before anything is solved, a store for which the disk has no room; what is in its folder already counts. Raises
+    ExportError."""
+    free = shutil.disk_usage(next(home for home in (folder, *folder.absolute().parents) if home.exists())).free
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if planned > free + there:
+        raise ExportError(f"{folder}: levels need {planned / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free. Free some, or ask for "
+                          "fewer levels.")
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,15 @@ class LevelStore:
                     watch(name)
         return cls(folder, tuple(levels), {site.name: found[site.name] for site in sites})
 
+    @classmethod
+    def known(cls, folder: Path, sites: Collection[str], levels: Sequence[float]) -> "LevelStore":
+        """What was built in a folder before, whatever for. Raises LoadError where some of it is not there, or not what it was."""
+        there, found = readable(folder / "manifest.json"), _finished(folder, len(levels))
+        if not isinstance(there, dict) or there.get("levels") != list(levels) or not found.keys() >= set(sites):
+            raise LoadError(f"{folder}: does not hold all matrices at the levels {', '.join(f'{level:g}' for level in levels)} as they "
+                            "were solved. Search again, with --resume: they are solved anew.")
+        return cls(folder, tuple(levels), {name: found[name] for name in sites})
+
     def weight(self, site: str, level: int, dense: Tensor) -> Tensor:
         """A site's weight at a level, in the layout and dtype of its module's own weight `dense`. Raises RecipeError."""
         if self.levels[level] == 0:
@@ -84,9 +104,7 @@ class LevelStore:
         with safe_open(self.folder / self.entries[site].file, framework="pt") as file:
             bits, values = file.get_tensor(f"{level}.mask"), file.get_tensor(f"{level}.values")
         mask = torch.from_numpy(numpy.unpackbits(bits.numpy(), count=dense.numel())).view(torch.bool).view(dense.shape)
-        weight = torch.zeros(dense.shape, dtype=values.dtype)
-        weight[mask] = values
-        return weight.to(dense)
+        return torch.zeros(dense.shape, dtype=values.dtype).masked_scatter_(mask, values).to(dense)
 
     @property
     def bytes(self) -> int:

@@ -9,11 +9,14 @@ from ..surgery.cut import check_left
 from ..traits import model_bytes
 from .latency import Latency
 from .subnetwork import Kept, Units
+from .thin import DENSE, Levels
 
-__all__ = ["COSTS", "QUALITIES", "Judge", "check_objectives"]
+__all__ = ["COSTS", "QUALITIES", "Judge", "Quality", "check_objectives"]
 
 QUALITIES = ("error", "loss", "divergence")
 COSTS = ("params", "flops", "latency", "memory")  # all as shares of the dense model's
+
+Quality = Callable[[Kept, Levels], Mapping[str, float]]  # of a sub-network, by name
 
 
 def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
@@ -33,24 +36,23 @@ class Judge:
     model: Any
     units: Units
     names: tuple[str, ...]
-    quality: Callable[[Kept], Mapping[str, float]]  # those of QUALITIES that are asked for, on the search's own text or task
+    quality: Quality  # those of QUALITIES that are asked for, on the search's own text or task
     length: int  # tokens of a sequence, for the work of attention
     latency: Latency | None = None  # where it is asked for
 
-    def __call__(self, kept: Kept) -> tuple[float, ...]:
-        """In the order of `names`. Raises RecipeError for what could not be extracted."""
+    def __call__(self, kept: Kept, levels: Levels = DENSE) -> tuple[float, ...]:
+        """In the order of `names`. Weights that are 0 count in "params" alone: they are stored, and computed with. Raises RecipeError for
+        what could not be extracted."""
         units = self.units
         check_left(units.anatomy, [site.branch for site in units.sites if not kept[site.name].any()])
-        known = dict(self.quality(kept)) if set(self.names) & set(QUALITIES) else {}
+        known = dict(self.quality(kept, levels)) if set(self.names) & set(QUALITIES) else {}
         for name in self.names:
             if name in COSTS:
-                known[name] = self._cost(name, units, kept)
+                known[name] = units.remaining(kept, levels) if name == "params" else self._cost(name, units, kept)
         return tuple(float(known[name]) for name in self.names)
 
     def _cost(self, name: str, units: Units, kept: Kept) -> float:
         match name:
-            case "params":
-                return units.remaining(kept)
             case "flops":
                 whole = {site.name: units.first(site, site.count) for site in units.sites}
                 return flops(units, kept, self.length) / flops(units, whole, self.length)

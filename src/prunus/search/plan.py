@@ -1,7 +1,6 @@
 """A search as a stage of a recipe asks for it, carried out: levels, fitness, questions, and a look at held-out text."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from ..calibration.placement import Placement, together
 from ..calibration.sample import Calibration, check_length, with_bos
 from ..criteria import Criterion
 from ..environment import available_bytes
-from ..errors import ExportError, RecipeError
+from ..errors import RecipeError
 from ..files import fingerprint
 from ..granularity import Granularity
 from ..recovery import Recovery
@@ -28,7 +27,7 @@ from ..solvers import Solver
 from . import search
 from .channels import ChannelSpace
 from .fitness import Fitness, Objective
-from .levels import LevelStore, planned_bytes
+from .levels import LevelStore, check_room, planned_bytes
 from .space import Candidate, Query, Space, Trial
 from .strategies import Strategy
 from .strategies.reinforce import Reinforce
@@ -240,10 +239,7 @@ def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore | N
     phase = f"solving levels, {planned / 2**20:.0f} MiB on disk"
     done: list[str] = []
     folder = _home(plan, job)
-    free = shutil.disk_usage(next(home for home in (folder, *folder.absolute().parents) if home.exists())).free
-    if planned > free + _size(folder):
-        raise ExportError(f"{folder}: levels need {planned / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free. Free some, or ask for "
-                          "fewer levels.")
+    check_room(folder, planned)
 
     def solved(name: str) -> None:
         done.append(name)
@@ -301,11 +297,6 @@ def _service(plan: Search, job: Job, space: Space | ChannelSpace, store: LevelSt
 def _home(plan: Search, job: Job) -> Path:
     """Where levels are, and what the dense model predicts."""
     return Path(plan.store) if plan.store else job.folder / "levels"
-
-
-def _size(folder: Path) -> int:
-    """What a folder's files take, and so what need not be found again."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _exact(allocation: Allocation, job: Job) -> Allocation:

@@ -1,6 +1,6 @@
 """Which channels of which branches a sub-network keeps, and the dense model as that sub-network."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +13,10 @@ from torch import Tensor
 from ..errors import RecipeError
 from ..silence import gated, silenced, sliced
 from ..sites import Anatomy, ChannelSite, SublayerSite
-from ..surgery.cut import cut, skip
+from ..subnet import in_turn
+from ..surgery.cut import check_left, cut, skip
 from ..surgery.write import clear_rows, module_layout
+from .thin import DENSE, Levels, Thin
 
 __all__ = ["Kept", "Units"]
 
@@ -27,6 +29,7 @@ class Units:
 
     anatomy: Anatomy
     order: Mapping[str, Int[Tensor, "channels"]]  # by channel site: its channels, those first that a prefix keeps first
+    thin: Thin | None = None  # the weights of matrices that may be sparse too; none: all are dense
 
     @cached_property
     def sites(self) -> tuple[ChannelSite, ...]:
@@ -60,16 +63,26 @@ class Units:
         mask[self.order[site.name][:count] if site.name in self.order else slice(count)] = True
         return mask
 
-    def remaining(self, kept: Kept) -> float:
-        """The share of the branches' weights that stays."""
-        return sum(site.size * float(kept[site.name].float().mean()) for site in self.sites) / self.size
+    def remaining(self, kept: Kept, levels: Levels = DENSE) -> float:
+        """The share of the branches' weights that stays, and is not 0."""
+        return sum(self._left(site, kept[site.name], levels.get(site.name, 0)) for site in self.sites) / self.size
+
+    def _left(self, site: ChannelSite, mask: Tensor, level: int) -> float:
+        if self.thin is None or level == 0:
+            return site.size * float(mask.float().mean())
+        return float(self.thin.counts[site.name][level][mask].sum(dtype=torch.float64))
 
     @contextmanager
-    def worn(self, model: Any, kept: Kept) -> Iterator[None]:
+    def worn(self, model: Any, kept: Kept, levels: Levels = DENSE) -> Iterator[None]:
         """The model as the sub-network: of channels and branches that go nothing is computed. No weight is kept twice, and gradients
-        reach the model's own parameters."""
-        with silenced(model, self.gone(kept)), sliced(model, {site: kept[site.name] for site in self.sites if kept[site.name].any()}):
+        reach the model's own parameters; not where the weights are those of a level, of which one matrix at a time is held."""
+        with (in_turn(model, self._solved(kept, levels)), silenced(model, self.gone(kept)),
+              sliced(model, {site: kept[site.name] for site in self.sites if kept[site.name].any()})):
             yield
+
+    def _solved(self, kept: Kept, levels: Levels) -> dict[str, Callable[[Tensor], Tensor]]:
+        """By matrix of the branches that stay: its weight at their level, where that is not the dense one."""
+        return self.thin.weights([site for site in self.sites if kept[site.name].any()], levels) if self.thin else {}
 
     @contextmanager
     def masked(self, model: Any, kept: Kept) -> Iterator[None]:
@@ -91,7 +104,7 @@ class Units:
             mask = kept[site.name]
             if mask.all() or not mask.any():
                 continue
-            for name in {site.consumer, *(producer.name for producer in site.producers)}:
+            for name in site.matrices:
                 for key, value in model.get_submodule(name).named_parameters():
                     before.setdefault(f"{name}.{key}", value.detach().clone())
             consumer: Any = model.get_submodule(site.consumer)
@@ -100,9 +113,14 @@ class Units:
             clear_rows(model, site.producers, (~mask).nonzero().flatten())
         return before
 
-    def extract(self, model: Any, kept: Kept) -> Anatomy:
+    @torch.no_grad()
+    def extract(self, model: Any, kept: Kept, levels: Levels = DENSE) -> Anatomy:
         """Make the model the sub-network, for good and in place; gives the anatomy that is left. Raises RecipeError where nothing, or no
         attention of a model that has a cache, would be left."""
+        check_left(self.anatomy, [site.name for site in self.gone(kept)])
+        for name, solved in self._solved(kept, levels).items():
+            weight = model.get_submodule(name).weight
+            weight.copy_(solved(weight.detach()))
         left = cut(model, self.anatomy, {name: mask for name, mask in kept.items() if mask.any()})
         gone = self.gone(kept)
         return skip(model, left, [site.name for site in gone]) if gone else left

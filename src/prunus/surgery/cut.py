@@ -12,7 +12,7 @@ from ..anatomy import describe
 from ..errors import RecipeError
 from ..shape import reshape
 from ..sites import Anatomy, ChannelSite, SublayerSite
-from ..traits import module_layout, rows_of
+from ..traits import module_layout, owned_rows
 
 __all__ = ["check_left", "cut", "cut_unread", "skip"]
 
@@ -70,7 +70,7 @@ def _left(model: nn.Module, site: ChannelSite, kept: Tensor) -> Iterable[tuple[s
     """The parameters of a site's matrices without the channels that go, in their modules' layout."""
     rows: dict[str, list[Tensor]] = {}
     for producer in site.producers:
-        rows.setdefault(producer.name, []).append(rows_of(producer, kept.nonzero().flatten()))
+        rows.setdefault(producer.name, []).append(owned_rows(kept.nonzero().flatten(), producer.rows, producer.offset))
     for name, parts in rows.items():
         module: Any = model.get_submodule(name)
         index = torch.cat(parts).sort().values.to(module.weight.device)

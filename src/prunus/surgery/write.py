@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..problem import LayerSolution
 from ..sites import Producer
-from ..traits import module_layout, rows_of
+from ..traits import module_layout, owned_rows
 
 __all__ = ["clear_rows", "module_layout", "read_weight", "write"]
 
@@ -31,7 +31,7 @@ def clear_rows(model: nn.Module, producers: Iterable[Producer], removed: Tensor)
     """Zero the rows (and biases) that made the removed channels; `removed` holds channel indices."""
     for producer in producers:
         module: Any = model.get_submodule(producer.name)
-        rows = rows_of(producer, removed.cpu())
+        rows = owned_rows(removed.cpu(), producer.rows, producer.offset)
         weight = module_layout(module, module.weight)
         weight[rows.to(weight.device)] = 0
         if getattr(module, "bias", None) is not None:

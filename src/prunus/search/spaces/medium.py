@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from ...errors import RecipeError
-from ..genome import Architectures
-from ..space import Candidate
-from ..subnetwork import Kept, Units
+from ..genome import Architectures, prefixes
+from ..subnetwork import Units
 
 __all__ = ["Medium"]
 
@@ -25,20 +24,4 @@ class Medium:
             raise RecipeError(f"steps = {self.steps}: expected no negative number.")
 
     def over(self, units: Units) -> Architectures:
-        most = [min(self.steps, site.count) if self.steps else site.count for site in units.sites]
-
-        def kept(candidate: Candidate) -> Kept:
-            return {site.name: units.first(site, _count(value, site.count, steps))
-                    for site, value, steps in zip(units.sites, candidate, most, strict=True)}
-
-        def nearest(kept: Kept) -> Candidate:
-            found = ((int(kept[site.name].sum()), site.count, steps) for site, steps in zip(units.sites, most, strict=True))
-            return tuple(min(range(steps + 1), key=lambda value: abs(_count(value, count, steps) - wanted))
-                         for wanted, count, steps in found)
-
-        return Architectures(units, tuple(steps + 1 for steps in most), (1,) * len(most), kept, nearest=nearest)
-
-
-def _count(value: int, count: int, steps: int) -> int:
-    """Channels of `count` that a value from 0 to `steps` means."""
-    return -(-value * count // steps)
+        return prefixes(units, self.steps)
