@@ -4,7 +4,7 @@ Channels are put in order, sub-networks valued by several objectives, and the fr
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .alone import FOLDER, Alone, of_text
 from .anatomy import describe
 from .calibration.corpus import Text, check_apart, windows
 from .calibration.gates import gate_gradients
@@ -24,6 +25,7 @@ from .distillation import task_loss
 from .environment import Clock, available_bytes, environment
 from .errors import RecipeError
 from .files import fingerprint
+from .finetune import TrainingProgress
 from .front import Front, FrontSearch, Point
 from .lookup import find
 from .predictions import answers, what_is_said
@@ -32,13 +34,14 @@ from .recovery import Recovery
 from .scores import scored
 from .search.baselines import factors, fewest_heads, first_layers, least, rescaled, retraining_free
 from .search.channels import ChannelSpace, channel_scores
-from .search.explore import Progress, explore
+from .search.explore import Exploration, Progress, explore
 from .search.fitness import Fitness
 from .search.genome import Architectures
 from .search.latency import Latency
 from .search.objectives import QUALITIES, Judge
 from .search.pareto import front
 from .search.plan import apart
+from .search.searchers import Trial
 from .search.space import Candidate, Query
 from .search.subnetwork import Kept, Units
 from .silence import gated
@@ -51,54 +54,109 @@ _ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the weights, that baselines are asked for
 _OTHER_SEED = 1  # of the search text, which is drawn as calibration text is
 
-Quality = Callable[[Kept], Mapping[str, float]]
+Quality = Callable[[Kept, int], Mapping[str, float]]
+Network = Callable[[Kept, int], AbstractContextManager[Any]]  # the model that a sub-network is, for as long as it is looked at
 
 
 def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping[str, Sequence[int]] | None = None,
-               folder: Path | None = None, source: str = "", watch: Callable[[Progress], bool] | None = None) -> Front:
+               folder: Path | None = None, source: str = "", watch: Callable[[Progress], bool] | None = None,
+               training: Callable[[TrainingProgress], None] | None = None) -> Front:
     """Search, and value the front on the test split of the task, or on held-out text.
 
     `orders` are those that a super-network was trained with; without any they are made as the plan says. Trials are written to
-    `folder` at once; called again with equal arguments, the search goes on from there. Raises RecipeError when the parts do not go
-    together.
+    `folder` at once, and what is trained; called again with equal arguments, the search goes on from there. `training` is told how
+    far the training of a sub-network is. Raises RecipeError when the parts do not go together.
     """
-    clock = Clock()
-    read = plan.task.read() if plan.task else None
-    if read is None and not predicts_next(model):
-        raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
-    if read is None and plan.order != "none":
-        check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
+    clock, read = Clock(), _checked(model, plan, folder)
     with clock("ordering"):
         scores = _importance(model, tokenizer, plan, read)
         order = dict(orders) if orders is not None else _descending(scores)
         genome = genome_of(model, plan.space, order)
         starts = _starts(genome, scores)
+    alone = _alone(model, tokenizer, plan, read, genome.units, (folder, training, clock)) if folder and plan.training else None
     with ExitStack() as stack:
-        seen, unseen, protocols, length = (_on_task(model, tokenizer, read, genome.units) if read else
-                                           _on_text(model, tokenizer, plan, genome.units, stack))
+        seen, unseen, protocols, length = (_on_task(model, tokenizer, read, _network(model, genome.units, alone)) if read else
+                                           _on_text(model, tokenizer, plan, genome.units, stack, alone))
         with clock("measuring latency"):
             latency = _latency(model, genome.units, (plan.batch, length), folder) if "latency" in plan.objectives else None
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         with clock("searching"):
             identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(starts), str(plain(plan.space)),
-                                   *weight_norms(model), *protocols)
-            found = explore(genome, plan.searcher, lambda question: judge(genome.kept(question.candidate)), plan.objectives,
-                            plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None,
-                            identity=identity, watch=watch)
+                                   *weight_norms(model), *protocols, *([alone.identity] if alone else []))
+            found = explore(genome, plan.searcher, lambda question: judge(genome.kept(question.candidate), question.resource),
+                            plan.objectives, plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None,
+                            identity=identity, watch=_tidying(alone, genome, watch) if alone else watch)
         with clock("valuing the front"):
-            trials = [trial for trial in found.front if not trial.failed]
-            dense = next(trial for trial in found.trials if trial.candidate == genome.largest)
-            if dense.failed:
-                raise RecipeError(f"search: the dense model itself has no values: {dense.failed}")
-            held = [other(genome.kept(trial.candidate)) for trial in (*trials, dense)]
+            trials = [*(trial for trial in found.front if not trial.failed), _dense(found, genome)]
+            held = [other(genome.kept(trial.candidate), trial.resource) for trial in trials]
         with clock("baselines"):
             beside = _beside(model, tokenizer, plan, read, genome.units, (judge, other))
+    if alone:
+        clock.seconds["training"] = alone.seconds
+        if not found.interrupted:
+            alone.keep([(genome.kept(trial.candidate), trial.resource) for trial in trials])
     best = set(front(held[:-1]).tolist())
-    points = [Point(trial.candidate, trial.values, values, index not in best)
-              for index, (trial, values) in enumerate(zip((*trials, dense), held, strict=True))]
+    points = [Point(trial.candidate, trial.values, values, index not in best, trial.resource)
+              for index, (trial, values) in enumerate(zip(trials, held, strict=True))]
     return Front(plan, source, tuple(points[:-1]), points[-1], len(found.trials), sum(bool(trial.failed) for trial in found.trials),
                  protocols, {name: tuple(map(int, value)) for name, value in order.items()}, clock.seconds,
                  environment(model, str(next(model.parameters()).device), source), found.interrupted, beside)
+
+
+def _checked(model: Any, plan: FrontSearch, folder: Path | None) -> Labelled | None:
+    """The task, if there is one. Raises RecipeError and CorpusError."""
+    read = plan.task.read() if plan.task else None
+    if read is None and not predicts_next(model):
+        raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
+    if read is None and (plan.order != "none" or plan.training):
+        check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
+    if plan.training and folder is None:
+        raise RecipeError("search: sub-networks that are trained by themselves need a folder to be kept in. Name one.")
+    return read
+
+
+def _alone(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, units: Units, place: tuple[Any, Any, Clock]) -> Alone:
+    """Trains sub-networks on the training split of the task, or on calibration text."""
+    assert plan.training is not None
+    folder, watch, clock = place
+    data = encoded(read, "train", model, tokenizer) if read else plan.calibration.tokens(tokenizer, model, plan.seed)
+    found = Alone(model, units, plan.training, data, getattr(plan.searcher, "longest", 0), folder / FOLDER, watch, clock)
+    found.check()
+    return found
+
+
+def _network(model: Any, units: Units, alone: Alone | None) -> Network:
+    """A sub-network as a model: the dense one that wears it, or one that was trained by itself."""
+    @contextmanager
+    def worn(kept: Kept, resource: int) -> Iterator[Any]:
+        with units.worn(model, kept):
+            yield model
+
+    return (lambda kept, resource: nullcontext(alone.network(kept, resource))) if alone else worn
+
+
+def _tidying(alone: Alone, genome: Architectures, watch: Callable[[Progress], bool] | None) -> Callable[[Progress], bool]:
+    """Deletes the weights of what has left the front; those of the dense model are valued again."""
+    gone: set[int] = set()
+
+    def told(progress: Progress) -> bool:
+        trials = progress.found.trials
+        for index in set(range(len(trials))) - set(front(progress.found.values).tolist()) - gone:
+            gone.add(index)
+            if trials[index].candidate != genome.largest:
+                alone.forget(genome.kept(trials[index].candidate), trials[index].resource)
+        return watch(progress) if watch else True
+
+    return told
+
+
+def _dense(found: Exploration, genome: Architectures) -> Trial:
+    """The trial of the dense model, the longest where there are several. Raises RecipeError where it has no values."""
+    dense = max((trial for trial in found.trials if trial.candidate == genome.largest),
+                key=lambda trial: (not trial.failed, trial.resource))
+    if dense.failed:
+        raise RecipeError(f"search: the dense model itself has no values: {dense.failed}")
+    return dense
 
 
 def _latency(model: Any, units: Units, batch: tuple[int, int], folder: Path | None) -> Latency:
@@ -255,16 +313,16 @@ def _as_tokens(model: Any, tokenizer: Any, read: Labelled) -> Tensor:
 _Parts = tuple[Quality, Quality, tuple[str, ...], int]  # what is searched on, and what is not; protocols; tokens of a sequence
 
 
-def _on_task(model: Any, tokenizer: Any, read: Labelled, units: Units) -> _Parts:
+def _on_task(model: Any, tokenizer: Any, read: Labelled, network: Network) -> _Parts:
     """The validation split, and the test split."""
     parts = [encoded(read, split, model, tokenizer) for split in ("validation", "test")]
 
     def quality(examples: Encoded) -> Quality:
         dense = answers(model, examples)
 
-        def of(kept: Kept) -> Mapping[str, float]:
-            with units.worn(model, kept):
-                said = answers(model, examples)
+        def of(kept: Kept, resource: int) -> Mapping[str, float]:
+            with network(kept, resource) as found:
+                said = answers(found, examples)
             value = scored(examples.metric, what_is_said(said), examples.targets, examples.classes)
             return {"error": 1 - value, "loss": float(task_loss(said, examples.targets)), "divergence": _divergence(dense, said)}
 
@@ -282,7 +340,7 @@ def _divergence(dense: Tensor, said: Tensor) -> float:
     return float((first.exp() * (first - second)).sum(1).mean())
 
 
-def _on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack: ExitStack) -> _Parts:
+def _on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack: ExitStack, alone: Alone | None) -> _Parts:
     """Three quarters of the search text, and the fourth."""
     tokens = plan.text.tokens(tokenizer, model, plan.seed + _OTHER_SEED, "text")
     space = ChannelSpace(units.sites, (), ())
@@ -290,6 +348,9 @@ def _on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack:
 
     def quality(held_out: bool) -> Quality:
         rows = apart(len(tokens), held_out)
+        if alone:
+            valued = of_text(model, tokens[rows], plan.objectives)
+            return lambda kept, resource: valued(alone.network(kept, resource))
         services: dict[str, Fitness] = {}
         for name in set(plan.objectives) & set(QUALITIES):
             services[name] = Fitness(model, units.anatomy, space, None, tokens[rows], objective=objectives[name],  # type: ignore[arg-type]
@@ -297,7 +358,7 @@ def _on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack:
                                      memory=min(available_bytes() // 16, model_bytes(model) // 4))
             stack.callback(services[name].close)
 
-        def of(kept: Kept) -> Mapping[str, float]:
+        def of(kept: Kept, resource: int) -> Mapping[str, float]:
             goes = torch.cat([~kept[site.name] for site in units.sites]).double().numpy()
             return {name: service([Query(space.candidate(goes))])[0].value for name, service in services.items()}
 

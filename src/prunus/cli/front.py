@@ -22,6 +22,9 @@ _Pick = Annotated[list[str] | None, typer.Option(
 def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[str, Any], dtype: str, overwrite: bool, resume: bool,
                  trust: bool, quiet: bool) -> None:
     """The search of `prunus search` where it is asked for a space of architectures."""
+    import shutil
+
+    from ..alone import FOLDER
     from ..calibration.placement import Placement
     from ..checkpoint import check_target
     from ..errors import ExportError
@@ -36,6 +39,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     if overwrite and not resume:
         for name in ("trials.jsonl", "latency.json", FILE):
             (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / FOLDER, ignore_errors=True)
     if out.is_dir() and any(out.iterdir()) and not overwrite and not (out / "trials.jsonl").exists():
         raise ExportError(f"{out}: holds no search to resume. Choose another folder or say --overwrite.")
     trained = SuperNet.of(source)
@@ -47,7 +51,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
         from ..frontier import find_front
 
         found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out, source=source,
-                           watch=screen.exploring)
+                           watch=screen.exploring, training=screen.training)
         with whole_folder(out.absolute()) as draft:
             _write(found, draft)
         screen.front(found, out)
@@ -95,8 +99,10 @@ def extract(
     import json
     from dataclasses import asdict
 
+    from ..alone import FOLDER, fill, weights_file
     from ..calibration.placement import Placement
     from ..checkpoint import check_target, folder, save_model
+    from ..errors import RecipeError
     from ..front import Front
     from ..traits import model_bytes
     from .progress import Screen
@@ -104,6 +110,8 @@ def extract(
     found = Front.load(run)
     point = found.pick(pick or ())
     check_target(out, overwrite, 0)
+    if found.plan.training and recovery != "none":
+        raise RecipeError(f"--recovery {recovery}: the points of this front have weights of their own training. Leave it out.")
     repaired = _repaired(recovery, {"corpus": calibration, "samples": samples, "length": length})
     labels = found.plan.task.read().labels if found.plan.task else ()
     with Screen(quiet) as screen:
@@ -116,6 +124,8 @@ def extract(
             screen.say("Repairing what is kept")
             repair(loaded.model, loaded.tokenizer, genome.units, kept, *repaired)
         genome.units.extract(loaded.model, kept)
+        if found.plan.training:
+            fill(loaded.model, weights_file(run / FOLDER, kept, point.resource))
         with folder(out.absolute()) as draft:
             save_model(loaded.model, loaded.tokenizer, draft)
             data = {"run": str(run), "pick": pick or [], "objectives": found.plan.objectives, "recovery": recovery, **asdict(point)}

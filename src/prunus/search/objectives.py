@@ -33,15 +33,16 @@ class Judge:
     model: Any
     units: Units
     names: tuple[str, ...]
-    quality: Callable[[Kept], Mapping[str, float]]  # those of QUALITIES that are asked for, on the search's own text or task
+    quality: Callable[[Kept, int], Mapping[str, float]]  # those of QUALITIES that are asked for, on the search's own text or task, after
+    # the training that a resource stands for
     length: int  # tokens of a sequence, for the work of attention
     latency: Latency | None = None  # where it is asked for
 
-    def __call__(self, kept: Kept) -> tuple[float, ...]:
+    def __call__(self, kept: Kept, resource: int = 0) -> tuple[float, ...]:
         """In the order of `names`. Raises RecipeError for what could not be extracted."""
         units = self.units
         check_left(units.anatomy, [site.branch for site in units.sites if not kept[site.name].any()])
-        known = dict(self.quality(kept)) if set(self.names) & set(QUALITIES) else {}
+        known = dict(self.quality(kept, resource)) if set(self.names) & set(QUALITIES) else {}
         for name in self.names:
             if name in COSTS:
                 known[name] = self._cost(name, units, kept)
