@@ -44,7 +44,7 @@ class Task:
     rows: int = 0  # of the training file, drawn once for all seeds; 0: all
     validation: int = 2048  # examples at most; 0: all
     length: int = 128  # tokens per example at most; the longer one of a pair is cut first
-    metric: Literal["auto"] | MetricName = "auto"  # accuracy, f1, matthews, spearman, pearson; auto: by corpus, as GLUE says
+    metric: Literal["auto", MetricName] = "auto"  # accuracy, f1, matthews, spearman, pearson; auto: by corpus, as GLUE says
     seed: int = 0  # of the split
 
     def __post_init__(self) -> None:
