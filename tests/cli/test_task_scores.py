@@ -1,16 +1,17 @@
-"""prunus evaluate --task: the score of a model with a head, and refusals of models without."""
+"""prunus evaluate --task: the score of a model with a head; and prunus finetune of pruned models, and by a teacher."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from prunus.calibration.tasks import Task, encoded
 from prunus.loading import load
 from prunus.predictions import score
 
-from .conftest import Ran, task
+from .conftest import Ran, saved, task
 
 Prunus = Callable[..., Ran]
 
@@ -74,5 +75,38 @@ def test_answers_that_would_be_drawn_at_random_are_refused(prunus: Prunus, encod
         ([trained, "--task", tmp_path / "nowhere.jsonl"], "nowhere.jsonl"),
     ]:
         ran = prunus("evaluate", *words)
+        assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err
+        assert reason in ran.err
+
+
+def test_another_model_teaches_a_smaller_one(prunus: Prunus, encoder: Path, trained: Path, task_file: Path, tmp_path: Path) -> None:
+    small = saved("distilbert", tmp_path / "distilbert", n_layers=1)
+    words = ["finetune", small, "--task", task(task_file), "--epochs", 3, "--rate", 3e-3, "--quiet", "--out"]
+    ran = prunus(*words, tmp_path / "taught", "--teacher", trained)
+    assert ran.code == 0, ran.err
+    assert prunus(*words, tmp_path / "alone").code == 0
+    one, other = (load(tmp_path / name).model.state_dict() for name in ("taught", "alone"))
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())
+    ran = prunus(*words, tmp_path / "super", "--teacher", trained, "--strategy", "one_shot", "--space", "layer")
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "super" / "supernet.json").read_text())["training"]["teacher"] == str(trained)
+    for flags, reason in [(["--teacher", encoder], "has no trained head"), (["--strategy", "distilled"], "expected a teacher"),
+                          (["--teacher", trained, "--strategy", "sandwich"], "learns from labels alone"),
+                          (["--teacher", tmp_path / "nowhere"], "no such file or folder"),
+                          (["--teacher", trained, "--space", "layer"], "says nothing with --strategy distilled")]:
+        ran = prunus(*words, tmp_path / "no", *flags)
+        assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err
+        assert reason in ran.err
+        assert not (tmp_path / "no").exists()
+
+
+def test_another_language_model_teaches_text(prunus: Prunus, trained: Path, text_file: Path, tmp_path: Path) -> None:
+    large, small = (saved("llama", tmp_path / name, num_hidden_layers=depth, seed=depth) for name, depth in (("large", 3), ("small", 1)))
+    words = ["finetune", small, "--calibration", text_file, "--samples", 8, "--length", 32, "--epochs", 1, "--quiet", "--out"]
+    ran = prunus(*words, tmp_path / "taught", "--teacher", large, "--strategy", "distilled,temperature=4")
+    assert ran.code == 0, ran.err
+    other = saved("llama", tmp_path / "other", vocab_size=300)
+    for teacher, reason in [(trained, "does not predict the next token"), (other, "has another vocabulary")]:
+        ran = prunus(*words, tmp_path / "no", "--teacher", teacher)
         assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err
         assert reason in ran.err

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
+from .running import check_head
 
 if TYPE_CHECKING:
     from ..calibration.tasks import Labelled
@@ -73,20 +74,10 @@ def _on_task(task: str, split: str | None) -> tuple[Any, tuple[str, ...]]:
     read: Labelled = build(Task, o.of_corpus(task, "--task"), "task").read()
 
     def measure(loaded: "Loaded") -> "Score":
-        _check_head(loaded, read)
+        check_head(loaded, read)
         return score(loaded.model, encoded(read, part, loaded.model, loaded.tokenizer))
 
     return measure, read.labels
-
-
-def _check_head(loaded: "Loaded", read: "Labelled") -> None:
-    """Refuse answers that would be drawn at random. Raises RecipeError."""
-    from ..errors import RecipeError
-
-    if loaded.new_head:
-        found = f"a head with {loaded.outputs} outputs" if loaded.outputs not in (0, len(read.labels)) else "no trained head"
-        raise RecipeError(f"model '{loaded.source}': has {found}, and task '{read.test.name}' has {len(read.labels)} labels "
-                          f"({', '.join(read.labels[:5])}). Train it first: prunus finetune {loaded.source} --task …")
 
 
 def _print(rows: list[tuple[str, Any]], as_json: bool) -> None:
