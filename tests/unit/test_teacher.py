@@ -74,17 +74,20 @@ def test_of_text_the_teacher_is_asked_and_stays_as_it_is(strategy: Any, monkeypa
     assert_equal(weights(teacher), before)
 
 
-def test_a_student_comes_nearer_to_its_teacher_than_labels_bring_it() -> None:
+def test_a_student_comes_nearer_to_its_teacher_and_labels_alone_do_not_bring_it_there() -> None:
+    """In the divergence at the temperature at which it learns: 0.33 at first, 0.28 by the teacher, 0.33 by labels, on random tokens."""
     teacher, tokens = tiny_model(num_hidden_layers=3, seed=1), text()
-    target = teacher(input_ids=tokens).logits.softmax(-1).detach()
+    target = (teacher(input_ids=tokens).logits.detach() / 2).log_softmax(-1)
 
-    def distance(strategy: Any, said: Any) -> float:
+    def distance(strategy: Any, said: Any, epochs: int = 10) -> float:
         model = tiny_model()
-        train_supernet(model, None, strategy, tokens, Training(epochs=10, batch=8, rate=1e-2), teacher=said)
+        if epochs:
+            train_supernet(model, None, strategy, tokens, Training(epochs=epochs, batch=8, rate=1e-2), teacher=said)
         with torch.no_grad():
-            return float((model(input_ids=tokens).logits.softmax(-1) - target).abs().sum(-1).mean())
+            answered = (model(input_ids=tokens).logits / 2).log_softmax(-1)
+        return float((target.exp() * (target - answered)).sum(-1).mean())
 
-    assert distance(Distilled(), teacher) < 0.8 * distance(Standard(), None)
+    assert distance(Distilled(2.0), teacher) < 0.9 * min(distance(Standard(), None), distance(Standard(), None, 0))
 
 
 def test_another_teacher_is_another_training(tmp_path: Path) -> None:
