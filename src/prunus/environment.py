@@ -23,14 +23,26 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._apart = 0.0  # of stages that were timed apart
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._apart
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start - (self._apart - before)
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    @contextmanager
+    def apart(self, name: str) -> Iterator[None]:
+        """A stage within another one, whose seconds do not count for that one."""
+        start = time.perf_counter()
+        try:
+            with self(name):
+                yield
+        finally:
+            self._apart += time.perf_counter() - start
 
 
 def environment(model: Any, device: str, source: str = "") -> dict[str, str]:

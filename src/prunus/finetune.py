@@ -12,26 +12,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .anatomy import describe
 from .calibration.blocks import evaluating
 from .calibration.tasks import Encoded
 from .distillation import distilled_loss, task_loss
-from .errors import CorpusError, MissingExtra, RecipeError, TrainingError
+from .errors import CorpusError, RecipeError, TrainingError
 from .files import fingerprint, intact, keep_tensors
 from .search.genome import Genome
 from .search.space import Candidate
 from .supernet import Net, TrainingStrategy
-from .trainable import trainable
-from .traits import classifies, predicts_next
+from .trainable import accelerated, dropping, trainable
+from .traits import classifies, predicts_next, weight_norms
 from .words import WordVectors
 
-__all__ = ["Trained", "Training", "TrainingProgress", "train_supernet"]
+__all__ = ["Trained", "Training", "TrainingProgress", "check_teacher", "train_supernet"]
 
 _ALIKE = 16  # steps among which examples are sorted by length
 _LOOK = 8  # examples of a batch on which sub-networks are ranked
-_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # Accelerate's names
 
 
 @dataclass(frozen=True)
@@ -93,34 +92,36 @@ class Trained:
 
 
 def train_supernet(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, training: Training = Training(),
-                   *, folder: Path | None = None, watch: Callable[[TrainingProgress], None] | None = None) -> Trained:
+                   *, folder: Path | None = None, watch: Callable[[TrainingProgress], None] | None = None, share: float = 1.0,
+                   teacher: Any = None) -> Trained:
     """Train `model` where it is, in place, on the examples of a task or on sequences of tokens (samples, length).
 
     In `folder` the weights, the optimizer's state and the step are kept, as whole files; called again with equal arguments and the
     model as it was, the training goes on from there and ends with the same weights, to the bit on one machine. What is random in a
     step depends on the seed and the step alone, so nothing of it has to be kept. The genome may be None where the strategy trains
-    the dense model alone. One process, one device.
+    the dense model alone. With a `share` below 1 the training is kept after this share of its steps, and paused; called again with a
+    larger one it goes on. A `teacher` takes the place of the strategy's: another model with the same vocabulary, or what it answers to
+    each example of the task (examples, outputs). One process, one device.
     Raises RecipeError when the parts do not go together or `folder` holds another training, TrainingError when a loss is no number.
     """
     device = next(model.parameters()).device
-    _check(model, genome, strategy, data, training, device)
-    identity = _identity(model, genome, strategy, data, training) if folder else ""
-    taught = getattr(strategy, "teacher", "") == "frozen"
+    _check(model, genome, strategy, data, teacher)
+    identity = _identity(model, genome, strategy, data, training, teacher) if folder else ""
+    taught = teacher is None and getattr(strategy, "teacher", "") == "frozen"
     apart = taught and (not training.rank or classifies(model))  # else the teacher is the model without its adapters
-    teacher = copy.deepcopy(model).requires_grad_(False).eval() if apart else None
+    teacher = copy.deepcopy(model).requires_grad_(False) if apart else teacher
     matrices = [site.name for site in describe(model).sites("linear")] if training.rank else []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _accelerated(training, device) as accelerator:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), accelerated(training.precision, device) as accelerator:
         torch.manual_seed(training.seed)
-        with trainable(model, training.rank, training.alpha, matrices) as adapters, _training(model):
+        with trainable(model, training.rank, training.alpha, matrices) as adapters, dropping(model):
             asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(asked, lr=training.rate, weight_decay=training.decay, fused=True))
             run = _Run(model, genome, strategy, data, training, device, accelerator, optimizer, teacher, adapters if taught else None,
                        WordVectors(model))
-            return run.to_the_end(folder, identity, watch)
+            return run.to(max(1, round(share * run.steps)), folder, identity, watch)
 
 
-def _check(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, training: Training,
-           device: torch.device) -> None:
+def _check(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, teacher: Any) -> None:
     name = type(strategy).__name__
     if genome is None and not getattr(strategy, "alone", False):
         raise RecipeError(f"strategy {name} trains sub-networks: expected a search space. Name one, or use standard.")
@@ -130,52 +131,33 @@ def _check(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: 
         raise RecipeError(f"text trains a model that predicts the next token, and this is a {type(model).__name__}. Use a task.")
     if not len(data):
         raise CorpusError("training: there is no example.")
-    if training.precision == "float16" and device.type == "cpu":
-        raise RecipeError("training.precision = 'float16': CPUs do not train in it. Use bfloat16 or float32.")
+    check_teacher(strategy, teacher)
+    if teacher is not None and isinstance(data, Encoded) and tuple(teacher.shape) != (len(data), data.classes):
+        raise RecipeError(f"teacher: answers of shape {tuple(teacher.shape)}, expected {len(data)} examples and {data.classes} outputs.")
 
 
-def _identity(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, training: Training) -> str:
+def check_teacher(strategy: TrainingStrategy, teacher: Any) -> None:
+    """Refuse another model where nothing learns from it, and none where one is needed. Raises RecipeError."""
+    name = type(strategy).__name__
+    if teacher is None and getattr(strategy, "teacher", "") == "other":
+        raise RecipeError(f"strategy {name} learns from another model: expected a teacher. Name one (--teacher), or use standard.")
+    if teacher is not None and not hasattr(strategy, "temperature"):
+        raise RecipeError(f"strategy {name} learns from labels alone, not from a teacher. Use distilled, kd or one_shot.")
+
+
+def _identity(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, training: Training,
+              teacher: Any) -> str:
     """A hash of all that decides the result."""
     space = "" if genome is None else repr((genome.sizes, genome.smallest, genome.largest))
     weights = [f"{name} {tuple(parameter.shape)} {float(parameter.detach().sum(dtype=torch.float64))!r}"
                for name, parameter in model.named_parameters()]
-    words = data.protocol if isinstance(data, Encoded) else hashlib.sha256(data.cpu().numpy().tobytes()).hexdigest()
-    return fingerprint(repr(strategy), repr(replace(training, checkpoint=1)), space, words, type(model).__name__, *weights)
+    words = data.protocol if isinstance(data, Encoded) else _digest(data)
+    told = [] if teacher is None else [_digest(teacher)] if isinstance(teacher, Tensor) else weight_norms(teacher)
+    return fingerprint(repr(strategy), repr(replace(training, checkpoint=1)), space, words, type(model).__name__, *weights, *told)
 
 
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """The model with dropout, for the duration."""
-    before = model.training
-    model.train()
-    try:
-        yield
-    finally:
-        model.train(before)
-
-
-@contextmanager
-def _accelerated(training: Training, device: torch.device) -> Iterator[Any]:
-    """Accelerate, for one process; its global state, which may be another library's, is put back as it was."""
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState, GradientState, PartialState
-    except ImportError:
-        raise MissingExtra("training", "train") from None
-    states: list[dict[str, Any]] = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
-    theirs = [dict(state) for state in states]
-    try:
-        for state in states:
-            state.clear()
-        try:
-            accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=_PRECISIONS[training.precision])
-        except ValueError as error:
-            raise RecipeError(f"training.precision = '{training.precision}': {str(error).splitlines()[0]}") from None
-        yield accelerator
-    finally:
-        for state, before in zip(states, theirs, strict=True):
-            state.clear()
-            state.update(before)
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()
 
 
 @dataclass
@@ -203,7 +185,7 @@ class _Run:
     device: torch.device
     accelerator: Any
     optimizer: Any
-    teacher: Any  # a model that stays as it was
+    teacher: Any  # a model that stays as it was, or its answers by example
     adapters: Any  # without which the model is as it was
     words: WordVectors
     history: _History = field(default_factory=_History)
@@ -226,13 +208,13 @@ class _Run:
         """Steps of an epoch."""
         return math.ceil(len(self.data) / self.together)
 
-    def to_the_end(self, folder: Path | None, identity: str, watch: Callable[[TrainingProgress], None] | None) -> Trained:
-        """All steps that are left."""
+    def to(self, last: int, folder: Path | None, identity: str, watch: Callable[[TrainingProgress], None] | None) -> Trained:
+        """All steps that are left up to one."""
         if folder:
-            self._recall(folder, identity)
+            self._recall(last, folder, identity)
         history, start = self.history, time.perf_counter()
         first, before = history.step, history.seconds
-        while history.step < self.steps:
+        while history.step < last:
             loss = self._step(history.step)
             history.step += 1
             history.total, history.count = history.total + loss, history.count + 1
@@ -243,7 +225,7 @@ class _Run:
                 history.total, history.count = 0.0, 0
             spent = time.perf_counter() - start
             history.seconds = before + spent
-            if folder and (ended or history.step % self.training.checkpoint == 0):
+            if folder and (ended or history.step == last or history.step % self.training.checkpoint == 0):
                 self._keep(folder, identity)
             if watch:
                 left = spent / (history.step - first) * (self.steps - history.step)
@@ -281,10 +263,9 @@ class _Run:
         """Add the gradients of all networks on a batch, times a weight; the sum of their losses, times the same."""
         given, targets = self._given(rows)
         with self.words.of(given["input_ids"]):
-            return self._added(nets, given, targets, weight, step)
+            return self._added(nets, self._asked(given, rows, nets), given, targets, weight, step)
 
-    def _added(self, nets: Sequence[Net], given: dict[str, Any], targets: Tensor, weight: float, step: int) -> float:
-        said = self._asked(given, nets)
+    def _added(self, nets: Sequence[Net], said: Tensor | None, given: dict[str, Any], targets: Tensor, weight: float, step: int) -> float:
         total = 0.0
         for net in nets:
             with self._worn(net.candidate):
@@ -304,13 +285,16 @@ class _Run:
             self.history.passes += 1
         return total
 
-    def _asked(self, given: dict[str, Any], nets: Sequence[Net]) -> Tensor | None:
+    def _asked(self, given: dict[str, Any], rows: Sequence[int], nets: Sequence[Net]) -> Tensor | None:
         """What the teacher says, if it has to be asked: the dense model, where it is trained before others, says it by the way."""
         if all(net.temperature is None for net in nets):
             return None
+        if isinstance(self.teacher, Tensor):
+            return self.teacher[list(rows)].to(self.device)
         with torch.no_grad(), self.accelerator.autocast():
             if self.teacher is not None:
-                return self._logits(self.teacher, given)
+                with evaluating(self.teacher):
+                    return self._logits(self.teacher, given)
             if self.adapters is not None:
                 with evaluating(self.model), _without(self.adapters):
                     return self._logits(self.model, given)
@@ -354,8 +338,8 @@ class _Run:
             if not old.name.startswith(file.name):
                 old.unlink()
 
-    def _recall(self, folder: Path, identity: str) -> None:
-        """Put back what was kept last and is whole. Raises RecipeError when it is of another training."""
+    def _recall(self, last: int, folder: Path, identity: str) -> None:
+        """Put back what was kept last, up to a step, and is whole. Raises RecipeError when it is of another training."""
         from safetensors.torch import load_file
 
         for file in sorted(folder.glob("step-*.safetensors"), reverse=True):
@@ -364,6 +348,8 @@ class _Run:
             if note["identity"] != identity:
                 raise RecipeError(f"{folder}: holds another training (other model, space, strategy, settings or examples). Choose another "
                                   "folder, or delete it.")
+            if note["history"]["step"] > last:
+                continue
             self.history = _History(**note["history"])
             tensors = load_file(file)
             for name, parameter in self.model.named_parameters():

@@ -9,6 +9,7 @@ from typing import Any
 from .calibration.sample import Calibration
 from .calibration.tasks import Task
 from .errors import LoadError, RecipeError, UnknownName
+from .finetune import Training
 from .recipe import build, plain
 from .search.baselines import BASELINES
 from .search.objectives import QUALITIES, check_objectives
@@ -17,6 +18,7 @@ from .search.searchers import Searcher
 from .search.searchers.nsga2 import NSGA2
 from .search.space import Candidate
 from .search.spaces import ArchitectureSpace
+from .search.spaces.mixed import Mixed
 from .search.spaces.small import Small
 
 __all__ = ["Front", "FrontSearch", "Point"]
@@ -39,6 +41,7 @@ class FrontSearch:
     batch: int = 1  # sequences that latency is measured with
     seed: int = 0
     baselines: tuple[str, ...] = ()  # valued beside the front: layerdrop, heads, magnitude, rfp (retraining-free pruning)
+    training: Training | None = None  # of every sub-network by itself, before it is valued; none: all have the model's weights
 
     def __post_init__(self) -> None:
         check_objectives(self.objectives)
@@ -47,9 +50,13 @@ class FrontSearch:
         if not set(self.objectives) & set(QUALITIES):
             raise RecipeError(f"objectives = {', '.join(self.objectives)}: expected one of {', '.join(QUALITIES)} among them; without any "
                               "the smallest sub-network is the best.")
-        if hasattr(self.searcher, "grace"):
+        if hasattr(self.searcher, "grace") and self.training is None:
             raise RecipeError("searcher 'asha' says how long each sub-network is trained, and here none is trained by itself. Use nsga2, "
-                              "or asha from Python (search.explore) with training of your own.")
+                              "or say how they are trained (--train epochs=5).")
+        if "rfp" in self.baselines and self.training:
+            raise RecipeError("baseline 'rfp' is retraining-free, and here all sub-networks are trained. Leave it out, or the training.")
+        if self.training and isinstance(self.space, Mixed):
+            raise RecipeError("space mixed: training would change weights that are 0. Search in medium, or leave the training out.")
         for name in self.baselines:
             if name not in BASELINES:
                 raise UnknownName("baselines", name, list(BASELINES))
@@ -65,6 +72,7 @@ class Point:
     values: tuple[float, ...]  # in the search
     held_out: tuple[float, ...]  # on what the search did not see
     dominated: bool  # by another point, there
+    resource: int = 0  # that it was trained for, where points are trained by themselves; 0: the whole training
 
 
 @dataclass(frozen=True)
@@ -124,4 +132,4 @@ class Front:
 
 
 def _point(row: Mapping[str, Any]) -> Point:
-    return Point(tuple(row["candidate"]), tuple(row["values"]), tuple(row["held_out"]), row["dominated"])
+    return Point(tuple(row["candidate"]), tuple(row["values"]), tuple(row["held_out"]), row["dominated"], row.get("resource", 0))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .alone import FOLDER, Alone
 from .anatomy import describe
 from .calibration.corpus import Text, check_apart, windows
 from .calibration.gates import gate_gradients
@@ -22,54 +23,50 @@ from .calibration.sample import Calibration
 from .calibration.tasks import Encoded, Labelled, encoded
 from .criteria import loss_needs
 from .distillation import task_loss
-from .environment import Clock, available_bytes, environment
+from .environment import Clock, environment
 from .errors import RecipeError
 from .files import fingerprint
+from .finetune import TrainingProgress
 from .front import LEVELS, Front, FrontSearch, Point
 from .granularity import Unstructured
 from .lookup import find
 from .matrices import resolved
-from .predictions import answers, what_is_said
+from .qualities import on_task, on_text
 from .recipe import plain
 from .recovery import Recovery
-from .scores import scored
 from .search.baselines import factors, fewest_heads, first_layers, least, rescaled, retraining_free
-from .search.channels import ChannelSpace, channel_scores
-from .search.explore import Progress, explore
-from .search.fitness import Fitness
+from .search.channels import channel_scores
+from .search.explore import Exploration, Progress, explore
 from .search.genome import Architectures
 from .search.latency import Latency
 from .search.levels import LevelStore, check_room, planned_bytes
-from .search.objectives import QUALITIES, Judge, Quality
+from .search.objectives import Judge
 from .search.pareto import front
-from .search.plan import apart
-from .search.space import Candidate, Query
+from .search.searchers import Question, Trial
+from .search.space import Candidate
 from .search.spaces.mixed import Mixed
 from .search.subnetwork import Kept, Units
-from .search.thin import Levels, Thin
+from .search.thin import Thin
 from .silence import gated
 from .sites import Anatomy, ChannelSite, LinearSite, Site
-from .traits import model_bytes, predicts_next, weight_norms
+from .traits import predicts_next, weight_norms
 
 __all__ = ["find_front", "genome_of", "orders_of", "repair", "thin_of"]
 
 _ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the weights, that baselines are asked for
-_OTHER_SEED = 1  # of the search text, which is drawn as calibration text is
 
 
 def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping[str, Sequence[int]] | None = None,
-               folder: Path | None = None, source: str = "", watch: Callable[[Progress], bool] | None = None) -> Front:
+               folder: Path | None = None, source: str = "", watch: Callable[[Progress], bool] | None = None,
+               training: Callable[[TrainingProgress], None] | None = None) -> Front:
     """Search, and value the front on the test split of the task, or on held-out text.
 
-    `orders` are those that a super-network was trained with; without any they are made as the plan says. Trials, and the weights of a
-    space that has levels of sparsity, are written to `folder` at once; called again with equal arguments, the search goes on from there.
-    Raises RecipeError when the parts do not go together.
+    `orders` are those that a super-network was trained with; without any they are made as the plan says. Trials, and what is solved or
+    trained for them, are written to `folder` at once; called again with equal arguments, the search goes on from there. `training` is
+    told how far the training of a sub-network is. Raises RecipeError when the parts do not go together.
     """
-    clock = Clock()
-    read = plan.task.read() if plan.task else None
-    if read is None:
-        _check_text(model, plan)
+    clock, read = Clock(), _checked(model, plan, folder)
     with clock("ordering"):
         scores = _importance(model, tokenizer, plan, read)
         order = dict(orders) if orders is not None else _descending(scores)
@@ -78,43 +75,84 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
             thin = _solved(model, tokenizer, plan, read, folder or Path(stack.enter_context(TemporaryDirectory(prefix="prunus-"))))
         genome = genome_of(model, plan.space, order, thin)
         starts = _starts(genome, scores)
-        seen, unseen, protocols, length = (_on_task(model, tokenizer, read, genome.units) if read else
-                                           _on_text(model, tokenizer, plan, genome.units, stack))
+        alone = _alone(model, tokenizer, plan, read, genome.units, (folder, training, clock)) if folder and plan.training else None
+        seen, unseen, protocols, length = (on_task(model, tokenizer, read, genome.units, alone) if read else
+                                           on_text(model, tokenizer, plan, genome.units, stack, alone))
         with clock("measuring latency"):
             latency = _latency(model, genome.units, (plan.batch, length), folder) if "latency" in plan.objectives else None
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         with clock("searching"):
             identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(starts), str(plain(plan.space)),
-                                   *weight_norms(model), *protocols,
+                                   *weight_norms(model), *protocols, *([alone.identity] if alone else []),
                                    *([entry.sha256 for entry in thin.store.entries.values()] if thin else []))
-            found = explore(genome, plan.searcher, lambda question: _values(judge, genome, question.candidate), plan.objectives,
+            found = explore(genome, plan.searcher, lambda question: _values(judge, genome, question), plan.objectives,
                             plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None,
-                            identity=identity, watch=watch)
+                            identity=identity, watch=_tidying(alone, genome, watch) if alone else watch)
         with clock("valuing the front"):
-            trials = [trial for trial in found.front if not trial.failed]
-            dense = next(trial for trial in found.trials if trial.candidate == genome.largest)
-            if dense.failed:
-                raise RecipeError(f"search: the dense model itself has no values: {dense.failed}")
-            held = [_values(other, genome, trial.candidate) for trial in (*trials, dense)]
+            trials = [*(trial for trial in found.front if not trial.failed), _dense(found, genome)]
+            held = [_values(other, genome, trial) for trial in trials]
         with clock("baselines"):
             beside = _beside(model, tokenizer, plan, read, genome.units, (judge, other))
+    if alone:
+        clock.seconds["training"] = alone.seconds
+        if not found.interrupted:
+            alone.keep([(genome.kept(trial.candidate), trial.resource) for trial in trials])
     best = set(front(held[:-1]).tolist())
-    points = [Point(trial.candidate, trial.values, values, index not in best)
-              for index, (trial, values) in enumerate(zip((*trials, dense), held, strict=True))]
+    points = [Point(trial.candidate, trial.values, values, index not in best, trial.resource)
+              for index, (trial, values) in enumerate(zip(trials, held, strict=True))]
     return Front(plan, source, tuple(points[:-1]), points[-1], len(found.trials), sum(bool(trial.failed) for trial in found.trials),
                  protocols, {name: tuple(map(int, value)) for name, value in order.items()}, clock.seconds,
                  environment(model, str(next(model.parameters()).device), source), found.interrupted, beside)
 
 
-def _check_text(model: Any, plan: FrontSearch) -> None:
-    if not predicts_next(model):
+def _values(judge: Judge, genome: Architectures, asked: Question | Trial) -> tuple[float, ...]:
+    return judge(genome.kept(asked.candidate), genome.levels(asked.candidate), asked.resource)
+
+
+def _checked(model: Any, plan: FrontSearch, folder: Path | None) -> Labelled | None:
+    """The task, if there is one. Raises RecipeError and CorpusError."""
+    read = plan.task.read() if plan.task else None
+    if read is None and not predicts_next(model):
         raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
-    if plan.order != "none" or isinstance(plan.space, Mixed):
+    if read is None and (plan.order != "none" or plan.training or isinstance(plan.space, Mixed)):
         check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
+    if plan.training and folder is None:
+        raise RecipeError("search: sub-networks that are trained by themselves need a folder to be kept in. Name one.")
+    return read
 
 
-def _values(judge: Judge, genome: Architectures, candidate: Candidate) -> tuple[float, ...]:
-    return judge(genome.kept(candidate), genome.levels(candidate))
+def _alone(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, units: Units, place: tuple[Any, Any, Clock]) -> Alone:
+    """Trains sub-networks on the training split of the task, or on calibration text."""
+    assert plan.training is not None
+    folder, watch, clock = place
+    data = encoded(read, "train", model, tokenizer) if read else plan.calibration.tokens(tokenizer, model, plan.seed)
+    found = Alone(model, units, plan.training, data, getattr(plan.searcher, "longest", 0), folder / FOLDER, watch, clock)
+    found.check()
+    return found
+
+
+def _tidying(alone: Alone, genome: Architectures, watch: Callable[[Progress], bool] | None) -> Callable[[Progress], bool]:
+    """Deletes the weights of what has left the front; those of the dense model are valued again."""
+    gone: set[int] = set()
+
+    def told(progress: Progress) -> bool:
+        trials = progress.found.trials
+        for index in set(range(len(trials))) - set(front(progress.found.values).tolist()) - gone:
+            gone.add(index)
+            if trials[index].candidate != genome.largest:
+                alone.forget(genome.kept(trials[index].candidate), trials[index].resource)
+        return watch(progress) if watch else True
+
+    return told
+
+
+def _dense(found: Exploration, genome: Architectures) -> Trial:
+    """The trial of the dense model, the longest where there are several. Raises RecipeError where it has no values."""
+    dense = max((trial for trial in found.trials if trial.candidate == genome.largest),
+                key=lambda trial: (not trial.failed, trial.resource))
+    if dense.failed:
+        raise RecipeError(f"search: the dense model itself has no values: {dense.failed}")
+    return dense
 
 
 def _latency(model: Any, units: Units, batch: tuple[int, int], folder: Path | None) -> Latency:
@@ -305,61 +343,3 @@ def _as_tokens(model: Any, tokenizer: Any, read: Labelled) -> Tensor:
     """The training split as running text."""
     text = Text(read.train.name, "train", tuple(" ".join(texts) for texts in read.train.texts), "one row each")
     return windows(text, tokenizer, read.task.length, _ORDERING // 4)
-
-
-_Parts = tuple[Quality, Quality, tuple[str, ...], int]  # what is searched on, and what is not; protocols; tokens of a sequence
-
-
-def _on_task(model: Any, tokenizer: Any, read: Labelled, units: Units) -> _Parts:
-    """The validation split, and the test split."""
-    parts = [encoded(read, split, model, tokenizer) for split in ("validation", "test")]
-
-    def quality(examples: Encoded) -> Quality:
-        dense = answers(model, examples)
-
-        def of(kept: Kept, levels: Levels) -> Mapping[str, float]:
-            with units.worn(model, kept, levels):
-                said = answers(model, examples)
-            value = scored(examples.metric, what_is_said(said), examples.targets, examples.classes)
-            return {"error": 1 - value, "loss": float(task_loss(said, examples.targets)), "divergence": _divergence(dense, said)}
-
-        return of
-
-    seen, unseen = map(quality, parts)
-    return seen, unseen, tuple(part.protocol for part in parts), max(map(len, parts[0].tokens))
-
-
-def _divergence(dense: Tensor, said: Tensor) -> float:
-    """KL(dense model || sub-network) in nats per example; of numbers the mean squared difference."""
-    if dense.shape[1] == 1:
-        return float((dense - said).square().mean())
-    first, second = dense.double().log_softmax(1), said.double().log_softmax(1)
-    return float((first.exp() * (first - second)).sum(1).mean())
-
-
-def _on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack: ExitStack) -> _Parts:
-    """Three quarters of the search text, and the fourth."""
-    tokens = plan.text.tokens(tokenizer, model, plan.seed + _OTHER_SEED, "text")
-    space, store = ChannelSpace(units.sites, (), ()), units.thin.store if units.thin else None
-    objectives = {"divergence": "divergence", "loss": "perplexity"}  # as fitness calls them
-
-    def quality(held_out: bool) -> Quality:
-        rows = apart(len(tokens), held_out)
-        services: dict[str, Fitness] = {}
-        for name in set(plan.objectives) & set(QUALITIES):
-            services[name] = Fitness(model, units.anatomy, space, store, tokens[rows], objective=objectives[name],  # type: ignore[arg-type]
-                                     placement=Placement.of(model), batch=together(tokens.shape[1]),
-                                     memory=min(available_bytes() // 16, model_bytes(model) // 4))
-            stack.callback(services[name].close)
-
-        def of(kept: Kept, levels: Levels) -> Mapping[str, float]:
-            goes = torch.cat([~kept[site.name] for site in units.sites]).double().numpy()
-            candidate = space.candidate(goes, [levels.get(site.name, 0) for site in units.sites])
-            return {name: service([Query(candidate)])[0].value for name, service in services.items()}
-
-        return of
-
-    text = plan.text.text()
-    told = f"{plan.text.corpus}, {'written by the model' if text is None else f'text sha256 {text.digest}'}, sequences of {tokens.shape[1]}"
-    count = len(apart(len(tokens), held_out=True))
-    return quality(False), quality(True), (f"{told}, {len(tokens) - count}", f"{told}, {count} others"), tokens.shape[1]

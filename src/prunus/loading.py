@@ -38,6 +38,7 @@ class Loaded:
     tokenizer: Any
     source: str  # as it was named
     new_head: bool = False  # whether the head was drawn at random: the checkpoint has none for the labels that were asked for
+    outputs: int = 0  # of the head that the checkpoint has, where labels were asked for; 0: it has none
 
     def __iter__(self) -> Iterator[Any]:
         """`model, tokenizer = load(source)`."""
@@ -192,6 +193,7 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
     if config.model_type not in names("anatomy"):
         raise LoadError(f"model '{source}': architecture '{config.model_type}' is unknown. "
                         f"Known: {', '.join(names('anatomy'))}.")
+    outputs = config.num_labels if any("SequenceClassification" in name for name in config.architectures or ()) else 0
     if kind is not None or labels:
         common = {**common, "config": config}
     kind = kind or _kind(config, bool(labels))
@@ -211,7 +213,7 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
     tokenizer = _tokenizer(place, common)
     if labels and model.config.pad_token_id is None:  # without one a decoder does not find the end of a sequence
         model.config.pad_token_id = padding_of(tokenizer)
-    return Loaded(model.to(device), tokenizer, source, head)
+    return Loaded(model.to(device), tokenizer, source, head, outputs if labels else 0)
 
 
 def _kind(config: Any, head: bool) -> Any:

@@ -8,12 +8,12 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from .calibration.blocks import evaluating
-from .calibration.tasks import Encoded
+from .calibration.tasks import Encoded, Labelled, encoded, outputs_of
 from .errors import CalibrationError
 from .scores import Score, scored
 from .stats import finite
 
-__all__ = ["answers", "score", "what_is_said"]
+__all__ = ["answers", "score", "teachings", "what_is_said"]
 
 
 def score(model: Any, examples: Encoded, batch: int = 32) -> Score:
@@ -48,3 +48,10 @@ def answers(model: Any, examples: Encoded, batch: int = 32) -> Float[Tensor, "ex
         raise CalibrationError(f"{examples.protocol.split(',')[0]}: an answer of the model is not finite. It overflows in {model.dtype} or "
                                "its weights are damaged; try --dtype float32.")
     return found
+
+
+def teachings(teacher: Any, tokenizer: Any, read: Labelled, student: Any) -> Float[Tensor, "examples outputs"]:
+    """What a teacher, which has its own tokenizer, answers to the training split of a task, in the order of the student's outputs.
+    Raises RecipeError when either has no head of the task's labels."""
+    theirs, ours = outputs_of(teacher, read), outputs_of(student, read)
+    return answers(teacher, encoded(read, "train", teacher, tokenizer))[:, [theirs.index(label) for label in ours]]

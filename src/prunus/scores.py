@@ -39,6 +39,16 @@ class Score:
         said, right = (torch.tensor(values, dtype=torch.float64) for values in (self.said, self.right))
         return statistic_interval(lambda drawn: scored(self.metric, said[drawn], right[drawn], self.classes), len(said))
 
+    def above(self, other: "Score") -> tuple[float, Interval]:
+        """The difference to another model's value on the same examples, and where it may be: each example is drawn for both."""
+        pairs = [tuple(torch.tensor(values, dtype=torch.float64) for values in (score.said, score.right)) for score in (self, other)]
+
+        def difference(drawn: Tensor) -> float:
+            mine, theirs = (scored(self.metric, said[drawn], right[drawn], self.classes) for said, right in pairs)
+            return mine - theirs
+
+        return self.value - other.value, statistic_interval(difference, len(self.said))
+
 
 def default_metric(corpus: str, regression: bool) -> MetricName:
     """Spearman's correlation of numbers; of classes what GLUE says for the corpus: Matthews' correlation for CoLA, F1 for MRPC

@@ -4,10 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .errors import MissingExtra
+import torch
+
+from .errors import MissingExtra, RecipeError
 from .traits import classifies
 
-__all__ = ["trainable"]
+__all__ = ["accelerated", "dropping", "trainable"]
+
+_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # Accelerate's names
 
 
 @contextmanager
@@ -54,3 +58,41 @@ def _adapted(model: Any, rank: int, alpha: float, matrices: Sequence[str]) -> It
         adapters.unload()
         raise
     adapters.merge_and_unload()
+
+
+@contextmanager
+def dropping(model: Any) -> Iterator[None]:
+    """The model with dropout, for the duration."""
+    before = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+@contextmanager
+def accelerated(precision: str, device: torch.device) -> Iterator[Any]:
+    """Accelerate, for one process; its global state, which may be another library's, is put back as it was. Raises MissingExtra, and
+    RecipeError for a precision that the device does not train in."""
+    if precision == "float16" and device.type == "cpu":
+        raise RecipeError("training.precision = 'float16': CPUs do not train in it. Use bfloat16 or float32.")
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+    except ImportError:
+        raise MissingExtra("training", "train") from None
+    states: list[dict[str, Any]] = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    theirs = [dict(state) for state in states]
+    try:
+        for state in states:
+            state.clear()
+        try:
+            accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=_PRECISIONS[precision])
+        except ValueError as error:
+            raise RecipeError(f"training.precision = '{precision}': {str(error).splitlines()[0]}") from None
+        yield accelerator
+    finally:
+        for state, before in zip(states, theirs, strict=True):
+            state.clear()
+            state.update(before)

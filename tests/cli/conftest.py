@@ -1,5 +1,7 @@
 """The command line inside this process, with its streams caught at the file descriptors."""
 
+import json
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 
 from prunus.cli import run
+
+from ..tiny import tiny_model, tiny_tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,33 @@ def quick(checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path) -> l
     """The words of a prune that takes a fraction of a second; later flags win over these."""
     return ["prune", checkpoint(), "--out", tmp_path / "out", "--calibration", text_file, "--samples", 4, "--length", 32,
             "--evaluate", "none"]
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    """Sentences of plums, which are 1, and of pears, which are 0."""
+    rng = random.Random(0)
+    rows = []
+    for _ in range(80):
+        label = rng.randrange(2)
+        words = [rng.choice(["a", "the", "green", "ripe", "old"]), "plum" if label else "pear", rng.choice(["falls", "grows", "is here"])]
+        rows.append({"sentence": " ".join(words), "label": label})
+    file = tmp_path / "fruit.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def saved(family: str, folder: Path, **changes: Any) -> Path:
+    model = tiny_model(family, **changes)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    return saved("bert", tmp_path / "bert", num_hidden_layers=3)
+
+
+def task(file: Path) -> str:
+    return f"{file},length=24"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,40 +21,9 @@ from prunus.frontier import genome_of, thin_of
 from prunus.loading import load
 from prunus.predictions import answers, score
 
-from ..tiny import tiny_model, tiny_tokenizer
-from .conftest import Ran
+from .conftest import Ran, saved, task
 
 Prunus = Callable[..., Ran]
-
-
-@pytest.fixture
-def task_file(tmp_path: Path) -> Path:
-    """Sentences of plums, which are 1, and of pears, which are 0."""
-    rng = random.Random(0)
-    rows = []
-    for _ in range(80):
-        label = rng.randrange(2)
-        words = [rng.choice(["a", "the", "green", "ripe", "old"]), "plum" if label else "pear", rng.choice(["falls", "grows", "is here"])]
-        rows.append({"sentence": " ".join(words), "label": label})
-    file = tmp_path / "fruit.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-def saved(family: str, folder: Path, **changes: Any) -> Path:
-    model = tiny_model(family, **changes)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def encoder(tmp_path: Path) -> Path:
-    return saved("bert", tmp_path / "bert", num_hidden_layers=3)
-
-
-def task(file: Path) -> str:
-    return f"{file},length=24"
 
 
 def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path) -> None:

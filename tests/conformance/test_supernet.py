@@ -21,6 +21,7 @@ from ..problems import generator
 from ..tiny import WORDS, tiny_model
 
 NAMES = names("supernet")
+ALONE = ("standard", "distilled")  # train the dense model only
 LARGE, SMALL = (3, 3, 47), (0, 0, 0)
 every_strategy = pytest.mark.parametrize("name", NAMES)
 
@@ -46,8 +47,8 @@ def test_every_network_is_one_of_the_genome_and_depends_on_the_seed_alone(name: 
         assert nets == asked(strategy, seed % 10, seed=seed)
         for net in nets:
             assert net.candidate is None or all(0 <= value < size for value, size in zip(net.candidate, genome().sizes, strict=True))
-            assert net.temperature is None or net.candidate is not None
-    assert (len({repr(asked(strategy, seed=seed)) for seed in range(20)}) > 1) == (name != "standard")
+            assert net.temperature is None or net.candidate is not None or name == "distilled"
+    assert (len({repr(asked(strategy, seed=seed)) for seed in range(20)}) > 1) == (name not in ALONE)
 
 
 @pytest.mark.parametrize(("name", "shape"), [
@@ -55,10 +56,11 @@ def test_every_network_is_one_of_the_genome_and_depends_on_the_seed_alone(name: 
     ("sandwich", [("dense", False), ("small", False), *[("drawn", False)] * 3]), ("kd", [("drawn", True)] * 3),
     ("one_shot", [("dense", False), ("small", True), *[("drawn", True)] * 3]),
     ("one_shot_upper", [("dense", False), *[("drawn", True)] * 3]), ("fixed", [("dense", False), *[("drawn", True)] * 3]),
+    ("distilled", [("dense", True)]),
 ])
 def test_the_networks_of_a_step_are_those_of_the_paper(name: str, shape: list[tuple[str, bool]]) -> None:
     """With three random ones at temperature 7, in the last step, where linear strategies are sure to train them."""
-    settings: dict[str, Any] = {} if name == "standard" else {"subnets": 3}
+    settings: dict[str, Any] = {} if name in ALONE else {"subnets": 3}
     if any(taught for _, taught in shape):
         settings["temperature"] = 7.0
     nets = asked(find("supernet", name)(**settings), seed=3)
@@ -68,7 +70,7 @@ def test_the_networks_of_a_step_are_those_of_the_paper(name: str, shape: list[tu
 
 
 def test_all_strategies_have_their_shape_tested() -> None:
-    assert NAMES == ["fixed", "kd", "linear_random", "one_shot", "one_shot_upper", "random", "sandwich", "standard"]
+    assert NAMES == ["distilled", "fixed", "kd", "linear_random", "one_shot", "one_shot_upper", "random", "sandwich", "standard"]
 
 
 @pytest.mark.parametrize("name", ["linear_random", "kd"])
@@ -89,7 +91,7 @@ def test_fixed_draws_depths_between_the_least_and_the_most_with_all_heads_and_ch
         asked(Fixed(variable=3))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("standard", "fixed")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*ALONE, "fixed")])
 def test_sampling_is_what_the_strategy_draws_by(name: str) -> None:
     class Mine:
         def draw(self, genome: Any, count: int, rng: random.Random, loss: Any) -> list[Candidate]:
@@ -102,7 +104,7 @@ def test_sampling_is_what_the_strategy_draws_by(name: str) -> None:
     assert [net.candidate for net in asked(strategy)][-2:] == [(1, 2, 3)] * 2
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "standard"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ALONE])
 def test_no_sub_network_and_no_temperature_are_refused(name: str) -> None:
     kind = find("supernet", name)
     with pytest.raises(RecipeError, match="subnets = 0"):
@@ -117,7 +119,9 @@ def test_every_strategy_trains_and_leaves_the_model_whole(name: str) -> None:
     model, before = (tiny_model(num_hidden_layers=4) for _ in range(2))
     tokens = torch.randint(WORDS, (8, 12), generator=generator(0))
     modules = list(map(str, model.modules()))
-    done = train_supernet(model, prefix_of(model), find("supernet", name)(), tokens, Training(epochs=2, batch=4, rate=1e-3))
+    strategy = find("supernet", name)()
+    teacher = tiny_model(seed=1) if getattr(strategy, "teacher", "") == "other" else None
+    done = train_supernet(model, prefix_of(model), strategy, tokens, Training(epochs=2, batch=4, rate=1e-3), teacher=teacher)
     assert done.steps == 4
     assert done.passes >= 4
     assert list(map(str, model.modules())) == modules

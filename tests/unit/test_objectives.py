@@ -69,9 +69,10 @@ def test_seconds_are_kept_for_a_search_that_goes_on(tmp_path: Path) -> None:
 def test_costs_are_those_of_the_extracted_model() -> None:
     model = tiny_model(num_hidden_layers=2)
     units = units_of(model)
-    judge = Judge(model, units, ("loss", "params", "memory", "flops"), lambda kept, levels: {"loss": 3.0}, 12)
+    judge = Judge(model, units, ("loss", "params", "memory", "flops"), lambda kept, levels, resource: {"loss": 3.0 + resource}, 12)
     whole = judge(first(units, 1.0))
     assert whole == (3.0, 1.0, 1.0, 1.0)
+    assert judge(first(units, 1.0), resource=2)[0] == 5
     half = first(units, 0.5)
     loss, params, memory, work = judge(half)
     small = copy.deepcopy(model)
@@ -90,7 +91,7 @@ def test_what_could_not_be_extracted_has_no_values() -> None:
     units = units_of(model)
     kept = {name: mask & ("mlp" in name) for name, mask in first(units, 1.0).items()}
     with pytest.raises(RecipeError, match="no attention would be left"):
-        Judge(model, units, ("loss", "params"), lambda kept, levels: {"loss": 0.0}, 12)(kept)
+        Judge(model, units, ("loss", "params"), lambda *_: {"loss": 0.0}, 12)(kept)
 
 
 def test_objectives_are_known_and_two_at_least() -> None:

@@ -97,3 +97,22 @@ def test_what_was_kept_of_another_training_is_refused_and_damage_is_noticed(tmp_
     seen: list[TrainingProgress] = []
     train_supernet(tiny_model(), None, Standard(), text(), settings, folder=tmp_path / "kept", watch=seen.append)
     assert seen[0].done == 1
+
+
+def test_a_paused_training_goes_on_to_the_same_weights_and_never_gives_those_of_later(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    """14 steps, paused after 4 and after 9, none of which ends an epoch or is a checkpoint."""
+    training = Training(epochs=2, batch=4, rate=1e-3, checkpoint=3)
+    model, data = task(tmp_path, checkpoint, count=50)
+    start = weights(model)
+    whole = train_supernet(model, None, Standard(), data, training)
+    expected, parts = weights(model), []
+    for share in (4 / 14, 9 / 14, 1.0, 4 / 14):
+        model.load_state_dict(start)
+        seen: list[TrainingProgress] = []
+        done = train_supernet(model, None, Standard(), data, training, folder=tmp_path / "kept", watch=seen.append, share=share)
+        parts.append((seen[0].done, done.steps, done.losses, weights(model)))
+    assert [part[:2] for part in parts] == [(1, 4), (5, 9), (10, 14), (1, 4)]
+    assert [len(part[2]) for part in parts] == [0, 1, 2, 0]
+    assert parts[2][2] == whole.losses
+    assert_equal(parts[2][3], expected)
+    assert_equal(parts[3][3], parts[0][3])

@@ -85,3 +85,15 @@ def test_the_interval_of_an_accuracy_is_that_of_a_share() -> None:
 def test_an_interval_is_found_where_a_draw_lacks_a_class() -> None:
     said = right = (0.0, 1.0, 2.0)
     assert Score("f1", 1.0, "", said, right, 3, 0.0).interval == (1.0, 1.0)
+
+
+def test_the_difference_of_two_models_is_paired() -> None:
+    """Wrong in the same places, the two differ in one example of 40; each alone is uncertain by far more."""
+    right = tuple(float(index % 2) for index in range(40))
+    worse = tuple(1 - value if index < 10 else value for index, value in enumerate(right))
+    better = (right[0], *worse[1:])
+    scores = [Score("accuracy", scored("accuracy", said, right), "", said, right, 2, 0.0) for said in (better, worse)]
+    difference, (low, high) = scores[0].above(scores[1])
+    assert difference == pytest.approx(1 / 40)
+    assert 0 <= low <= high <= 4 / 40
+    assert scores[0].interval[1] - scores[0].interval[0] > 0.2

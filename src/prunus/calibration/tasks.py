@@ -17,7 +17,7 @@ from ..traits import classifies, padding_of
 from .corpus import files_of, rows_of
 from .sample import check_length, check_tokenizer, how_read
 
-__all__ = ["Encoded", "Examples", "Labelled", "Split", "Task", "encoded"]
+__all__ = ["Encoded", "Examples", "Labelled", "Split", "Task", "encoded", "outputs_of"]
 
 Split = Literal["train", "validation", "test"]
 
@@ -44,7 +44,7 @@ class Task:
     rows: int = 0  # of the training file, drawn once for all seeds; 0: all
     validation: int = 2048  # examples at most; 0: all
     length: int = 128  # tokens per example at most; the longer one of a pair is cut first
-    metric: Literal["auto"] | MetricName = "auto"  # accuracy, f1, matthews, spearman, pearson; auto: by corpus, as GLUE says
+    metric: Literal["auto", MetricName] = "auto"  # accuracy, f1, matthews, spearman, pearson; auto: by corpus, as GLUE says
     seed: int = 0  # of the split
 
     def __post_init__(self) -> None:
@@ -194,7 +194,7 @@ def encoded(read: Labelled, split: Split, model: Any, tokenizer: Any) -> Encoded
     task, examples = read.task, read.split(split)
     check_tokenizer(tokenizer, f"task '{examples.name}'")
     check_length(model, task.length, "task.length")
-    order = _order(model, read)
+    order = outputs_of(model, read)
     given = tokenizer([texts[0] for texts in examples.texts], [texts[1] for texts in examples.texts] if len(read.columns) == 3 else None,
                       truncation=True, max_length=task.length, verbose=False)
     tokens = tuple(map(tuple, given["input_ids"]))
@@ -213,8 +213,9 @@ def _subset(task: Task) -> str:
     return f" of {task.rows} training rows" if task.rows else ""
 
 
-def _order(model: Any, read: Labelled) -> list[str]:
-    """The names of the classes in the order of the model's outputs: its own, where it knows the same names."""
+def outputs_of(model: Any, read: Labelled) -> list[str]:
+    """The names of the classes in the order of the model's outputs: its own, where it knows the same names. Raises RecipeError when it
+    has no head of the task's labels."""
     if not classifies(model):
         raise RecipeError(f"task '{read.train.name}' needs a model with a head, and this is a {type(model).__name__}. "
                           "Load it with the task's labels.")

@@ -61,6 +61,7 @@ def search(
     space: o.Space = None,
     objectives: o.Objectives = None,
     searcher: o.Searcher = None,
+    train: o.Train = None,
     task: o.Task = None,
     order: o.Order = None,
     batch: o.LatencyBatch = None,

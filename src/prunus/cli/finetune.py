@@ -1,18 +1,23 @@
 """prunus finetune MODEL --out FOLDER."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options as o
-from .running import journal_of, kept, opened
+from .running import check_head, journal_of, kept, opened
+
+if TYPE_CHECKING:
+    from ..calibration.tasks import Labelled
+    from ..loading import Loaded
 
 __all__ = ["finetune"]
 
-_Strategy = Annotated[str, typer.Option(
-    help="Which networks every step trains: standard (the model alone), one_shot, sandwich, random, linear_random, kd, one_shot_upper or "
-         "fixed; settings after commas: one_shot,subnets=2,temperature=10.")]
+_Strategy = Annotated[str | None, typer.Option(
+    help="Which networks every step trains: standard (the model alone), distilled (the same, by --teacher too), one_shot, sandwich, "
+         "random, linear_random, kd, one_shot_upper or fixed; settings after commas: one_shot,subnets=2,temperature=10. [default: "
+         "standard; with --teacher distilled]")]
 _Space = Annotated[str | None, typer.Option(
     help="The sub-networks of those: small, medium, layer, sublayer or large; settings after commas. [default: small]")]
 
@@ -21,7 +26,10 @@ def finetune(
     model: o.Model,
     out: o.Out,
     task: o.Task = None,
-    strategy: _Strategy = "standard",
+    strategy: _Strategy = None,
+    teacher: Annotated[str | None, typer.Option(
+        help="Another, larger model whose answers are learned beside the labels: one that was trained on the same task, or has the same "
+             "vocabulary. [default: none; strategies with sub-networks learn from the model itself]")] = None,
     space: _Space = None,
     order: o.Order = None,
     calibration: Annotated[str, typer.Option(help="Text to train on, where there is no task; and to order channels by.")] = "builtin",
@@ -46,17 +54,19 @@ def finetune(
     from ..calibration.placement import Placement
     from ..calibration.tasks import Task, encoded
     from ..checkpoint import folder, save_model
-    from ..finetune import Training, train_supernet
+    from ..finetune import Training, check_teacher, train_supernet
     from ..front import FrontSearch
     from ..frontier import genome_of, orders_of
     from ..recipe import build, plain, plugin
     from ..supernets import SuperNet, check_trained
     from .progress import Screen
 
+    strategy = strategy or ("distilled" if teacher else "standard")
     trained_by = plugin("supernet", o.named(strategy, "--strategy"), "--strategy")
     alone = getattr(trained_by, "alone", False)
     if alone and (space or order):
-        raise _refused(f"--{'space' if space else 'order'} says nothing with --strategy standard, which trains the model alone.")
+        raise _refused(f"--{'space' if space else 'order'} says nothing with --strategy {strategy}, which trains the model alone.")
+    check_teacher(trained_by, teacher)
     training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate,
                                           "precision": precision, "rank": rank, "seed": seed}, "training")
     text = {key: value for key, value in (("samples", samples), ("length", length)) if value is not None}
@@ -69,24 +79,53 @@ def finetune(
     journal = journal_of(out, overwrite, resume)
     with Screen(quiet) as screen, kept(journal, out, screen):
         loaded = opened(model, Placement(device), dtype, trust_remote_code, screen, read.labels if read else ())
+        said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen) if teacher else None
         orders = {} if alone else orders_of(loaded.model, loaded.tokenizer, plan, read)
         genome = None if alone else genome_of(loaded.model, plan.space, orders)
         data = (encoded(read, "train", loaded.model, loaded.tokenizer) if read else
                 plan.calibration.tokens(loaded.tokenizer, loaded.model, seed))
-        done = train_supernet(loaded.model, genome, trained_by, data, training, folder=journal.folder, watch=screen.training)
+        done = train_supernet(loaded.model, genome, trained_by, data, training, folder=journal.folder, watch=screen.training, teacher=said)
         with folder(out.absolute()) as draft:
             save_model(loaded.model, loaded.tokenizer, draft)
-            facts = {"strategy": plain(trained_by), "settings": plain(training), "task": plain(plan.task), **asdict(done)}
+            facts = {"strategy": plain(trained_by), "settings": plain(training), "task": plain(plan.task), "teacher": teacher,
+                     **asdict(done)}
             if not alone:
                 SuperNet(plan.space, {name: tuple(row) for name, row in orders.items()}, facts).write(draft)
         if read:
-            from ..predictions import score
-
-            for split in ("validation", "test"):
-                found = score(loaded.model, encoded(read, split, loaded.model, loaded.tokenizer))
-                low, high = found.interval
-                screen.say(f"{found.metric} on the {split} split: {found.value:.4f} [{low:.4f}, {high:.4f}]")
+            _say_scores(loaded, read, screen)
         screen.say(f"Saved to {out}: {done.steps} steps, loss {done.losses[-1]:.4f}, {done.seconds:.0f} s.")
+
+
+def _say_scores(loaded: "Loaded", read: "Labelled", screen: Any) -> None:
+    from ..calibration.tasks import Split, encoded
+    from ..predictions import score
+
+    splits: tuple[Split, ...] = ("validation", "test")
+    for split in splits:
+        found = score(loaded.model, encoded(read, split, loaded.model, loaded.tokenizer))
+        low, high = found.interval
+        screen.say(f"{found.metric} on the {split} split: {found.value:.4f} [{low:.4f}, {high:.4f}]")
+
+
+def _teacher(source: str, student: "Loaded", read: "Labelled | None", place: tuple[str, str, bool], screen: Any) -> Any:
+    """What the teacher answers to the training split; where there is no task, itself. Raises RecipeError where it does not fit."""
+    from ..calibration.placement import Placement
+    from ..predictions import teachings
+    from ..traits import predicts_next
+
+    device, dtype, trust = place
+    loaded = opened(source, Placement(device), dtype, trust, screen, read.labels if read else ())
+    if read:
+        check_head(loaded, read)
+        screen.say("Asking the teacher")
+        return teachings(loaded.model, loaded.tokenizer, read, student.model)
+    if not predicts_next(loaded.model):
+        raise _refused(f"--teacher {source}: does not predict the next token, so it teaches nothing about text.")
+    models: list[tuple[Any, Any]] = [(one.model, one.tokenizer) for one in (loaded, student)]
+    words = [(words.get_vocab(), model.config.get_text_config().vocab_size) for model, words in models if words]
+    if len(words) < 2 or words[0] != words[1]:
+        raise _refused(f"--teacher {source}: has another vocabulary than {student.source}. Choose one with the same tokenizer, or a task.")
+    return loaded.model
 
 
 def _refused(reason: str) -> Exception:

@@ -24,6 +24,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     """The search of `prunus search` where it is asked for a space of architectures."""
     import shutil
 
+    from ..alone import FOLDER
     from ..calibration.placement import Placement
     from ..checkpoint import check_target
     from ..errors import ExportError
@@ -38,7 +39,8 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     if overwrite and not resume:
         for name in ("trials.jsonl", "latency.json", FILE):
             (out / name).unlink(missing_ok=True)
-        shutil.rmtree(out / LEVELS, ignore_errors=True)
+        for name in (LEVELS, FOLDER):
+            shutil.rmtree(out / name, ignore_errors=True)
     begun = any((out / name).exists() for name in ("trials.jsonl", LEVELS))
     if out.is_dir() and any(out.iterdir()) and not overwrite and not begun:
         raise ExportError(f"{out}: holds no search to resume. Choose another folder or say --overwrite.")
@@ -51,7 +53,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
         from ..frontier import find_front
 
         found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out, source=source,
-                           watch=screen.exploring)
+                           watch=screen.exploring, training=screen.training)
         with whole_folder(out.absolute()) as draft:
             _write(found, draft)
         screen.front(found, out)
@@ -99,6 +101,7 @@ def extract(
     import json
     from dataclasses import asdict
 
+    from ..alone import FOLDER, fill, weights_file
     from ..calibration.placement import Placement
     from ..checkpoint import check_target, folder, save_model
     from ..errors import RecipeError
@@ -110,6 +113,8 @@ def extract(
     found = Front.load(run)
     point = found.pick(pick or ())
     check_target(out, overwrite, 0)
+    if found.plan.training and recovery != "none":
+        raise RecipeError(f"--recovery {recovery}: the points of this front have weights of their own training. Leave it out.")
     repaired = _repaired(recovery, {"corpus": calibration, "samples": samples, "length": length})
     if repaired and isinstance(found.plan.space, Mixed):
         raise RecipeError("--recovery does not go with space mixed: it would change weights that are 0.")
@@ -124,6 +129,8 @@ def extract(
             screen.say("Repairing what is kept")
             repair(loaded.model, loaded.tokenizer, genome.units, genome.kept(point.candidate), *repaired)
         genome.extract(loaded.model, point.candidate)
+        if found.plan.training:
+            fill(loaded.model, weights_file(run / FOLDER, genome.kept(point.candidate), point.resource))
         with folder(out.absolute()) as draft:
             save_model(loaded.model, loaded.tokenizer, draft)
             data = {"run": str(run), "pick": pick or [], "objectives": found.plan.objectives, "recovery": recovery, **asdict(point)}

@@ -12,7 +12,7 @@ __all__ = [
     "Allocation", "Baselines", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity",
     "LatencyBatch", "Length", "Metrics", "Model", "Multiple", "Objective", "Objectives", "Order", "Out", "Overwrite", "Quiet",
     "RecipeFile", "Recovery", "Repaired", "Resume", "Samples", "Search", "SearchText", "Searcher", "Seed", "Sites", "Skip", "Solver",
-    "Space", "Sparsity", "Task", "TrustRemoteCode", "front_settings", "given", "named", "of_corpus", "recipe_of",
+    "Space", "Sparsity", "Task", "Train", "TrustRemoteCode", "front_settings", "given", "named", "of_corpus", "recipe_of",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -59,8 +59,11 @@ Objectives = Annotated[str | None, typer.Option(
     help="With --space: error (of --task), loss or divergence; and params, flops, latency or memory, as shares of the dense model's; two "
          "or more. [default: error,params with --task, else divergence,params]")]
 Searcher = Annotated[str | None, typer.Option(
-    help="With --space, which sub-networks are looked at: nsga2, ehvi, morea, local, lsbo, rsbo, stratified or random; settings after "
-         "commas. [default: nsga2]")]
+    help="With --space, which sub-networks are looked at: nsga2, ehvi, morea, local, lsbo, rsbo, stratified or random; with --train asha "
+         "too; settings after commas. [default: nsga2]")]
+Train = Annotated[str | None, typer.Option(
+    help="With --space, train every sub-network by itself, from the model's weights, before it is valued: epochs=3,batch=16,rate=1e-4; on "
+         "the training split of the task, or on calibration text. [default: none is trained]")]
 Task = Annotated[str | None, typer.Option(
     help="A labelled corpus: glue_sst2, or a .jsonl file; settings after commas: glue_sst2,rows=4000,seed=1. Trained on its training "
          "split, searched on its validation split, and reported on its test split.")]
@@ -94,7 +97,7 @@ _SUITED = {  # to kinds of sites, where flags do not say otherwise
 }
 
 
-_OF_FRONTS = ("objectives", "searcher", "task", "order", "batch", "baselines")
+_OF_FRONTS = ("objectives", "searcher", "task", "order", "batch", "baselines", "train")
 _OF_SHARES = ("recipe", "sites", "sparsity", "multiple", "granularity", "solver", "allocation", "search", "objective", "repaired", "skip")
 
 
@@ -122,6 +125,9 @@ def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
         settings["task"] = of_corpus(said["task"], "--task")
     if "search_text" in said:
         settings["text"] = {"samples": 16, **of_corpus(said["search_text"], "--search-text")}
+    if "train" in said:
+        seed = {"seed": said.get("seed", 0)}
+        settings["training"] = seed | _settings(said["train"].split(","), f"--train {said['train']}", "")
     if "evaluations" in said:
         settings["evaluations"] = int(said["evaluations"])
     return settings
@@ -209,16 +215,21 @@ def _limit(sparsity: float) -> float:
 def named(text: str, where: str) -> dict[str, Any]:
     """`name,key=value,…` as a table; values are read as TOML, or as text when they are none."""
     import re
+
+    name, *settings = re.split(r",(?![^\[]*\])(?![^{]*\})", text)  # one in a list or a table is not ours
+    return {"name": name.strip(), **_settings(settings, f"{where} {text}", " after the name")}
+
+
+def _settings(settings: list[str], where: str, place: str) -> dict[str, Any]:
     import tomllib
 
     from ..errors import RecipeError
 
-    name, *settings = re.split(r",(?![^\[]*\])(?![^{]*\})", text)  # one in a list or a table is not ours
-    table: dict[str, Any] = {"name": name.strip()}
+    table: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise RecipeError(f"{where} {text}: expected key=value after the name, found '{setting}'.")
+            raise RecipeError(f"{where}: expected key=value{place}, found '{setting}'.")
         try:
             table[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

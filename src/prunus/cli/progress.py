@@ -124,6 +124,7 @@ class Screen:
             self._console.print("Hypervolume of held-out quantiles: " + ", ".join(f"{name} {volume:.3f}" for name, volume in volumes) + ".")
         failed = f", of which {found.failed} have no values" if found.failed else ""
         self._console.print(f"{found.looked} sub-networks{failed}; {len(found.points)} on the front.")
+        self._console.print("Seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in found.seconds.items()) + ".")
         if found.interrupted:
             self._console.print("Interrupted: the same command with --resume goes on.")
         limited = next((name for name in names if name in COSTS), names[-1])

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..calibration.placement import Placement
+    from ..calibration.tasks import Labelled
     from ..journal import Journal
     from ..loading import Loaded
     from .progress import Screen
 
-__all__ = ["journal_of", "kept", "opened"]
+__all__ = ["check_head", "journal_of", "kept", "opened"]
 
 
 def journal_of(out: Path, overwrite: bool, resume: bool) -> "Journal":
@@ -58,3 +59,13 @@ def opened(source: str, placement: "Placement", dtype: str, trust: bool, screen:
     if placement.device != "cpu" and placement.fits(loaded.model):
         loaded.model.to(placement.device)
     return loaded
+
+
+def check_head(loaded: "Loaded", read: "Labelled") -> None:
+    """Refuse answers to a task that would be drawn at random. Raises RecipeError."""
+    from ..errors import RecipeError
+
+    if loaded.new_head:
+        found = f"a head with {loaded.outputs} outputs" if loaded.outputs not in (0, len(read.labels)) else "no trained head"
+        raise RecipeError(f"model '{loaded.source}': has {found}, and task '{read.test.name}' has {len(read.labels)} labels "
+                          f"({', '.join(read.labels[:5])}). Train it first: prunus finetune {loaded.source} --task …")

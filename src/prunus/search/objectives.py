@@ -16,7 +16,7 @@ __all__ = ["COSTS", "QUALITIES", "Judge", "Quality", "check_objectives"]
 QUALITIES = ("error", "loss", "divergence")
 COSTS = ("params", "flops", "latency", "memory")  # all as shares of the dense model's
 
-Quality = Callable[[Kept, Levels], Mapping[str, float]]  # of a sub-network, by name
+Quality = Callable[[Kept, Levels, int], Mapping[str, float]]  # of a sub-network, by name; after the training that a resource stands for
 
 
 def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
@@ -40,12 +40,12 @@ class Judge:
     length: int  # tokens of a sequence, for the work of attention
     latency: Latency | None = None  # where it is asked for
 
-    def __call__(self, kept: Kept, levels: Levels = DENSE) -> tuple[float, ...]:
-        """In the order of `names`. Weights that are 0 count in "params" alone: they are stored, and computed with. Raises RecipeError for
-        what could not be extracted."""
+    def __call__(self, kept: Kept, levels: Levels = DENSE, resource: int = 0) -> tuple[float, ...]:
+        """In the order of `names`, after the training that a resource stands for. Weights that are 0 count in "params" alone: they are
+        stored, and computed with. Raises RecipeError for what could not be extracted."""
         units = self.units
         check_left(units.anatomy, [site.branch for site in units.sites if not kept[site.name].any()])
-        known = dict(self.quality(kept, levels)) if set(self.names) & set(QUALITIES) else {}
+        known = dict(self.quality(kept, levels, resource)) if set(self.names) & set(QUALITIES) else {}
         for name in self.names:
             if name in COSTS:
                 known[name] = units.remaining(kept, levels) if name == "params" else self._cost(name, units, kept)

@@ -37,7 +37,8 @@ class Searcher(Protocol):
     candidates that it did not ask for too: the first ones of every search. No question is asked twice, and equal seeds and equal
     trials give equal questions, so that an interrupted search, asked again with the trials it had, goes on as if nothing had
     happened. Objectives may have any scale. One with a `grace` trains every candidate by itself: its questions say for how long,
-    and `grace` says it of the first ones. MissingExtra is raised by `init` when its library is not installed.
+    `grace` says it of the first ones, and `longest` stands for the whole training. MissingExtra is raised by `init` when its library
+    is not installed.
     """
 
     def init(self, genome: Genome, seed: int) -> Any:
