@@ -37,6 +37,7 @@ def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: 
     assert ran.code == 0, ran.err
     assert "14 sub-networks" in ran.err
     found = Front.load(tmp_path / "run")
+    assert found.plan.order == "fisher"  # as the super-network was trained; the search begins with what it says
     trained = json.loads((tmp_path / "super" / "supernet.json").read_text())
     assert {name: list(order) for name, order in found.orders.items()} == trained["orders"]
     trials = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()[1:]]

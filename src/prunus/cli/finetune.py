@@ -88,7 +88,7 @@ def finetune(
         with folder(out.absolute()) as draft:
             save_model(loaded.model, loaded.tokenizer, draft)
             facts = {"strategy": plain(trained_by), "settings": plain(training), "task": plain(plan.task), "teacher": teacher,
-                     **asdict(done)}
+                     "order": plan.order, **asdict(done)}
             if not alone:
                 SuperNet(plan.space, {name: tuple(row) for name, row in orders.items()}, facts).write(draft)
         if read:

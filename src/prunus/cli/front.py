@@ -23,6 +23,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
                  trust: bool, quiet: bool) -> None:
     """The search of `prunus search` where it is asked for a space of architectures."""
     import shutil
+    from dataclasses import replace
 
     from ..alone import FOLDER
     from ..calibration.placement import Placement
@@ -47,6 +48,8 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     trained = SuperNet.of(source)
     if trained:
         trained.check(plan.space)
+        if plan.order == "none":  # its own order of channels stays; this says what they matter where they compete
+            plan = replace(plan, order=trained.training.get("order", "none"))
     labels = plan.task.read().labels if plan.task else ()
     with Screen(quiet) as screen:
         loaded = opened(source, Placement(**place), dtype, trust, screen, labels)
