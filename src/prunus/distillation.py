@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["distilled_loss", "task_loss", "teacher_loss"]
+__all__ = ["distilled_loss", "task_loss"]
 
 
 def task_loss(logits: Float[Tensor, "rows outputs"], targets: Tensor) -> Float[Tensor, ""]:
@@ -22,13 +22,8 @@ def distilled_loss(student: Float[Tensor, "rows outputs"], teacher: Float[Tensor
 
     T^2 keeps the size of the first part's gradient, which else falls as 1 / T^2 (Hinton et al. 2015).
     """
+    teacher = teacher.detach().float()
     if targets.is_floating_point():
-        return functional.mse_loss(student.float(), teacher.detach().float())
-    return teacher_loss(student, teacher, temperature) + task_loss(student, targets)
-
-
-def teacher_loss(student: Float[Tensor, "rows classes"], teacher: Float[Tensor, "rows classes"],
-                 temperature: float) -> Float[Tensor, ""]:
-    """T^2 CE(softmax(teacher / T), student / T). Nothing flows back to the teacher."""
-    said = torch.softmax(teacher.detach().float() / temperature, dim=1)
-    return temperature**2 * functional.cross_entropy(student.float() / temperature, said)
+        return functional.mse_loss(student.float(), teacher)
+    said = torch.softmax(teacher / temperature, dim=1)
+    return temperature**2 * functional.cross_entropy(student.float() / temperature, said) + task_loss(student, targets)

@@ -35,7 +35,7 @@ def test_branches_that_go_are_made_up_for() -> None:
     assert distance(model, trained, (2, 5)) < distance(model, patched, (2, 5))
 
 
-def test_the_loss_is_the_cross_entropy_of_the_dense_models_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_is_that_of_the_text_and_of_the_dense_models_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is trained, of the sequences apart."""
     model, cut, dense = narrowed()
     seen: list[float] = []
@@ -46,7 +46,7 @@ def test_the_loss_is_the_cross_entropy_of_the_dense_models_predictions(monkeypat
     tokens = TOKENS[:4]
     with torch.no_grad():
         taught, said = (of(input_ids=tokens).logits[:, :-1].flatten(0, 1).log_softmax(-1) for of in (model, cut))
-    expected = -(taught.exp() * said).sum(-1).mean()
+    expected = -(taught.exp() * said).sum(-1).mean() - said.gather(1, tokens[:, 1:].flatten()[:, None]).mean()
     assert seen[0] == pytest.approx(float(expected), rel=1e-4)
 
 

@@ -16,7 +16,7 @@ from ..calibration.pair import places
 from ..calibration.placement import Placement
 from ..calibration.repair import LeastSquares
 from ..calibration.teaching import check_sequences, parted, precise, two_groups
-from ..distillation import teacher_loss
+from ..distillation import distilled_loss
 from ..errors import RecipeError
 from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
@@ -29,7 +29,7 @@ __all__ = ["Distill"]
 @dataclass(frozen=True)
 class Distill:
     """All weights of the blocks that are not zero are trained together by Adam, whose rate grows in a twentieth of the steps and then
-    falls by a cosine, to predict what the dense model predicts on the calibration text (cross-entropy; Hinton et al. 2015).
+    falls by a cosine, to predict the calibration text and what the dense model predicts on it (cross-entropies; Hinton et al. 2015).
 
     After every epoch the loss is measured on an eighth of the sequences that are not trained on; the model keeps the best weights it
     had, those before the training among them. Word vectors, the head and what is zero stay as they are. Needs the memory of training:
@@ -121,7 +121,7 @@ class _Lesson:
                 taught = self._said(tokens)
             with silenced(self.model, self.gone):
                 said = self._said(tokens)
-        return teacher_loss(said, taught, temperature)
+        return distilled_loss(said, taught, tokens[:, 1:].flatten(), temperature)
 
     def _said(self, tokens: Tensor) -> Float[Tensor, "predicted words"]:
         logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
