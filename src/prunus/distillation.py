@@ -16,9 +16,9 @@ def task_loss(logits: Float[Tensor, "rows outputs"], targets: Tensor) -> Float[T
 
 
 def distilled_loss(student: Float[Tensor, "rows outputs"], teacher: Float[Tensor, "rows outputs"], targets: Tensor,
-                   temperature: float) -> Float[Tensor, ""]:
-    """T^2 CE(softmax(teacher / T), student / T) + CE(targets, student), of classes; of numbers the mean squared error to the teacher,
-    and the targets are not used. Nothing flows back to the teacher. (Klein et al. 2024, their code's loss.)
+                   temperature: float, labels: float = 1.0) -> Float[Tensor, ""]:
+    """T^2 CE(softmax(teacher / T), student / T) + labels CE(targets, student), of classes; of numbers the mean squared error to the
+    teacher, and the targets are not used. Nothing flows back to the teacher. (Klein et al. 2024, their code's loss.)
 
     T^2 keeps the size of the first part's gradient, which else falls as 1 / T^2 (Hinton et al. 2015).
     """
@@ -26,4 +26,4 @@ def distilled_loss(student: Float[Tensor, "rows outputs"], teacher: Float[Tensor
     if targets.is_floating_point():
         return functional.mse_loss(student.float(), teacher)
     said = torch.softmax(teacher / temperature, dim=1)
-    return temperature**2 * functional.cross_entropy(student.float() / temperature, said) + task_loss(student, targets)
+    return temperature**2 * functional.cross_entropy(student.float() / temperature, said) + labels * task_loss(student, targets)

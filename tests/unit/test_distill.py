@@ -1,6 +1,7 @@
 """What is kept of a model learns from the dense model, and is never made worse."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,28 +12,33 @@ from prunus.errors import RecipeError
 from prunus.recovery.distill import Distill
 from prunus.recovery.patch import Patch
 
-from ..tiny import tiny_model
+from ..tiny import branches_of, tiny_model
 from .test_reconstruct import OTHERS, TOKENS, distance, narrowed, repaired
+
+
+def learned(cut: Any, dense: dict[str, torch.Tensor], gone: tuple[int, ...] = (), **settings: Any) -> Any:
+    trained = copy.deepcopy(cut)
+    recovery = Distill(epochs=6, rate=3e-3, labels=0.0, **settings)
+    recovery.recover(trained, describe(trained), [branches_of(trained)[index] for index in gone], dense, TOKENS, Placement(), 8)
+    return trained
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "gpt2"])
 def test_a_trained_model_predicts_more_like_the_dense_one_than_a_patched_one(family: str) -> None:
     model, cut, dense = narrowed(family)
-    patched, trained = repaired(cut, Patch(), dense), repaired(cut, Distill(epochs=6, rate=3e-3), dense)
-    assert distance(model, trained) < distance(model, patched)
+    assert distance(model, learned(cut, dense)) < distance(model, repaired(cut, Patch(), dense))
 
 
 def test_families_that_norm_what_is_added_are_trained_without_the_least_squares() -> None:
     model, cut, dense = narrowed("gemma2")
     with pytest.raises(RecipeError, match="distill,first=false"):
         Distill().check(model, describe(model), TOKENS, Placement(), 4)
-    assert distance(model, repaired(cut, Distill(epochs=6, rate=3e-3, first=False), dense)) < distance(model, cut)
+    assert distance(model, learned(cut, dense, first=False)) < distance(model, cut)
 
 
 def test_branches_that_go_are_made_up_for() -> None:
     model = tiny_model(num_hidden_layers=4)
-    patched, trained = (repaired(model, recovery, {}, gone=(2, 5)) for recovery in (Patch(), Distill(epochs=6, rate=3e-3)))
-    assert distance(model, trained, (2, 5)) < distance(model, patched, (2, 5))
+    assert distance(model, learned(model, {}, (2, 5)), (2, 5)) < distance(model, repaired(model, Patch(), {}, (2, 5)), (2, 5))
 
 
 def test_the_loss_is_that_of_the_text_and_of_the_dense_models_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,12 +47,12 @@ def test_the_loss_is_that_of_the_text_and_of_the_dense_models_predictions(monkey
     seen: list[float] = []
     measured = Distill._measured
     monkeypatch.setattr(Distill, "_measured", lambda *given: seen.append(measured(*given)) or seen[-1])
-    recovery = Distill(epochs=1, first=False)
+    recovery = Distill(epochs=1, first=False, labels=0.5)
     recovery.recover(copy.deepcopy(cut), describe(cut), (), dense, TOKENS[:8], Placement(), 4)
     tokens = TOKENS[:4]
     with torch.no_grad():
         taught, said = (of(input_ids=tokens).logits[:, :-1].flatten(0, 1).log_softmax(-1) for of in (model, cut))
-    expected = -(taught.exp() * said).sum(-1).mean() - said.gather(1, tokens[:, 1:].flatten()[:, None]).mean()
+    expected = -(taught.exp() * said).sum(-1).mean() - 0.5 * said.gather(1, tokens[:, 1:].flatten()[:, None]).mean()
     assert seen[0] == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -72,7 +78,7 @@ def test_encoders_and_numbers_out_of_range_are_refused() -> None:
     model = tiny_model("bert")
     with pytest.raises(RecipeError, match="predicts no next token"):
         Distill().check(model, describe(model), TOKENS, Placement(), 4)
-    for settings in ({"epochs": 0}, {"rate": 0.0}, {"temperature": 0.0}, {"damping": 0.0}):
+    for settings in ({"epochs": 0}, {"rate": 0.0}, {"temperature": 0.0}, {"labels": -1.0}, {"damping": 0.0}):
         with pytest.raises(RecipeError, match=next(iter(settings))):
             Distill(**settings)
 

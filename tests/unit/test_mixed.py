@@ -65,7 +65,7 @@ def test_whole_matrices_are_as_sparse_as_their_level_says(mixed: Make) -> None:
 
 def test_zeros_count_in_params_and_in_nothing_else(mixed: Make) -> None:
     model, genome = mixed()
-    judge = Judge(model, genome.units, ("loss", "params", "flops", "memory"), lambda kept, levels, resource: {"loss": sum(levels.values())}, 16)
+    judge = Judge(model, genome.units, ("loss", "params", "flops", "memory"), lambda _, levels, __: {"loss": sum(levels.values())}, 16)
     dense, half, sparse, both = (judge(genome.kept(candidate), genome.levels(candidate))
                                  for candidate in ((2, 2) * 6, (1, 2) * 6, (2, 0) * 6, (1, 0) * 6))
     assert dense == (0, 1, 1, 1)

@@ -39,14 +39,15 @@ class Distill:
     epochs: int = 2  # through the sequences
     rate: float = 2e-4  # the largest of Adam
     temperature: float = 1.0  # of what the dense model predicts
+    labels: float = 1.0  # what the text's own next tokens count for beside that
     first: bool = True  # whether the model is repaired by least squares (`patch`) before it is trained
     damping: float = 0.3  # of that
     seed: int = 0  # of the order of the sequences
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or not self.rate > 0 or not self.temperature > 0:
-            raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}, temperature = {self.temperature:g}: expected at least 1, and "
-                              "numbers above 0.")
+        if self.epochs < 1 or not self.rate > 0 or not self.temperature > 0 or self.labels < 0:
+            raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}, temperature = {self.temperature:g}, labels = "
+                              f"{self.labels:g}: expected at least 1, numbers above 0, and labels of 0 or more.")
         LeastSquares(self.damping)
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
@@ -84,7 +85,7 @@ class Distill:
             for rows in shown:
                 optimizer.param_groups[0]["lr"] = self.rate * min(1.0, 20 * (done + 1) / steps) * (1 + math.cos(math.pi * done / steps)) / 2
                 with torch.enable_grad():
-                    lesson.loss(rows, self.temperature).backward()
+                    lesson.loss(rows, self).backward()
                 for parameter, mask in zip(lesson.trained, kept, strict=True):
                     if parameter.grad is not None:
                         parameter.grad *= mask
@@ -98,7 +99,7 @@ class Distill:
             parameter.copy_(value * mask)
 
     def _measured(self, lesson: "_Lesson", groups: Sequence[slice]) -> float:
-        return sum(float(lesson.loss(rows, self.temperature)) for rows in groups)
+        return sum(float(lesson.loss(rows, self)) for rows in groups)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class _Lesson:
     tokens: Int[Tensor, "samples length"]
     dtype: torch.dtype  # in which matrices are multiplied
 
-    def loss(self, rows: slice, temperature: float) -> Float[Tensor, ""]:
+    def loss(self, rows: slice, how: Distill) -> Float[Tensor, ""]:
         """Per token of some sequences."""
         tokens = self.tokens[rows]
         mixed = self.dtype in (torch.bfloat16, torch.float16)
@@ -121,7 +122,7 @@ class _Lesson:
                 taught = self._said(tokens)
             with silenced(self.model, self.gone):
                 said = self._said(tokens)
-        return distilled_loss(said, taught, tokens[:, 1:].flatten(), temperature)
+        return distilled_loss(said, taught, tokens[:, 1:].flatten(), how.temperature, how.labels)
 
     def _said(self, tokens: Tensor) -> Float[Tensor, "predicted words"]:
         logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
