@@ -18,6 +18,7 @@ from .anatomy import describe
 from .calibration.corpus import Text, check_apart, windows
 from .calibration.gates import gate_gradients
 from .calibration.loss import known_loss
+from .calibration.pair import Watch, unwatched
 from .calibration.placement import Placement, together
 from .calibration.sample import Calibration
 from .calibration.tasks import Encoded, Labelled, encoded
@@ -210,7 +211,8 @@ def _channels(anatomy: Anatomy) -> list[ChannelSite]:
     return [site for site in anatomy.sites("channel") if isinstance(site, ChannelSite)]
 
 
-def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recovery, text: Calibration, seed: int = 0) -> None:
+def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recovery, text: Calibration, seed: int = 0,
+           watch: Watch = unwatched) -> None:
     """Zero the channels that go, and repair what stays, by text; to be extracted afterwards. Raises RecipeError, before anything is
     changed, for a family that the recovery cannot repair."""
     placement = Placement.of(model)
@@ -218,7 +220,7 @@ def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recov
     batch = together(tokens.shape[1])
     recovery.check(model, units.anatomy, tokens, placement, batch)
     dense = units.clear(model, kept)
-    recovery.recover(model, units.anatomy, units.gone(kept), dense, tokens, placement, batch)
+    recovery.recover(model, units.anatomy, units.gone(kept), dense, tokens, placement, batch, watch)
 
 
 def orders_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> dict[str, list[int]]:

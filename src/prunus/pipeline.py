@@ -1,7 +1,7 @@
 """The road from a model and a recipe to a pruned model and its report: the only place where the parts meet."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from .journal import Journal
 from .matrices import Task, matrices_of, resolved, select
 from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
+from .recovery import Recovery
 from .result import Pruned, Report, Shares, SiteRecord
 from .search.plan import Job, Rankings, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
@@ -45,8 +46,8 @@ __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 class Progress:
     """How far a run has come: `done` of `total` units of one phase, and the record of the site just finished."""
 
-    phase: str  # "dense model", "solving levels", "ranking channels", "searching", "pruning", "pruned model"
-    done: int | float  # metrics measured, matrices solved at all levels, looks at the search text, weights solved
+    phase: str  # "dense model", "solving levels", "ranking channels", "searching", "pruning", "repairing blocks", …, "pruned model"
+    done: int | float  # metrics measured, matrices solved at all levels, looks at the search text, weights solved, blocks, steps
     total: int | float
     record: SiteRecord | None = None
 
@@ -291,10 +292,15 @@ class _Run:
                 self._finish(index, views[0].site.block, plan, records, done)
                 del views, view  # statistics go before the next ones are made
             if stage.recovery:
-                stage.recovery.recover(self.model, self.anatomy, (), before, self.tokens, self.placement, self._batch)
+                self._repair(stage.recovery, (), before)
             if stage.sites == ("channel",):
                 self.anatomy = cut_unread(self.model, self.anatomy, [site for site in sites if isinstance(site, ChannelSite)])
         return records
+
+    def _repair(self, recovery: Recovery, gone: Sequence[SublayerSite], before: Mapping[str, Tensor]) -> None:
+        with self.clock.apart("repairing"):
+            recovery.recover(self.model, self.anatomy, gone, before, self.tokens, self.placement, self._batch,
+                             lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
     def _skip(self, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
         """Repair what is kept, and leave branches out of the model."""
@@ -302,7 +308,7 @@ class _Run:
         check_left(self.anatomy, [site.name for site in gone])
         with self.clock("pruning"):
             if stage.recovery:
-                stage.recovery.recover(self.model, self.anatomy, gone, {}, self.tokens, self.placement, self._batch)
+                self._repair(stage.recovery, gone, {})
             self.anatomy = skip(self.model, self.anatomy, [site.name for site in gone])
         return [SiteRecord(site.name, allocation[site.name], float(site in gone), None, 0.0) for site in sites]
 

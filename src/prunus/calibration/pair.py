@@ -1,6 +1,6 @@
 """The dense model and what has become of it, side by side, block by block on the same text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,13 @@ from ..subnet import subnet
 from .blocks import States, enter, evaluating
 from .placement import Placement
 
-__all__ = ["Place", "advance", "places", "stream_behind"]
+__all__ = ["Place", "Watch", "advance", "places", "stream_behind", "unwatched"]
+
+Watch = Callable[[str, int, int], None]  # a phase, what is done of it, the total
+
+
+def unwatched(phase: str, done: int, total: int) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Place:
 
 
 def places(model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
-           tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> Iterator[Place]:
+           tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Iterator[Place]:
     """Every block from the first one on that lost anything, in the order of the forward pass, and on the placement's device. Whatever is
     changed in a block before the next one is asked for is in the stream that enters that one.
 
@@ -59,6 +65,7 @@ def places(model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Ma
                 with placement.visiting(model.get_submodule(block.name)):
                     yield Place(depth, block, kept, aims, whole.hidden, pruned)
             advance(model, block, depth, pruned, gone, placement)
+            watch("repairing blocks", depth + 1 - first, len(anatomy.blocks) - first)
 
 
 def advance(model: Any, block: Block, depth: int, states: States, gone: Sequence[SublayerSite], placement: Placement) -> None:

@@ -54,6 +54,12 @@ class Screen:
             self._shown = time.perf_counter()
             self._console.print(line)
 
+    def repairing(self, phase: str, done: int, total: int) -> None:
+        """Show how far a repair has come."""
+        from ..pipeline import Progress
+
+        self.watch(Progress(phase, done, total))
+
     def summary(self, report: Any, out: Path) -> None:
         """What was reached, and where it is."""
         if self._quiet:

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
+from ..calibration.pair import Watch, unwatched
 from ..calibration.placement import Placement
 from ..sites import Anatomy, SublayerSite
 
@@ -26,6 +27,7 @@ class Recovery(Protocol):
         ...
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
-                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
-        """Repair in place. Raises CalibrationError when the calibration tokens cannot be used."""
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> None:
+        """Repair in place. `watch` is told a phase, what is done of it, and the total. Raises CalibrationError when the calibration
+        tokens cannot be used."""
         ...

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..calibration.blocks import evaluating, frozen
-from ..calibration.pair import places
+from ..calibration.pair import Watch, places, unwatched
 from ..calibration.placement import Placement
 from ..calibration.repair import LeastSquares
 from ..calibration.teaching import check_sequences, parted, precise, two_groups
@@ -57,7 +57,7 @@ class Distill:
         check_sequences("distill", self.first, model, anatomy, tokens, placement, batch)
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
-                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> None:
         if not gone and not dense:
             return
         blocks = [model.get_submodule(block.name) for block in anatomy.blocks]
@@ -65,16 +65,16 @@ class Distill:
                  for block, module in zip(anatomy.blocks, blocks, strict=True) for name, parameter in module.named_parameters()}
         if self.first:
             with torch.no_grad():
-                for place in places(model, anatomy, gone, dense, tokens, placement, batch):
+                for place in places(model, anatomy, gone, dense, tokens, placement, batch, watch):
                     LeastSquares(self.damping).mend(model, place, gone)
         with torch.no_grad(), frozen(model), evaluating(model), ExitStack() as stack:
             stack.enter_context(placement.visiting(model))
             known = {name: value.to(placement.device) for name, value in whole.items()}
             dtype = next(model.parameters()).dtype
             trained = [parameter for block in blocks for parameter in stack.enter_context(precise(block))]
-            self._train(_Lesson(model, trained, gone, known, tokens.to(placement.device), dtype), two_groups(tokens, batch))
+            self._train(_Lesson(model, trained, gone, known, tokens.to(placement.device), dtype), two_groups(tokens, batch), watch)
 
-    def _train(self, lesson: "_Lesson", batch: int) -> None:
+    def _train(self, lesson: "_Lesson", batch: int, watch: Watch) -> None:
         shown, apart = parted([slice(start, start + batch) for start in range(0, len(lesson.tokens), batch)])
         rng, kept = random.Random(self.seed), [parameter != 0 for parameter in lesson.trained]
         optimizer = torch.optim.Adam(lesson.trained, lr=self.rate, fused=True)
@@ -92,6 +92,7 @@ class Distill:
                 optimizer.step()
                 optimizer.zero_grad()
                 done += 1
+                watch("training what is kept", done, steps)
             loss = self._measured(lesson, apart)
             if loss < best:  # not where it is no number
                 best, before = loss, [parameter.clone() for parameter in lesson.trained]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..calibration.blocks import States, enter, evaluating
-from ..calibration.pair import advance, places, stream_behind
+from ..calibration.pair import Watch, advance, places, stream_behind, unwatched
 from ..calibration.placement import Placement
 from ..calibration.repair import LeastSquares
 from ..silence import silenced
@@ -47,8 +47,8 @@ class Patch:
 
     @torch.no_grad()
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
-                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
-        for place in places(model, anatomy, gone, dense, tokens, placement, batch):
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> None:
+        for place in places(model, anatomy, gone, dense, tokens, placement, batch, watch):
             self._least_squares.mend(model, place, gone)
 
     def rehearse(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,

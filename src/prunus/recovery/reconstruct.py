@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..calibration.blocks import frozen
-from ..calibration.pair import Place, places
+from ..calibration.pair import Place, Watch, places, unwatched
 from ..calibration.placement import Placement
 from ..calibration.repair import LeastSquares
 from ..calibration.teaching import check_sequences, parted, precise, two_groups
@@ -50,9 +50,9 @@ class Reconstruct:
         check_sequences("reconstruct", self.first, model, anatomy, tokens, placement, batch)
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
-                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> None:
         with torch.no_grad(), frozen(model):
-            for place in places(model, anatomy, gone, dense, tokens, placement, two_groups(tokens, batch)):
+            for place in places(model, anatomy, gone, dense, tokens, placement, two_groups(tokens, batch), watch):
                 if self.first:
                     LeastSquares(self.damping).mend(model, place, gone)
                 self._train(model, place, gone)
