@@ -62,6 +62,8 @@ class Reconstruct:
         shown, apart = parted(list(place.pruned.batches()))
         rng = random.Random(f"{self.seed} {place.depth}")
         with silenced(model, [branch for branch in place.block.branches if branch in gone]), precise(module) as trained:
+            if not trained:
+                return  # nothing of the block stays
             kept = [parameter != 0 for parameter in trained]
             optimizer = torch.optim.Adam(trained, lr=self.rate, fused=True)
             best, before = self._error(module, place, apart), [parameter.clone() for parameter in trained]
