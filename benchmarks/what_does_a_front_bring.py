@@ -22,7 +22,7 @@ from prunus.calibration.tasks import Task, encoded
 from prunus.finetune import Training, train_supernet
 from prunus.front import Front, FrontSearch
 from prunus.frontier import find_front, genome_of, orders_of
-from prunus.search.pareto import quantiles, regret
+from prunus.search.pareto import bootstrap_ranks, quantiles, regret
 from prunus.search.searchers import Searcher
 from prunus.search.searchers.nsga2 import NSGA2
 from prunus.search.searchers.random import Random
@@ -154,36 +154,42 @@ def _extracted(model: Any, genome: Any, front: Front) -> dict[str, float]:
 
 
 def _kept(rows: list[dict[str, Any]]) -> str:
-    """The metric at shares of the weights, in units of that of the same training's dense model: mean and deviation over seeds."""
+    """The metric of the dense model of every training, and what of it is left at shares of the weights: mean and deviation over seeds."""
     lines = []
     for task in dict.fromkeys(row["task"] for row in rows):
         for strategy in dict.fromkeys(row["strategy"] for row in rows):
             ours = [row for row in rows if (row["task"], row["strategy"]) == (task, strategy)]
             for searcher in ours[0]["picked"] if ours else ():
-                cells = [_spread([row["picked"][searcher][str(share)] for row in ours if str(share) in row["picked"][searcher]])
-                         for share in SHARES]
-                lines.append([task, strategy, searcher, str(len(ours)), _spread([row["dense"] for row in ours]), *cells])
-    return table(["task", "training", "searcher", "seeds", "dense", *(f"at {share:.0%}" for share in SHARES)], lines)
+                kept = [{share: value / row["dense"] for share, value in row["picked"][searcher].items()} for row in ours]
+                cells = [_spread([shares[str(share)] for shares in kept if str(share) in shares]) for share in SHARES[1:]]
+                fast = [_spread([row["extracted"][batch] for row in ours if row["extracted"]]) for batch in ("1", "32")]
+                lines.append([task, strategy, searcher, str(len(ours)), _spread([row["dense"] for row in ours]), *cells, *fast])
+    return table(["task", "training", "searcher", "seeds", "dense", *(f"at {share:.0%}" for share in SHARES[1:]),
+                  *(f"seconds at 50%, batch {batch}" for batch in (1, 32))], lines)
 
 
 def _volumes(rows: list[dict[str, Any]]) -> str:
-    """Regret (4 less the hypervolume) of quantiles among all methods of a task and seed, and seconds; the less, the better."""
-    found: dict[tuple[str, str], list[float]] = {}
+    """Hypervolume of quantiles among all methods of a task and seed, where all were run; ranks by bootstrap, the less the better."""
+    found: dict[str, dict[str, list[float]]] = {}
     seconds: dict[str, list[float]] = {}
     for task, seed in dict.fromkeys((row["task"], row["seed"]) for row in rows):
-        values = {f"{row['strategy']}, {name}": points for row in rows if (row["task"], row["seed"]) == (task, seed)
-                  for name, points in row["points"].items()}
-        for name, ranked in quantiles(values).items():
-            found.setdefault((task, name), []).append(4 - regret(ranked))
-    for row in rows:
-        for name in row["points"]:
-            spent = row["seconds"]["training"] + row["seconds"].get(name, row["seconds"].get("baselines", 0.0))
-            seconds.setdefault(f"{row['strategy']}, {name}", []).append(spent)
-    tasks = list(dict.fromkeys(task for task, _ in found))
-    names = list(dict.fromkeys(name for _, name in found))
-    lines = [[name, *(_spread(found.get((task, name), [])) for task in tasks), f"{statistics.mean(seconds[name]):.0f}"]
-             for name in names]
-    return table(["training, and who searches", *tasks, "seconds"], lines)
+        ours = [row for row in rows if (row["task"], row["seed"]) == (task, seed)]
+        if len(ours) < len(WAYS):
+            continue
+        points = {f"{row['strategy']}, {name}": points for row in ours for name, points in row["points"].items()}
+        for name, ranked in quantiles(points).items():
+            found.setdefault(name, {}).setdefault(task, []).append(4 - regret(ranked))
+        for row in ours:
+            for name in row["points"]:
+                spent = row["seconds"]["training"] + row["seconds"].get(name, row["seconds"]["baselines"])
+                seconds.setdefault(f"{row['strategy']}, {name}", []).append(spent)
+    if not found:
+        return ""
+    ranks = bootstrap_ranks({name: [[4 - volume for volume in volumes] for volumes in by.values()] for name, by in found.items()})
+    tasks = list(dict.fromkeys(task for by in found.values() for task in by))
+    lines = [[name, *(_spread(found[name][task]) for task in tasks), f"{rank.mean:.1f} [{rank.low:.1f}, {rank.high:.1f}]",
+              f"{statistics.mean(seconds[name]):.0f}"] for name, rank in sorted(ranks.items(), key=lambda entry: entry[1].mean)]
+    return table(["training, and who searches", *tasks, "rank [95 %]", "seconds"], lines)
 
 
 def _spread(values: list[float]) -> str:
