@@ -82,6 +82,7 @@ WAYS: dict[str, tuple[Solver, Allocator]] = {  # row: (solver, how much every si
     REPAIRED: (Refit(Taylor()), Ranking(Taylor(), standardise=False)),
     DISTILLED: (Refit(Taylor()), Ranking(Taylor(), standardise=False)),
     f"{PAPER}{MORE}": (Mask(FLAP()), Ranking()),
+    f"{CODE}{MORE}": (Mask(FLAP()), Squares()),
 }
 KEPT = ROOT / "build" / "which_channels_go"
 
