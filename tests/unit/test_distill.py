@@ -18,7 +18,7 @@ from .test_reconstruct import OTHERS, TOKENS, distance, narrowed, repaired
 
 def learned(cut: Any, dense: dict[str, torch.Tensor], gone: tuple[int, ...] = (), **settings: Any) -> Any:
     trained = copy.deepcopy(cut)
-    recovery = Distill(epochs=6, rate=3e-3, labels=0.0, **settings)
+    recovery = Distill(**{"epochs": 6, "rate": 3e-3, "labels": 0.0, "first": True, **settings})
     recovery.recover(trained, describe(trained), [branches_of(trained)[index] for index in gone], dense, TOKENS, Placement(), 8)
     return trained
 
@@ -32,7 +32,7 @@ def test_a_trained_model_predicts_more_like_the_dense_one_than_a_patched_one(fam
 def test_families_that_norm_what_is_added_are_trained_without_the_least_squares() -> None:
     model, cut, dense = narrowed("gemma2")
     with pytest.raises(RecipeError, match="distill,first=false"):
-        Distill().check(model, describe(model), TOKENS, Placement(), 4)
+        Distill(first=True).check(model, describe(model), TOKENS, Placement(), 4)
     assert distance(model, learned(cut, dense, first=False)) < distance(model, cut)
 
 
@@ -69,7 +69,7 @@ def test_zeros_stay_and_word_vectors_and_dtypes_too() -> None:
 
 def test_training_that_diverges_is_taken_back() -> None:
     _, cut, dense = narrowed()
-    kept, wild = repaired(cut, Patch(0.3), dense), repaired(cut, Distill(epochs=2, rate=1e3), dense)
+    kept, wild = repaired(cut, Patch(0.3), dense), repaired(cut, Distill(epochs=2, rate=1e3, first=True), dense)
     for (name, expected), found in zip(kept.named_parameters(), wild.named_parameters(), strict=True):
         assert torch.allclose(expected, found[1], atol=1e-6), name
 

@@ -36,11 +36,11 @@ class Distill:
     sixteen bytes for every weight of the blocks, beside a copy of the dense ones.
     """
 
-    epochs: int = 2  # through the sequences
+    epochs: int = 1  # through the sequences
     rate: float = 2e-4  # the largest of Adam
     temperature: float = 1.0  # of what the dense model predicts
     labels: float = 1.0  # what the text's own next tokens count for beside that
-    first: bool = True  # whether the model is repaired by least squares (`patch`) before it is trained
+    first: bool = False  # whether the model is repaired by least squares (`patch`) before it is trained
     damping: float = 0.3  # of that
     seed: int = 0  # of the order of the sequences
 
