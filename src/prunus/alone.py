@@ -1,7 +1,6 @@
 """Sub-networks that are trained by themselves before they are valued: what Klein et al. 2024 call standard NAS."""
 
 import copy
-import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from .calibration.tasks import Encoded
 from .environment import Clock
 from .errors import LoadError
 from .files import fingerprint, intact, keep_tensors
-from .finetune import Training, TrainingProgress, train_supernet
+from .finetune import Training, TrainingProgress, digest_of, train_supernet
 from .search.subnetwork import Kept, Units
 from .search.targets import Following, Predicted
 from .supernet.standard import Standard
@@ -109,8 +108,7 @@ class Alone:
     @cached_property
     def identity(self) -> str:
         """A hash of all that decides the weights of a sub-network."""
-        words = self.data.protocol if isinstance(self.data, Encoded) else hashlib.sha256(self.data.cpu().numpy().tobytes()).hexdigest()
-        return fingerprint(repr(self.training), str(self.longest), words, *weight_norms(self.model))
+        return fingerprint(repr(self.training), str(self.longest), digest_of(self.data), *weight_norms(self.model))
 
 
 def weights_file(folder: Path, kept: Kept, resource: int) -> Path:

@@ -27,7 +27,7 @@ from .trainable import accelerated, dropping, trainable
 from .traits import classifies, predicts_next, weight_norms
 from .words import WordVectors
 
-__all__ = ["Trained", "Training", "TrainingProgress", "check_teacher", "train_supernet"]
+__all__ = ["Trained", "Training", "TrainingProgress", "check_teacher", "digest_of", "train_supernet"]
 
 _ALIKE = 16  # steps among which examples are sorted by length
 _LOOK = 8  # examples of a batch on which sub-networks are ranked
@@ -151,13 +151,12 @@ def _identity(model: Any, genome: Genome | None, strategy: TrainingStrategy, dat
     space = "" if genome is None else repr((genome.sizes, genome.smallest, genome.largest))
     weights = [f"{name} {tuple(parameter.shape)} {float(parameter.detach().sum(dtype=torch.float64))!r}"
                for name, parameter in model.named_parameters()]
-    words = data.protocol if isinstance(data, Encoded) else _digest(data)
-    told = [] if teacher is None else [_digest(teacher)] if isinstance(teacher, Tensor) else weight_norms(teacher)
-    return fingerprint(repr(strategy), repr(replace(training, checkpoint=1)), space, words, type(model).__name__, *weights, *told)
+    told = [] if teacher is None else [digest_of(teacher)] if isinstance(teacher, Tensor) else weight_norms(teacher)
+    return fingerprint(repr(strategy), repr(replace(training, checkpoint=1)), space, digest_of(data), type(model).__name__, *weights, *told)
 
 
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()
+def digest_of(data: Encoded | Tensor) -> str:
+    return data.protocol if isinstance(data, Encoded) else hashlib.sha256(data.cpu().numpy().tobytes()).hexdigest()
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch
 from prunus.anatomy import describe
 from prunus.calibration.placement import Placement
 from prunus.errors import RecipeError
+from prunus.recovery import distill
 from prunus.recovery.distill import Distill
 from prunus.recovery.patch import Patch
 
@@ -45,8 +46,14 @@ def test_the_loss_is_that_of_the_text_and_of_the_dense_models_predictions(monkey
     """Before anything is trained, of the sequences apart."""
     model, cut, dense = narrowed()
     seen: list[float] = []
-    measured = Distill._measured
-    monkeypatch.setattr(Distill, "_measured", lambda *given: seen.append(measured(*given)) or seen[-1])
+    loss = distill._Lesson.loss
+
+    def heard(*given: Any) -> torch.Tensor:
+        found = loss(*given)
+        seen.append(float(found.detach()))
+        return found
+
+    monkeypatch.setattr(distill._Lesson, "loss", heard)
     recovery = Distill(epochs=1, first=False, labels=0.5)
     recovery.recover(copy.deepcopy(cut), describe(cut), (), dense, TOKENS[:8], Placement(), 4)
     tokens = TOKENS[:4]

@@ -1,6 +1,5 @@
 """What is kept of a model is trained to predict what the dense model predicted."""
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ from ..calibration.blocks import evaluating, frozen
 from ..calibration.pair import Watch, places, unwatched
 from ..calibration.placement import Placement
 from ..calibration.repair import LeastSquares
-from ..calibration.teaching import check_sequences, parted, precise, two_groups
+from ..calibration.teaching import check_sequences, precise, train_kept, two_groups
 from ..distillation import distilled_loss
 from ..errors import RecipeError
 from ..silence import silenced
@@ -24,6 +23,8 @@ from ..subnet import subnet
 from ..traits import predicts_next
 
 __all__ = ["Distill"]
+
+_WARMUP = 0.05  # of the steps
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ class Distill:
         if not gone and not dense:
             return
         blocks = [model.get_submodule(block.name) for block in anatomy.blocks]
-        whole = {f"{block.name}.{name}": dense.get(f"{block.name}.{name}", parameter.detach().clone())
-                 for block, module in zip(anatomy.blocks, blocks, strict=True) for name, parameter in module.named_parameters()}
+        names = [(f"{block.name}.{name}", parameter) for block, module in zip(anatomy.blocks, blocks, strict=True)
+                 for name, parameter in module.named_parameters()]
+        whole = {name: dense[name] if name in dense else parameter.detach().clone() for name, parameter in names}
         if self.first:
             with torch.no_grad():
                 for place in places(model, anatomy, gone, dense, tokens, placement, batch, watch):
@@ -72,35 +74,10 @@ class Distill:
             known = {name: value.to(placement.device) for name, value in whole.items()}
             dtype = next(model.parameters()).dtype
             trained = [parameter for block in blocks for parameter in stack.enter_context(precise(block))]
-            self._train(_Lesson(model, trained, gone, known, tokens.to(placement.device), dtype), two_groups(tokens, batch), watch)
-
-    def _train(self, lesson: "_Lesson", batch: int, watch: Watch) -> None:
-        shown, apart = parted([slice(start, start + batch) for start in range(0, len(lesson.tokens), batch)])
-        rng, kept = random.Random(self.seed), [parameter != 0 for parameter in lesson.trained]
-        optimizer = torch.optim.Adam(lesson.trained, lr=self.rate, fused=True)
-        best, before = self._measured(lesson, apart), [parameter.clone() for parameter in lesson.trained]
-        steps, done = self.epochs * len(shown), 0
-        for _ in range(self.epochs):
-            rng.shuffle(shown)
-            for rows in shown:
-                optimizer.param_groups[0]["lr"] = self.rate * min(1.0, 20 * (done + 1) / steps) * (1 + math.cos(math.pi * done / steps)) / 2
-                with torch.enable_grad():
-                    lesson.loss(rows, self).backward()
-                for parameter, mask in zip(lesson.trained, kept, strict=True):
-                    if parameter.grad is not None:
-                        parameter.grad *= mask
-                optimizer.step()
-                optimizer.zero_grad()
-                done += 1
-                watch("training what is kept", done, steps)
-            loss = self._measured(lesson, apart)
-            if loss < best:  # not where it is no number
-                best, before = loss, [parameter.clone() for parameter in lesson.trained]
-        for parameter, value, mask in zip(lesson.trained, before, kept, strict=True):
-            parameter.copy_(value * mask)
-
-    def _measured(self, lesson: "_Lesson", groups: Sequence[slice]) -> float:
-        return sum(float(lesson.loss(rows, self)) for rows in groups)
+            lesson, together = _Lesson(model, gone, known, tokens.to(placement.device), dtype), two_groups(tokens, batch)
+            train_kept(trained, [slice(start, start + together) for start in range(0, len(tokens), together)],
+                       lambda rows: lesson.loss(rows, self), epochs=self.epochs, rate=self.rate, rng=random.Random(self.seed),
+                       warmup=_WARMUP, told=lambda done, steps: watch("training what is kept", done, steps))
 
 
 @dataclass(frozen=True)
@@ -108,7 +85,6 @@ class _Lesson:
     """The model as it is trained, and as it was."""
 
     model: Any
-    trained: Sequence[Tensor]
     gone: Sequence[SublayerSite]
     dense: Mapping[str, Tensor]
     tokens: Int[Tensor, "samples length"]

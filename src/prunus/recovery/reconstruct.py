@@ -1,6 +1,5 @@
 """What is kept of a block is trained until the block gives what the dense one gave."""
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from ..calibration.blocks import frozen
 from ..calibration.pair import Place, Watch, places, unwatched
 from ..calibration.placement import Placement
 from ..calibration.repair import LeastSquares
-from ..calibration.teaching import check_sequences, parted, precise, two_groups
+from ..calibration.teaching import check_sequences, precise, train_kept, two_groups
 from ..errors import RecipeError
 from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
@@ -59,36 +58,10 @@ class Reconstruct:
 
     def _train(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> None:
         module: nn.Module = model.get_submodule(place.block.name)
-        shown, apart = parted(list(place.pruned.batches()))
-        rng = random.Random(f"{self.seed} {place.depth}")
         with silenced(model, [branch for branch in place.block.branches if branch in gone]), precise(module) as trained:
-            if not trained:
-                return  # nothing of the block stays
-            kept = [parameter != 0 for parameter in trained]
-            optimizer = torch.optim.Adam(trained, lr=self.rate, fused=True)
-            best, before = self._error(module, place, apart), [parameter.clone() for parameter in trained]
-            steps, done = self.epochs * len(shown), 0
-            for _ in range(self.epochs):
-                rng.shuffle(shown)
-                for rows in shown:
-                    optimizer.param_groups[0]["lr"] = self.rate * (1 + math.cos(math.pi * done / steps)) / 2
-                    with torch.enable_grad():
-                        _distance(module, place, rows).mean().backward()
-                    for parameter, mask in zip(trained, kept, strict=True):
-                        if parameter.grad is not None:
-                            parameter.grad *= mask
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    done += 1
-                error = self._error(module, place, apart)
-                if error < best:  # not where it is no number
-                    best, before = error, [parameter.clone() for parameter in trained]
-            for parameter, value, mask in zip(trained, before, kept, strict=True):
-                parameter.copy_(value * mask)
-
-    @staticmethod
-    def _error(module: nn.Module, place: Place, groups: Sequence[slice]) -> float:
-        return sum(float(_distance(module, place, rows).mean()) for rows in groups)
+            if trained:  # else nothing of the block stays
+                train_kept(trained, list(place.pruned.batches()), lambda rows: _distance(module, place, rows).mean(), epochs=self.epochs,
+                           rate=self.rate, rng=random.Random(f"{self.seed} {place.depth}"))
 
 
 def _distance(module: nn.Module, place: Place, rows: slice) -> Float[Tensor, "sequences length"]:
