@@ -74,7 +74,8 @@ def test_the_tutorial_of_fronts_runs_as_written(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRUNUS_DATA", DATA)
     page = (DOCS / "tutorial-front.md").read_text(encoding="utf-8")
-    for long, short in (("rows=4000", "rows=200,length=32"), ("--epochs 4", "--steps 2"), ("--evaluations 100", "--evaluations 12")):
+    for long, short in (("rows=4000", "rows=200,length=32"),
+                        ("--epochs 3", "--steps 2"), ("--epochs 4", "--steps 2"), ("--evaluations 100", "--evaluations 12")):
         assert long in page
         page = page.replace(long, short)
     (tmp_path / "page.md").write_text(page, encoding="utf-8")

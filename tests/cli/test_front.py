@@ -31,6 +31,11 @@ def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: 
                  "--order", "fisher", "--epochs", 1, "--out", tmp_path / "super")
     assert ran.code == 0, ran.err
     assert "accuracy on the test split" in ran.err
+    assert "the head is new" in ran.err
+    again = prunus("finetune", tmp_path / "super", "--task", task(task_file), "--strategy", "random", "--order", "fisher", "--steps", 1,
+                   "--warmup", 0.5, "--out", tmp_path / "again")
+    assert "the head is new" not in again.err
+    assert json.loads((tmp_path / "again" / "supernet.json").read_text())["training"]["settings"]["warmup"] == 0.5
     words = ["search", tmp_path / "super", "--task", task(task_file), "--space", "medium,steps=4", "--objectives", "error,params,loss",
              "--evaluations", 14, "--baselines", "rfp,layerdrop,heads,magnitude", "--out", tmp_path / "run"]
     ran = prunus(*words)

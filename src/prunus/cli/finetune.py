@@ -40,6 +40,7 @@ def finetune(
     batch: Annotated[int, typer.Option(help="Examples, or sequences, at a time.")] = 8,
     accumulate: Annotated[int, typer.Option(help="Batches whose gradients are added up before the weights change.")] = 1,
     rate: Annotated[float, typer.Option(help="The largest learning rate.")] = 2e-5,
+    warmup: Annotated[float, typer.Option(help="The fraction of the steps in which the rate grows to it.")] = 0.0,
     precision: Annotated[str, typer.Option(help="In which matrices are multiplied: float32, bfloat16 or float16.")] = "float32",
     rank: Annotated[int, typer.Option(help="Of low-rank adapters (LoRA) that are trained in the weights' stead; 0: none.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the order of the examples, sub-networks, and a new head.")] = 0,
@@ -68,7 +69,7 @@ def finetune(
         raise _refused(f"--{'space' if space else 'order'} says nothing with --strategy {strategy}, which trains the model alone.")
     check_teacher(trained_by, teacher)
     training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate,
-                                          "precision": precision, "rank": rank, "seed": seed}, "training")
+                                          "warmup": warmup, "precision": precision, "rank": rank, "seed": seed}, "training")
     text = {key: value for key, value in (("samples", samples), ("length", length)) if value is not None}
     objective = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed}
     asked: dict[str, Any] = {"space": o.named(space or "small", "--space"), "calibration": {"corpus": calibration, **text}, **objective}
@@ -80,6 +81,9 @@ def finetune(
     with Screen(quiet) as screen, kept(journal, out, screen):
         loaded = opened(model, Placement(device), dtype, trust_remote_code, screen, read.labels if read else ())
         said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen) if teacher else None
+        if loaded.new_head and plan.order == "fisher" and not alone:
+            screen.say("Note: the head is new, so the loss says little of what matters. Train the model alone first (--strategy standard), "
+                       "and the super-network from what that saves.")
         orders = {} if alone else orders_of(loaded.model, loaded.tokenizer, plan, read)
         genome = None if alone else genome_of(loaded.model, plan.space, orders)
         data = (encoded(read, "train", loaded.model, loaded.tokenizer) if read else
