@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prunus.budget import Budget
+from prunus.cost import Cost
 from prunus.evaluation import Measurement
 from prunus.granularity import NM
 from prunus.lookup import find, names
@@ -29,7 +30,8 @@ REPORT = Report(
     sparsity=0.6543, parameters=(2_000_000, 2_000_000), bytes=(8 * 2**20, 8 * 2**20),
     before=(measurement(10.0),), after=(measurement(12.5, (1.25, 2.25, 1.75)),),
     prompts=("A cherry is",), answers_before=("a\nfruit",), answers_after=("",),
-    seconds={"dense": 1.0, "pruning": 2.0, "solving": 1.5, "pruned": 1.0},
+    cost=Cost({"dense": 1.0, "pruning": 2.0, "solving": 1.5, "pruned": 1.0}, {"dense": 1536.0, "pruning": 640.0}, measurements=2,
+              host_bytes=300 * 2**20),
     environment={"model": "tiny", "class": "LlamaForCausalLM", "dtype": "float32", "device": "cpu", "torch": "2"},
     notes=("The text was short.",),
 )
