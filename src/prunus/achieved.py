@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .anatomy import describe
+from .errors import ComparisonError
 from .loading import load
 from .sites import Anatomy
 
@@ -32,10 +33,17 @@ def counted(model: Any, anatomy: Anatomy, dense: Anatomy) -> tuple[Counted, ...]
     """Every matrix of the dense model's blocks, in its order; zeros that were there before count.
 
     Where whole blocks are gone, the others have moved up, and which ones they were does not show in the weights: a matrix is then
-    counted against one of its kind, and what is left over is one line.
+    counted against one of its kind, and what is left over is one line. Raises ComparisonError where the model cannot have been pruned
+    from the dense one.
     """
     left = {site.name: model.get_submodule(site.name).weight for site in anatomy.sites("linear")}
     moved = len(anatomy.blocks) != len(dense.blocks)
+    sizes = {_kind(site.name): site.size for site in dense.sites("linear")}
+    for name, weight in left.items():
+        if weight.numel() > sizes.get(_kind(name), 0) or len(anatomy.blocks) > len(dense.blocks):
+            raise ComparisonError(f"{name}: {weight.numel():,} weights, where the dense model has {sizes.get(_kind(name), 0):,}, in "
+                                  f"{len(anatomy.blocks)} blocks, where it has {len(dense.blocks)}. Name the model that this one was "
+                                  "pruned from.")
     return tuple(_by_kind(left, dense) if moved else _by_name(left, dense))
 
 

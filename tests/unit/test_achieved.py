@@ -11,6 +11,7 @@ from prunus.allocation.influence import Influence
 from prunus.anatomy import describe
 from prunus.budget import Budget
 from prunus.criteria.magnitude import Magnitude
+from prunus.errors import ComparisonError
 from prunus.export.huggingface import save
 from prunus.guards import shortfall
 from prunus.pipeline import prune
@@ -59,6 +60,12 @@ def test_blocks_that_are_gone_are_one_line_as_the_others_have_moved_up() -> None
     mlp = sum(site.size for site in dense.sites("linear") if site.block == 0 and "mlp" in site.name)
     assert found[-1].gone == found[-1].weights == block + mlp
     assert sparsity_of(found) == pytest.approx((block + mlp) / (3 * block))
+
+
+@pytest.mark.parametrize("changes", [{"intermediate_size": 24}, {"num_hidden_layers": 1}], ids=str)
+def test_a_model_that_was_not_pruned_from_the_dense_one_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ComparisonError, match="Name the model that this one was pruned from"):
+        counted(tiny_model(), describe(tiny_model()), describe(tiny_model(**changes)))
 
 
 def test_matrices_with_fewer_zeros_than_were_asked_for_are_told_with_the_worst_of_them() -> None:

@@ -1,6 +1,8 @@
 """Joules are read where the machine counts them, also when a counter begins again, and nothing is said where it does not."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -42,3 +44,32 @@ def test_a_counter_that_begins_again_goes_on() -> None:
     energy.look(now=True)
     energy.look(now=True)
     assert energy.joules == {"processors": pytest.approx(13.0)}
+
+
+class Driver:
+    """NVML as far as it is asked."""
+
+    def __init__(self, known: bytes) -> None:
+        self.known, self.millijoules = known, 5000
+
+    def nvmlInit_v2(self) -> int:  # noqa: N802
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, identity: bytes, handle: Any) -> int:  # noqa: N802
+        return 0 if identity == self.known else 6
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, value: Any) -> int:  # noqa: N802
+        value._obj.value = self.millijoules
+        return 0
+
+
+def test_a_gpu_is_found_by_its_identity_and_read_in_joules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(b"GPU-abc")
+    monkeypatch.setattr("prunus.energy.ctypes.CDLL", lambda name: driver)
+    monkeypatch.setattr("prunus.energy.torch.cuda.get_device_properties", lambda device: SimpleNamespace(uuid="abc"))
+    energy = Energy(counters("cuda", tmp_path))
+    driver.millijoules = 12_500
+    energy.look(now=True)
+    assert energy.joules == {"GPU": 7.5}
+    driver.known = b"GPU-other"
+    assert counters("cuda", tmp_path) == ()
