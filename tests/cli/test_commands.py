@@ -223,6 +223,16 @@ def test_the_dense_model_is_held_against_an_earlier_report(prunus: Prunus, quick
     assert "has another protocol: 'first 2880 tokens', and here it is 'first 2912 tokens'" in " ".join(ran.err.split())
 
 
+def test_report_text_that_was_calibrated_on_with_other_lines_is_told_at_the_end_and_first_in_the_report(
+        prunus: Prunus, quick: list[Any], text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.txt").write_text("\n".join(text_file.read_text().split()))
+    ran = prunus(*quick, "--evaluate", tmp_path / "report.txt", "--evaluate-length", "64")
+    assert ran.code == 0
+    assert "May be reward-hacked: 100.00% of the report text (report.txt test)" in " ".join(ran.err.split())
+    assert (tmp_path / "out" / "README.md").read_text().startswith("# Pruned model\n\n> **May be reward-hacked:** 100.00% of the")
+    assert strict_json((tmp_path / "out" / "report.json").read_text())["overlaps"][0]["share"] == 1
+
+
 def test_describe_counts_blocks_and_weights(prunus: Prunus, quick: list[Any]) -> None:
     ran = prunus("describe", quick[1])
     assert (ran.code, ran.err) == (0, "")
