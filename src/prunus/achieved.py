@@ -38,12 +38,12 @@ def counted(model: Any, anatomy: Anatomy, dense: Anatomy) -> tuple[Counted, ...]
     """
     left = {site.name: model.get_submodule(site.name).weight for site in anatomy.sites("linear")}
     moved = len(anatomy.blocks) != len(dense.blocks)
-    sizes = {_kind(site.name): site.size for site in dense.sites("linear")}
+    most = _largest(dense) if moved else {site.name: site.size for site in dense.sites("linear")}
     for name, weight in left.items():
-        if weight.numel() > sizes.get(_kind(name), 0) or len(anatomy.blocks) > len(dense.blocks):
-            raise ComparisonError(f"{name}: {weight.numel():,} weights, where the dense model has {sizes.get(_kind(name), 0):,}, in "
-                                  f"{len(anatomy.blocks)} blocks, where it has {len(dense.blocks)}. Name the model that this one was "
-                                  "pruned from.")
+        room = most.get(_kind(name) if moved else name, 0)
+        if weight.numel() > room or len(anatomy.blocks) > len(dense.blocks):
+            raise ComparisonError(f"{name}: {weight.numel():,} weights, where the dense model has {room:,}, in {len(anatomy.blocks)} "
+                                  f"blocks, where it has {len(dense.blocks)}. Name the model that this one was pruned from.")
     return tuple(_by_kind(left, dense) if moved else _by_name(left, dense))
 
 
@@ -65,12 +65,23 @@ def _by_name(left: dict[str, Any], dense: Anatomy) -> Iterator[Counted]:
 
 
 def _by_kind(left: dict[str, Any], dense: Anatomy) -> Iterator[Counted]:
-    sizes = {_kind(site.name): site.size for site in dense.sites("linear")}
+    """Where matrices of one kind differ in the dense model, which one was larger is not known: what is missing is in the last line."""
+    sizes = _largest(dense)
+    equal = all(site.size == sizes[_kind(site.name)] for site in dense.sites("linear"))
     rest = sum(site.size for site in dense.sites("linear"))
     for name, weight in left.items():
-        rest -= sizes[_kind(name)]
-        yield _matrix(name, sizes[_kind(name)], weight)
+        size = sizes[_kind(name)] if equal else weight.numel()
+        rest -= size
+        yield _matrix(name, size, weight)
     yield Counted("matrices of branches and blocks that were left out", rest, 0, rest)
+
+
+def _largest(dense: Anatomy) -> dict[str, int]:
+    """The weights of the largest matrix of every kind."""
+    sizes: dict[str, int] = {}
+    for site in dense.sites("linear"):
+        sizes[_kind(site.name)] = max(site.size, sizes.get(_kind(site.name), 0))
+    return sizes
 
 
 def _matrix(name: str, size: int, weight: Any) -> Counted:

@@ -62,6 +62,24 @@ def test_blocks_that_are_gone_are_one_line_as_the_others_have_moved_up() -> None
     assert sparsity_of(found) == pytest.approx((block + mlp) / (3 * block))
 
 
+def test_a_model_whose_blocks_differ_already_is_counted_to_the_weight(recipe_for: Recipes) -> None:
+    """Channels of all blocks but the first are gone; now a whole block goes, or more channels."""
+    def shaped() -> Any:
+        model = tiny_model(num_hidden_layers=3)
+        prune(model, recipe_for(sites=("channel",), budget=Budget(0.5), solver=Refit(), skip=("model.layers.0.*",)),
+              tokenizer=tiny_tokenizer())
+        return model
+
+    model, dense = shaped(), describe(shaped())
+    whole = sum(site.size for site in dense.sites("linear"))
+    left = skip(model, dense, ["model.layers.1.self_attn", "model.layers.1.mlp"])
+    found = counted(model, left, dense)
+    assert sum(matrix.weights for matrix in found) == whole
+    assert found[-1].gone == sum(site.size for site in dense.sites("linear") if site.block == 1)
+    again = prune(shaped(), recipe_for(sites=("channel",), budget=Budget(0.5), solver=Refit()), tokenizer=tiny_tokenizer()).report
+    assert again.sparsity == pytest.approx(0.5, abs=0.05)
+
+
 @pytest.mark.parametrize("changes", [{"intermediate_size": 24}, {"num_hidden_layers": 1}], ids=str)
 def test_a_model_that_was_not_pruned_from_the_dense_one_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ComparisonError, match="Name the model that this one was pruned from"):
