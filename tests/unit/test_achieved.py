@@ -76,8 +76,8 @@ def test_a_model_whose_blocks_differ_already_is_counted_to_the_weight(recipe_for
     found = counted(model, left, dense)
     assert sum(matrix.weights for matrix in found) == whole
     assert found[-1].gone == sum(site.size for site in dense.sites("linear") if site.block == 1)
-    again = prune(shaped(), recipe_for(sites=("channel",), budget=Budget(0.5), solver=Refit()), tokenizer=tiny_tokenizer()).report
-    assert again.sparsity == pytest.approx(0.5, abs=0.05)
+    again = prune(shaped(), recipe_for(sites=("channel",), budget=Budget(0.5), solver=Refit()), tokenizer=tiny_tokenizer())
+    assert again.report.sparsity == 1 - by_hand(again.model)[1] / whole > 0.4
 
 
 @pytest.mark.parametrize("changes", [{"intermediate_size": 24}, {"num_hidden_layers": 1}], ids=str)
