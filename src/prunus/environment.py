@@ -23,14 +23,17 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.stage = ""  # the one that runs now, the innermost
         self._apart = 0.0  # of stages that were timed apart
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start, before = time.perf_counter(), self._apart
+        start, before, around = time.perf_counter(), self._apart, self.stage
+        self.stage = name
         try:
             yield
         finally:
+            self.stage = around
             seconds = time.perf_counter() - start - (self._apart - before)
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 

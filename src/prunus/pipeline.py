@@ -1,5 +1,6 @@
 """The road from a model and a recipe to a pruned model and its report: the only place where the parts meet."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,21 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .achieved import counted, sparsity_of
 from .allocation import reach
 from .anatomy import describe
 from .budget import Allocation
 from .calibration.branches import branch_seconds, branch_stats
 from .calibration.choices import Choices
-from .calibration.corpus import check_apart
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
 from .calibration.stream import View, stream
+from .cost import Meter, metered
 from .environment import Clock, environment, release_memory, reuse_memory
 from .errors import RecipeError
 from .evaluation import Context, Measurement
 from .files import fingerprint
 from .generations import generate
+from .grams import Overlap
+from .guards import flags, overlaps, remarks, shortfall
 from .journal import Journal
+from .known import Known, checked
 from .matrices import Task, matrices_of, resolved, select
 from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
@@ -57,39 +62,39 @@ _OTHER_SEED = 7919  # search text that the model writes itself must not be the c
 
 
 def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement: Placement = Placement(),
-          watch: Watch | None = None, resume: Path | None = None, source: str = "") -> Pruned:
+          watch: Watch | None = None, resume: Path | None = None, source: str = "", known: Sequence[Known] = ()) -> Pruned:
     """Prune `model` in place, stage by stage, and measure it before and after.
 
     `tokenizer` may be left out only when no stage needs calibration, and nothing is measured. With `resume`, finished
-    blocks are kept in that folder, and blocks found there are not solved again. Everything that can be refused is
-    refused before the model is touched: RecipeError, CorpusError, LoadError. CalibrationError may come later.
+    blocks are kept in that folder, and blocks found there are not solved again. `known` are values of the dense model that what
+    is measured of it is held against. Everything that can be refused is refused before the model is touched: RecipeError, CorpusError,
+    LoadError, ComparisonError. CalibrationError may come later.
     """
     tell: Watch = watch or (lambda progress: None)
     clock = Clock()
-    run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
-    reuse_memory()
-    dense, parameters, size = run.anatomy, parameters_of(model), model_bytes(model)
-    with clock("dense"):
-        before = evaluate(model, recipe, tokenizer, tell, "dense model")
-        answers = generate(model, tokenizer, recipe.prompts)
-    records: list[SiteRecord] = []
-    allocations: list[Allocation] = []
-    searches: list[SearchRecord] = []
-    beyond: list[str] = []
-    for index, stage in enumerate(recipe.stage):
-        sites = chosen[index] if run.anatomy is dense else select(run.anatomy, stage, index)
-        shares, rankings, found = run.shares(index, stage, sites)
-        allocations.append(shares)
-        searches += [found] if found else []
-        records += run.carry_out(index, stage, sites, shares, rankings)
-        beyond += _beyond(index, stage, sites, shares)
-    with clock("pruned"):
-        after = evaluate(model, recipe, tokenizer, tell, "pruned model")
-        answers_after = generate(model, tokenizer, recipe.prompts)
-    report = Report(recipe, tuple(allocations), tuple(records), _gone(model, run.anatomy, dense),
-                    (parameters, parameters_of(model)), (size, model_bytes(model)), before, after, recipe.prompts, answers,
-                    answers_after, clock.seconds, environment(model, placement.device, source),
-                    (*_notes(recipe, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks)), tuple(searches))
+    with metered(clock, placement.device) as meter:
+        meter.follow(model, describe(model))
+        with clock("preparing"):
+            run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
+        reuse_memory()
+        dense, parameters, size = run.anatomy, parameters_of(model), model_bytes(model)
+        with clock("dense"):
+            before = evaluate(model, recipe, tokenizer, tell, "dense model")
+            sanity = checked(before, known)
+            answers = generate(model, tokenizer, recipe.prompts)
+        records, allocations, searches, beyond = run.stages(recipe, chosen, meter)
+        with clock("pruned"):
+            after = evaluate(model, recipe, tokenizer, tell, "pruned model")
+            answers_after = generate(model, tokenizer, recipe.prompts)
+        looks = math.fsum(found.spent for found in searches)
+        cost = meter.cost(looks, sum(found.questions for found in searches), len(before) + len(after))
+    matrices = counted(model, run.anatomy, dense)
+    notes = (*_notes(recipe, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks), *map(str, sanity),
+             *shortfall(records, matrices), *remarks(before, after, run.overlaps))
+    report = Report(recipe, tuple(allocations), tuple(records), sparsity_of(matrices), (parameters, parameters_of(model)),
+                    (size, model_bytes(model)), before, after, recipe.prompts, answers, answers_after, cost,
+                    environment(model, placement.device, source), notes, tuple(searches), flags(before, after, run.overlaps), run.overlaps,
+                    sanity, matrices)
     return Pruned(model, tokenizer, report)
 
 
@@ -105,7 +110,8 @@ def allocate(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placeme
     if recipe.stage[0].search and recipe.stage[0].search.per_channel:
         raise RecipeError("recipe.stage[0].search: its strategy decides which channels stay, which shares cannot say. Prune with it.")
     clock = Clock()
-    run, (sites,) = _prepare(model, recipe, tokenizer, placement, watch or (lambda progress: None), clock, resume)
+    with clock("preparing"):
+        run, (sites,) = _prepare(model, recipe, tokenizer, placement, watch or (lambda progress: None), clock, resume)
     reuse_memory()
     allocation, _, found = run.shares(0, recipe.stage[0], sites)
     return Shares(recipe, allocation, found, clock.seconds, environment(model, placement.device, source))
@@ -140,7 +146,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     if tokenizer is None and (calibrated or searching or recipe.metrics or recipe.prompts):
         raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
                           "metrics=(), prompts=() and a solver that needs no data.")
-    _check_texts(recipe, calibrated)
+    seen = overlaps(recipe, calibrated)
     tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if calibrated else torch.empty(0, 0).long()
     for stage in recipe.stage:
         if stage.recovery:
@@ -151,18 +157,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     journal = Journal(resume) if resume else None
     if journal:
         journal.begin(identity)
-    return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed), chosen
-
-
-def _check_texts(recipe: Recipe, calibrated: bool) -> None:
-    """Calibration, search and report text never overlap, by content."""
-    pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
-    searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
-    reported_on = [("report", metric.text()) for metric in recipe.metrics if hasattr(metric, "text")]
-    pairs = [(ours, theirs) for ours in pruned_on for theirs in searched_on + reported_on]
-    pairs += [(ours, theirs) for ours in searched_on for theirs in reported_on]
-    for (ours, one), (theirs, other) in pairs:
-        check_apart(ours, one, theirs, other)
+    return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed, seen), chosen
 
 
 def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
@@ -201,7 +196,26 @@ class _Run:
     identity: str
     texts: Mapping[int, Tensor | Choices]  # search text, by stage
     seed: int
+    overlaps: tuple[Overlap, ...]
     losses: dict[tuple[int, LossNeeds], Mapping[str, Any]] = field(default_factory=dict)  # by stage and what it wants to know
+
+    def stages(self, recipe: Recipe, chosen: list[tuple[Site, ...]],
+               meter: Meter) -> tuple[list[SiteRecord], list[Allocation], list[SearchRecord], list[str]]:
+        """Prune stage after stage; what a later one may prune depends on what an earlier one left."""
+        dense = self.anatomy
+        records: list[SiteRecord] = []
+        allocations: list[Allocation] = []
+        searches: list[SearchRecord] = []
+        beyond: list[str] = []
+        for index, stage in enumerate(recipe.stage):
+            sites = chosen[index] if self.anatomy is dense else select(self.anatomy, stage, index)
+            shares, rankings, found = self.shares(index, stage, sites)
+            allocations.append(shares)
+            searches += [found] if found else []
+            records += self.carry_out(index, stage, sites, shares, rankings)
+            beyond += _beyond(index, stage, sites, shares)
+            meter.follow(self.model, self.anatomy)  # matrices that were cut are other modules
+        return records, allocations, searches, beyond
 
     def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, Rankings, SearchRecord | None]:
         """What the stage's allocator says, or what its search makes of that."""
@@ -373,8 +387,3 @@ class _Run:
         return {f"{name}.{key}": value for name in sorted(names)
                 for key, value in self.model.get_submodule(name).named_parameters()}
 
-
-def _gone(model: nn.Module, anatomy: Anatomy, dense: Anatomy) -> float:
-    """The fraction of the dense model's weights, of all matrices of the blocks, that are zero or not there any more, counted."""
-    weights: list[Any] = [model.get_submodule(site.name).weight for site in anatomy.sites("linear")]
-    return 1 - sum(int(weight.count_nonzero()) for weight in weights) / sum(site.size for site in dense.sites("linear"))

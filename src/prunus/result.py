@@ -6,9 +6,13 @@ from typing import Any
 
 from torch import nn
 
+from .achieved import Counted
 from .budget import Allocation
+from .cost import Cost
 from .evaluation import Measurement
+from .grams import Overlap
 from .granularity import NM, Columns, Granularity, Tile
+from .known import Sanity
 from .recipe import Recipe
 from .search.plan import SearchRecord
 
@@ -41,10 +45,19 @@ class Report:
     prompts: tuple[str, ...]
     answers_before: tuple[str, ...]
     answers_after: tuple[str, ...]
-    seconds: Mapping[str, float]  # by stage of the work
+    cost: Cost
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()  # what a reader should know
     searches: tuple[SearchRecord, ...] = ()  # of the stages that search
+    flags: tuple[str, ...] = ()  # why the figures may not be what they look like; a reader sees these first
+    overlaps: tuple[Overlap, ...] = ()  # of calibration, search and report text
+    sanity: tuple[Sanity, ...] = ()  # the dense model beside what is known of it
+    matrices: tuple[Counted, ...] = ()  # of the blocks of the dense model, as they are now
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """By stage of the work."""
+        return self.cost.seconds
 
     @property
     def gains(self) -> tuple[str, ...]:

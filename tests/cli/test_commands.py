@@ -1,6 +1,7 @@
 """Every command does its work, prints what it should and nothing more."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,41 @@ def test_evaluate_measures_the_dense_model_beside(prunus: Prunus, quick: list[An
     words = ["evaluate", tmp_path / "out", "--dense", quick[1], "--corpus", text_file, "--length", "64", "--tokens", "640"]
     pruned, dense = strict_json(prunus(*words, "--json").out)
     assert f"ratio: {pruned['value'] / dense['value']:.4f} [" in prunus(*words).out
+
+
+def test_describe_counts_what_a_folder_has_given_up_beside_what_was_asked(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    assert prunus(*quick, "--sparsity", "0.25").code == 0
+    ran = prunus("describe", tmp_path / "out", "--dense", quick[1])
+    assert "25.00% of the weights of the dense model's block matrices are zero or gone: 3,840 zeros and 0 gone of 15,360." in ran.out
+    assert "mlp.down_proj        2 x  counted  25.00%  asked  25.00%" in ran.out
+    assert "model.layers.1.mlp.down_proj" in prunus("describe", tmp_path / "out", "--dense", quick[1], "--all").out
+    rows = strict_json(prunus("describe", tmp_path / "out", "--dense", quick[1], "--json").out)
+    assert rows[0] == {"name": "model.layers.0.self_attn.q_proj", "weights": 1024, "zeros": 256, "gone": 0, "sparsity": 0.25, "asked": 0.25}
+
+
+def test_the_dense_model_is_held_against_an_earlier_report(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "report.txt").write_text("words of its own that stand in no other text but this one, and are many. " * 40)
+    words = [*quick, "--evaluate", tmp_path / "report.txt", "--overwrite"]
+    assert prunus(*words, "--evaluate-length", "64").code == 0
+    known = tmp_path / "known.json"
+    shutil.copy(tmp_path / "out" / "report.json", known)
+    assert prunus(*words, "--evaluate-length", "64", "--known", known).code == 0
+    report = strict_json((tmp_path / "out" / "report.json").read_text())
+    assert report["sanity"] == [{**report["sanity"][0], "value": report["sanity"][0]["known"], "units": 0.0, "off": False}]
+    assert "Note: As known: the dense model's report.txt test perplexity is" in (tmp_path / "out" / "README.md").read_text()
+    ran = prunus(*words, "--evaluate-length", "32", "--known", known)
+    assert ran.code == 2
+    assert "has another protocol: 'first 2880 tokens', and here it is 'first 2912 tokens'" in " ".join(ran.err.split())
+
+
+def test_report_text_that_was_calibrated_on_with_other_lines_is_told_at_the_end_and_first_in_the_report(
+        prunus: Prunus, quick: list[Any], text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.txt").write_text("\n".join(text_file.read_text().split()))
+    ran = prunus(*quick, "--evaluate", tmp_path / "report.txt", "--evaluate-length", "64")
+    assert ran.code == 0
+    assert "May be reward-hacked: 100.00% of the report text (report.txt test)" in " ".join(ran.err.split())
+    assert (tmp_path / "out" / "README.md").read_text().startswith("# Pruned model\n\n> **May be reward-hacked:** 100.00% of the")
+    assert strict_json((tmp_path / "out" / "report.json").read_text())["overlaps"][0]["share"] == 1
 
 
 def test_describe_counts_blocks_and_weights(prunus: Prunus, quick: list[Any]) -> None:

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
+from prunus.achieved import Counted
 from prunus.budget import Budget
+from prunus.cost import Cost
 from prunus.evaluation import Measurement
+from prunus.grams import Overlap
 from prunus.granularity import NM
+from prunus.known import Sanity
 from prunus.lookup import find, names
 from prunus.recipe import Recipe, Stage, build
 from prunus.report import Renderer
@@ -29,7 +33,8 @@ REPORT = Report(
     sparsity=0.6543, parameters=(2_000_000, 2_000_000), bytes=(8 * 2**20, 8 * 2**20),
     before=(measurement(10.0),), after=(measurement(12.5, (1.25, 2.25, 1.75)),),
     prompts=("A cherry is",), answers_before=("a\nfruit",), answers_after=("",),
-    seconds={"dense": 1.0, "pruning": 2.0, "solving": 1.5, "pruned": 1.0},
+    cost=Cost({"dense": 1.0, "pruning": 2.0, "solving": 1.5, "pruned": 1.0}, {"dense": 1536.0, "pruning": 640.0}, measurements=2,
+              host_bytes=300 * 2**20),
     environment={"model": "tiny", "class": "LlamaForCausalLM", "dtype": "float32", "device": "cpu", "torch": "2"},
     notes=("The text was short.",),
 )
@@ -72,6 +77,29 @@ def test_the_card_says_what_was_done_what_it_cost_and_how_to_repeat_it() -> None
                  "- pruned: (nothing)", "| mlp.up | 3 |", "| 0.1875 | 0.2500 |", "LlamaForCausalLM.from_pretrained",
                  "prunus prune tiny --recipe recipe.toml", REPORT.recipe.to_toml().strip()):
         assert fact in card, fact
+
+
+def test_the_card_begins_with_what_makes_it_worth_less() -> None:
+    card = find("report", "markdown")().render(replace(REPORT, flags=("May be reward-hacked: it is: so.", "Second: thing.")))
+    assert card.startswith("# Pruned model\n\n> **May be reward-hacked:** it is: so.\n>\n> **Second:** thing.\n\n`tiny` pruned with")
+
+
+def test_the_card_and_the_data_have_rates_counts_and_the_whole_cost() -> None:
+    cost = replace(REPORT.cost, looks=7.5, questions=30, device_bytes=2**30, joules={"GPU": 1234.5}, files={"model.safetensors": 3 * 2**20})
+    overlap = Overlap("calibration text (c4 train)", "report text (news test)", 1000, 5, (0, 7))
+    report = replace(REPORT, cost=cost, overlaps=(overlap,), sanity=(Sanity("news", 10.0, 12.0, "a.json", -2.0),),
+                     matrices=(Counted("a", 1000, 400, 100), Counted("b", 1000, 200, 0)))
+    card = find("report", "markdown")().render(report)
+    for fact in ("counted in the saved weights: 600 zeros and 100 gone of 2,000.", "| measuring the dense model | 1.0 | 1,536 |",
+                 "| in all | 4.0 | 2,176 |",
+                 "2 measurements; 30 questions of searches, worth 7.5 looks at their text; at most 300 MiB of memory; "
+                 "at most 1,024 MiB of the GPU's; energy of the whole machine meanwhile: 1,234 J GPU; 3.0 MiB of weight files.",
+                 "| report text (news test) | calibration text (c4 train) | 5 of 1,000 | 0.50% |"):
+        assert fact in card, fact
+    assert "energy: not readable here" in find("report", "markdown")().render(REPORT)
+    data = strict(find("report", "json")().render(report))
+    assert data["cost"]["joules"] == {"GPU": 1234.5}
+    assert (data["overlaps"][0]["share"], data["matrices"][0]["sparsity"], data["sanity"][0]["off"]) == (0.005, 0.5, True)
 
 
 def test_the_card_can_tell_of_a_ruined_model() -> None:

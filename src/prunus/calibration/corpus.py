@@ -9,7 +9,8 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -50,6 +51,12 @@ class Text:
     def digest(self) -> str:
         """A hash of the content."""
         return hashlib.sha256("\x00".join(self.documents).encode()).hexdigest()[:16]
+
+    def beginning(self, characters: int) -> "Text":
+        """The same text as far as so many characters go, in whole documents but the last."""
+        ends = [0, *accumulate(map(len, self.documents))]
+        parts = (document[: characters - begin] for document, begin in zip(self.documents, ends, strict=False) if begin < characters)
+        return replace(self, documents=tuple(parts))
 
 
 def read(corpus: str, split: str = "train") -> Text:

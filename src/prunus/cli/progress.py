@@ -81,6 +81,8 @@ class Screen:
             self._console.print(Text(f"  pruned: {' '.join(after.split())}"))
         for note in report.notes:
             self._console.print(f"Note: {note}")
+        for flag in report.flags:
+            self._console.print(Text(flag, style="bold red"))
         how = " with trust_remote_code=True" if (out / "modeling_pruned.py").is_file() else ""
         self._console.print(f"\nSaved to {out} (transformers loads it{how}); the figures are in {out / 'README.md'}.")
 

@@ -35,6 +35,9 @@ def prune(
     evaluate_length: o.EvaluationLength = None,
     metrics: o.Metrics = None,
     seed: o.Seed = None,
+    known: Annotated[Path | None, typer.Option(
+        help="A JSON file with known values of the dense model and their protocols: an earlier report.json, or what prunus evaluate --json "
+             "prints. What is measured is held against them.")] = None,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
     activations: Annotated[str, typer.Option(help="Where activations wait between blocks: memory, device or disk.")] = "memory",
@@ -47,20 +50,21 @@ def prune(
     """Prune a model, measure what that cost, and save a checkpoint that transformers loads."""
     plan = o.recipe_of(recipe, o.given(locals()))
     place = {"device": device, "activations": activations}
-    carry_out(model, plan, out, place, dtype, overwrite, resume, trust_remote_code, quiet=quiet or json, as_json=json)
+    carry_out(model, plan, out, place, dtype, overwrite, resume, trust_remote_code, quiet=quiet or json, as_json=json, known=known)
 
 
 def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype: str, overwrite: bool, resume: bool,
-              trust: bool, quiet: bool, as_json: bool) -> None:
+              trust: bool, quiet: bool, as_json: bool, known: Path | None = None) -> None:
     """Load, prune, save and print; shared with `prunus demo`."""
     from ..calibration.placement import Placement
     from ..checkpoint import check_target
     from ..export.huggingface import save
-    from ..lookup import find
+    from ..known import read_known
     from ..traits import model_bytes
     from .progress import Screen
 
     placement = Placement(**place)
+    values = read_known(known) if known else ()
     journal = journal_of(out, overwrite, resume)
     with Screen(quiet) as screen, kept(journal, out, screen):
         loaded = opened(source, placement, dtype, trust, screen)
@@ -69,12 +73,12 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
         recipe = _suited(recipe, loaded.model, screen)
         check_target(out, overwrite, 2 * model_bytes(loaded.model))  # finished blocks are kept on the way
         pruned = run(loaded.model, recipe, tokenizer=loaded.tokenizer, placement=placement, watch=screen.watch,
-                     resume=journal.folder, source=source)
+                     resume=journal.folder, source=source, known=values)
         screen.say(f"Saving {out}")
         save(pruned, out, overwrite=overwrite)
         screen.summary(pruned.report, out)
     if as_json:
-        typer.echo(find("report", "json")().render(pruned.report), nl=False)
+        typer.echo((out / "report.json").read_text(encoding="utf-8"), nl=False)
 
 
 def _suited(recipe: Any, model: Any, screen: Any) -> Any:

@@ -51,6 +51,10 @@ class Perplexity:
         split = self.split or ("test" if has_split(self.corpus, "test") else "validation")
         return read(self.corpus, split)
 
+    def beginning(self) -> Text:
+        """As much of it as is measured, and some more: 8 characters per token."""
+        return self.text().beginning(8 * self.tokens) if self.tokens else self.text()
+
     def measure(self, model: nn.Module, context: Context) -> Measurement:
         start = time.perf_counter()
         if not predicts_next(model):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..budget import Allocation
@@ -44,7 +44,8 @@ def save(pruned: Savable, path: str | Path, format: str = "huggingface", overwri
 
 
 def _papers(pruned: Pruned, folder: Path, own_code: bool) -> None:
-    report = pruned.report
+    files = {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
+    report = replace(pruned.report, cost=replace(pruned.report.cost, files=files))
     pictures = write_shares(folder, report.recipe, report.allocation, report.searches)
     (folder / "report.json").write_text(find("report", "json")().render(report), encoding="utf-8")
     (folder / "README.md").write_text(find("report", "markdown")(pictures=pictures, own_code=own_code).render(report), encoding="utf-8")

@@ -27,8 +27,12 @@ def data_of(report: Report) -> dict[str, Any]:
     data = {name: getattr(report, name) for name in report.__dataclass_fields__}
     data["recipe"] = plain(report.recipe)
     data["allocation"] = [dict(allocation) for allocation in report.allocation]
+    data["cost"] = asdict(report.cost)
     for name in ("sites", "before", "after", "searches"):
         data[name] = [asdict(item) for item in data[name]]
+    data["overlaps"] = [{**asdict(item), "share": item.share} for item in report.overlaps]
+    data["sanity"] = [{**asdict(item), "off": item.off} for item in report.sanity]
+    data["matrices"] = [{**asdict(item), "sparsity": item.sparsity} for item in report.matrices]
     finite: dict[str, Any] = standard(data)
     return finite
 

@@ -21,11 +21,17 @@ class Markdown:
 
     def render(self, report: Report) -> str:
         sections = [
-            f"# {self.title}", _summary(report), *_quality(report), *_answers(report), _sites(report.sites),
+            f"# {self.title}", *_flags(report), _summary(report), *_quality(report), *_texts(report), *_answers(report),
+            _sites(report.sites),
             *map(_search, report.searches), *(f"![{name.partition('-')[0]}]({name})" for name in self.pictures), _cost(report),
             _use(report, self.own_code), _reproduce(report),
         ]
         return "\n\n".join(sections) + "\n"
+
+
+def _flags(report: Report) -> list[str]:
+    """Before anything else."""
+    return ["\n>\n".join(f"> **{flag.partition(':')[0]}:**{flag.partition(':')[2]}" for flag in report.flags)] if report.flags else []
 
 
 def _summary(report: Report) -> str:
@@ -36,10 +42,15 @@ def _summary(report: Report) -> str:
     zero = "zero" if dense == left else "gone" if all(stage.sites != ("linear",) for stage in report.recipe.stage) else "zero or gone"
     lines = [
         f"`{report.environment['model']}` pruned with Prunus: {stages}.",
-        f"**{report.sparsity:.2%}** of the weights of all block matrices are {zero}, counted in the saved weights.",
+        f"**{report.sparsity:.2%}** of the weights of all block matrices are {zero}, counted in the saved weights{_counts(report)}.",
     ]
     lines += [*report.gains, *(f"Note: {note}" for note in report.notes)]
     return "\n\n".join(lines)
+
+
+def _counts(report: Report) -> str:
+    zeros, gone, weights = (sum(getattr(matrix, name) for matrix in report.matrices) for name in ("zeros", "gone", "weights"))
+    return f": {zeros:,} zeros and {gone:,} gone of {weights:,}" if report.matrices else ""
 
 
 def _how(stage: Stage) -> str:
@@ -94,6 +105,15 @@ def _row(before: Measurement, after: Measurement) -> str:
     return f"| {before.label} | {cell(before)} | {cell(after)} | {ratio:.3f} [{low:.3f}, {high:.3f}] | {before.better} |"
 
 
+def _texts(report: Report) -> list[str]:
+    """What the texts have in common, as a rate."""
+    if not report.overlaps:
+        return []
+    rows = ["## Texts", "", "| text | was seen before in | shared runs of 13 words | share |", "|---|---|---|---|"]
+    rows += [f"| {item.text} | {item.before} | {item.shared:,} of {item.runs:,} | {item.share:.2%} |" for item in report.overlaps]
+    return ["\n".join(rows)]
+
+
 def _answers(report: Report) -> list[str]:
     if not report.answers_before:
         return []
@@ -137,14 +157,37 @@ def _search(found: SearchRecord) -> str:
         f"{found.seconds['solving levels']:.1f} s and {found.store_bytes / 2**20:.0f} MiB, searching {found.seconds['searching']:.1f} s."])
 
 
+_STAGES = {"preparing": "reading texts", "dense": "measuring the dense model", "allocating": "deciding how much each site gives",
+           "searching": "searching an allocation", "pruning": "calibrating and pruning", "solving": "of which solving",
+           "repairing": "repairing", "pruned": "measuring the pruned model"}
+
+
 def _cost(report: Report) -> str:
-    names = {"dense": "measuring the dense model", "allocating": "deciding how much each site gives",
-             "searching": "searching an allocation", "pruning": "calibrating and pruning",
-             "solving": "of which solving", "pruned": "measuring the pruned model"}
-    rows = ["## Cost", "", "| | seconds |", "|---|---|"]
-    rows += [f"| {words} | {report.seconds[name]:.1f} |" for name, words in names.items() if name in report.seconds]
-    rows += ["", "; ".join(f"{name}: {value}" for name, value in report.environment.items()) + "."]
+    """All of it: what was measured, searched and calibrated too."""
+    cost = report.cost
+    rows = ["## Cost", "", "| | seconds | tokens forwarded |", "|---|---|---|"]
+    rows += [f"| {words} | {cost.seconds[name]:.1f} | {cost.tokens.get(name, 0):,.0f} |" for name, words in _STAGES.items()
+             if name in cost.seconds]
+    whole = sum(seconds for name, seconds in cost.seconds.items() if name != "solving")
+    rows += [f"| in all | {whole:.1f} | {sum(cost.tokens.values()):,.0f} |", "", f"{_beside(report)}.", "",
+             "; ".join(f"{name}: {value}" for name, value in report.environment.items() if name != "peak resident memory") + "."]
     return "\n".join(rows)
+
+
+def _beside(report: Report) -> str:
+    """What else it took: looks, memory, energy and disk."""
+    cost = report.cost
+    parts = [f"{cost.measurements} measurements"]
+    if cost.questions:
+        parts.append(f"{cost.questions} questions of searches, worth {cost.looks:g} looks at their text")
+    parts.append(f"at most {cost.host_bytes / 2**20:,.0f} MiB of memory")
+    if cost.device_bytes is not None:
+        parts.append(f"at most {cost.device_bytes / 2**20:,.0f} MiB of the GPU's")
+    joules = ", ".join(f"{value:,.0f} J {name}" for name, value in cost.joules.items())
+    parts.append(f"energy of the whole machine meanwhile: {joules}" if joules else "energy: not readable here")
+    if cost.files:
+        parts.append(f"{sum(cost.files.values()) / 2**20:.1f} MiB of weight files")
+    return "; ".join(parts)
 
 
 def _use(report: Report, own_code: bool) -> str:

@@ -1,0 +1,95 @@
+"""What makes the figures of a report worth less than they look, found and said."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from .achieved import Counted
+from .calibration.corpus import Text, check_apart
+from .comparison import p_value
+from .evaluation import Measurement
+from .grams import Grams, Overlap, grams_of, overlap_of
+from .recipe import Recipe
+from .result import SiteRecord
+from .significance import holm
+
+__all__ = ["SHARED", "flags", "overlaps", "remarks", "shortfall"]
+
+SHARED = 0.02  # of the runs of a text, from which on a text is said to have been seen; two splits of PTB share 0.016 of each other
+_LEVEL = 0.05
+_HACKED = "May be reward-hacked:"
+
+
+def overlaps(recipe: Recipe, calibrated: bool) -> tuple[Overlap, ...]:
+    """How much of every later text stands in every earlier one: calibration, search, report; of report text as much as is measured.
+
+    Raises CorpusError where more than a hundredth of the lines of one stand in the other. Text that the model writes itself is
+    not compared.
+    """
+    pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
+    searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
+    reported_on = [(metric.text(), getattr(metric, "beginning", metric.text)()) for metric in recipe.metrics if hasattr(metric, "text")]
+    hashed: dict[str, Grams] = {}
+    found: dict[tuple[str, str], Overlap] = {}
+
+    def compare(ours: str, one: Text | None, theirs: str, other: Text | None, seen: Text | None) -> None:
+        check_apart(ours, one, theirs, other)
+        if one is None or seen is None:
+            return
+        for text in (one, seen):
+            if text.digest not in hashed:
+                hashed[text.digest] = grams_of(text.documents)
+        names = _name(ours, one), _name(theirs, seen)
+        found[names] = overlap_of(hashed[one.digest], hashed[seen.digest], names)
+
+    for ours, one in pruned_on + searched_on:
+        for theirs, other in searched_on if ours == "calibration" else ():
+            compare(ours, one, theirs, other, other)
+        for other, seen in reported_on:
+            compare(ours, one, "report", other, seen)
+    return tuple(found.values())
+
+
+def _name(role: str, text: Text) -> str:
+    return f"{role} text ({text.name} {text.split})"
+
+
+def flags(before: Sequence[Measurement], after: Sequence[Measurement], found: Sequence[Overlap]) -> tuple[str, ...]:
+    """Why the report's figures may not be what they look like; a reader is to see these first."""
+    lines = [f"{_HACKED} {overlap}. What is measured on text that was seen says little of other text."
+             for overlap in found if overlap.text.startswith("report") and overlap.share >= SHARED]
+    for (pair, p) in _beating(before, after):
+        if p < _LEVEL:
+            lines.append(f"{_HACKED} {_better(*pair)} (p = {p:.2g}). Pruning alone takes quality away: the model has learned from text "
+                         "like this, or was chosen on it, and on other text it may be worse.")
+    return tuple(lines)
+
+
+def remarks(before: Sequence[Measurement], after: Sequence[Measurement], found: Sequence[Overlap]) -> tuple[str, ...]:
+    """What a reader should know beside."""
+    lines = [f"{overlap}." for overlap in found if not overlap.text.startswith("report") and overlap.share >= SHARED]
+    lines += [f"{_better(*pair)}, which may be chance (p = {p:.2g})." for pair, p in _beating(before, after) if p >= _LEVEL]
+    return tuple(lines)
+
+
+def _beating(before: Sequence[Measurement], after: Sequence[Measurement]) -> list[tuple[tuple[Measurement, Measurement], float]]:
+    """Where the pruned model is better than the dense one, and the p-value of no difference, corrected for the number of such metrics."""
+    pairs = [(dense, pruned) for dense, pruned in zip(before, after, strict=True) if dense.kind != "rounds"
+             and all(map(math.isfinite, (*dense.parts, *pruned.parts))) and dense.value != pruned.value
+             and (pruned.value < dense.value) == (dense.better == "lower")]
+    corrected = holm({place: p_value(dense.parts, pruned.parts) for place, (dense, pruned) in enumerate(pairs)})
+    return [(pair, corrected[place]) for place, pair in enumerate(pairs)]
+
+
+def _better(dense: Measurement, pruned: Measurement) -> str:
+    return f"{dense.label} is better than the dense model's: {pruned.value:.4g} against {dense.value:.4g}"
+
+
+def shortfall(records: Sequence[SiteRecord], counted: Sequence[Counted]) -> tuple[str, ...]:
+    """Matrices in whose weights less is zero or gone than was asked of them: something has filled them after they were pruned."""
+    asked: Mapping[str, float] = {record.site: record.asked for record in records}
+    short = [matrix for matrix in counted if matrix.sparsity < asked.get(matrix.name, 0.0) - 1e-3]
+    if not short:
+        return ()
+    worst = max(short, key=lambda matrix: asked[matrix.name] - matrix.sparsity)
+    return (f"In {len(short)} of {len(counted)} matrices less is zero or gone than was asked of them, most of all in {worst.name}: "
+            f"{worst.sparsity:.2%} counted, {asked[worst.name]:.2%} asked.",)

@@ -1,0 +1,130 @@
+"""A report that cannot be trusted says so in its first lines."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunus.budget import Budget
+from prunus.calibration.sample import Calibration
+from prunus.criteria.wanda import Wanda
+from prunus.errors import CorpusError
+from prunus.evaluation import Measurement
+from prunus.evaluation.perplexity import Perplexity
+from prunus.grams import Overlap
+from prunus.guards import flags, overlaps, remarks
+from prunus.lookup import find
+from prunus.pipeline import prune
+from prunus.recipe import Recipe, Stage
+from prunus.search.plan import Search
+from prunus.solvers.mask import Mask
+
+from ..problems import generator
+from ..tiny import tiny_model, tiny_tokenizer
+
+Prose = Callable[[int, int], str]
+OTHER = Overlap("calibration text (c4 train)", "report text (news test)", 1000, 5, (0, 7))
+
+
+def measured(value: float, parts: tuple[float, ...], **changes: Any) -> Measurement:
+    return replace(Measurement(value, "perplexity", "lower", "news test perplexity, text sha256 abc", parts, 1.0), **changes)
+
+
+def losses(seed: int, shift: float) -> tuple[float, ...]:
+    return tuple((torch.randn(40, generator=generator(seed), dtype=torch.float64) * 0.1 + shift).tolist())
+
+
+DENSE = measured(20.0, losses(0, 3.0))
+
+
+def test_a_model_that_beats_dense_is_flagged_where_it_is_more_than_chance() -> None:
+    better = measured(15.0, tuple(part - 0.3 for part in losses(1, 3.0)))
+    said, = flags([DENSE], [better], [OTHER])
+    assert said.startswith("May be reward-hacked: news test perplexity is better than the dense model's: 15 against 20 (p = 0.0001).")
+    assert remarks([DENSE], [better], [OTHER]) == ()
+
+
+def test_a_model_that_beats_dense_by_chance_is_told_and_not_flagged() -> None:
+    chance = measured(19.99, tuple(part + (-1) ** place * 0.1 - 0.001 for place, part in enumerate(DENSE.parts)))
+    assert flags([DENSE], [chance], []) == ()
+    said, = remarks([DENSE], [chance], [])
+    assert "19.99 against 20, which may be chance (p = 0." in said
+
+
+def test_a_model_that_is_worse_or_ruined_is_neither() -> None:
+    for after in (measured(30.0, losses(1, 3.4)), measured(float("nan"), (float("nan"),) * 40), DENSE):
+        assert flags([DENSE], [after], []) == remarks([DENSE], [after], []) == ()
+    speed = measured(10.0, (9.0, 10.0, 11.0), better="higher", kind="rounds")
+    assert flags([speed], [replace(speed, value=20.0, parts=(19.0, 20.0, 21.0))], []) == ()
+
+
+def test_report_text_that_was_seen_is_flagged_and_search_text_that_was_seen_is_told() -> None:
+    seen = replace(OTHER, shared=20)
+    assert flags([], [], [OTHER]) == ()
+    said, = flags([], [], [seen])
+    assert said.startswith("May be reward-hacked: 2.00% of the report text (news test) (20 of 1,000 runs of 13 words) stand in the "
+                           "calibration text (c4 train), first at word 8 of document 1. ")
+    search = replace(seen, text="search text (news train)")
+    assert flags([], [], [search]) == ()
+    assert remarks([], [], [search]) == (f"{search}.",)
+
+
+def file(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_every_later_text_is_compared_with_every_earlier_one(tmp_path: Path, prose: Prose) -> None:
+    one, other, third = (file(tmp_path, f"{name}.txt", prose(300, seed)) for seed, name in enumerate("abc"))
+    stage = Stage(solver=Mask(Wanda()), search=Search(text=Calibration(other, samples=4, length=32)))
+    recipe = Recipe((stage,), Calibration(one), (Perplexity(third, length=32, tokens=64), Perplexity(third, length=16, tokens=0)))
+    found = overlaps(recipe, True)
+    assert {(item.before, item.text) for item in found} == {
+        ("calibration text (a.txt train)", "search text (b.txt train)"), ("calibration text (a.txt train)", "report text (c.txt test)"),
+        ("search text (b.txt train)", "report text (c.txt test)")}
+    assert {item.share for item in found} == {0.0}
+    assert {item.before for item in overlaps(recipe, False)} == {"search text (b.txt train)"}
+    with pytest.raises(CorpusError, match=r"calibration text .* holds 100% of the report text"):
+        overlaps(replace(recipe, metrics=(Perplexity(one, length=32, tokens=64),)), True)
+
+
+def test_what_is_measured_of_a_long_text_counts_and_not_what_is_not(tmp_path: Path, prose: Prose) -> None:
+    """The first 400 words of 40,000 were calibrated on, with other lines: a hundredth of the text, and most of what is measured."""
+    text = prose(40_000, 1)
+    seen = " ".join(text.split()[:400])
+    recipe = Recipe((Stage(solver=Mask(Wanda())),), Calibration(file(tmp_path, "a.txt", seen)),
+                    (Perplexity(file(tmp_path, "b.txt", text), length=32, tokens=256),))
+    found, = overlaps(recipe, True)
+    assert found.share > 0.9
+    found, = overlaps(replace(recipe, metrics=(replace(recipe.metrics[0], tokens=0),)), True)
+    assert found.share == pytest.approx(388 / 39_988)
+
+
+def test_a_model_that_was_tuned_on_the_report_text_is_flagged_in_the_first_lines_of_its_report(tmp_path: Path, prose: Prose) -> None:
+    """The report text is the calibration text with other lines, and the model learns it by heart once it was measured."""
+    text = prose(600, 1)
+    recipe = Recipe((Stage(budget=Budget(0.8), solver=Mask(Wanda())),), Calibration(file(tmp_path, "a.txt", text), samples=8, length=32),
+                    (Perplexity(file(tmp_path, "b.txt", text.replace(" ", "\n")), length=32, tokens=640),), prompts=())
+    model = tiny_model()
+
+    def tune(progress: Any) -> None:
+        if progress.phase == "dense model" and progress.done == progress.total:
+            learn(model, tiny_tokenizer()(text.replace(" ", "\n"), return_tensors="pt")["input_ids"][:, :640].view(-1, 32))
+
+    report = prune(model, recipe, tokenizer=tiny_tokenizer(), watch=tune).report
+    assert len(report.flags) == 2
+    card = find("report", "markdown")().render(report)
+    assert card.startswith("# Pruned model\n\n> **May be reward-hacked:** ")
+    assert card.index("better than the dense model's") < card.index("pruned with Prunus")
+
+
+def learn(model: Any, tokens: torch.Tensor) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    with torch.enable_grad():
+        for _ in range(15):
+            optimizer.zero_grad()
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
