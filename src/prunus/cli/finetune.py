@@ -20,6 +20,8 @@ _Strategy = Annotated[str | None, typer.Option(
          "standard; with --teacher distilled]")]
 _Space = Annotated[str | None, typer.Option(
     help="The sub-networks of those: small, medium, layer, sublayer or large; settings after commas. [default: small]")]
+_NEW_HEAD = ("Note: the head is new, so the loss says little of what matters. Train the model alone first (--strategy standard), and the "
+             "super-network from what that saves.")
 
 
 def finetune(
@@ -82,8 +84,7 @@ def finetune(
         loaded = opened(model, Placement(device), dtype, trust_remote_code, screen, read.labels if read else ())
         said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen) if teacher else None
         if loaded.new_head and plan.order == "fisher" and not alone:
-            screen.say("Note: the head is new, so the loss says little of what matters. Train the model alone first (--strategy standard), "
-                       "and the super-network from what that saves.")
+            screen.say(_NEW_HEAD)
         orders = {} if alone else orders_of(loaded.model, loaded.tokenizer, plan, read)
         genome = None if alone else genome_of(loaded.model, plan.space, orders)
         data = (encoded(read, "train", loaded.model, loaded.tokenizer) if read else
@@ -95,17 +96,17 @@ def finetune(
                      "order": plan.order, **asdict(done)}
             if not alone:
                 SuperNet(plan.space, {name: tuple(row) for name, row in orders.items()}, facts).write(draft)
-        if read:
-            _say_scores(loaded, read, screen)
+        _say_scores(loaded, read, screen)
         screen.say(f"Saved to {out}: {done.steps} steps, loss {done.losses[-1]:.4f}, {done.seconds:.0f} s.")
 
 
-def _say_scores(loaded: "Loaded", read: "Labelled", screen: Any) -> None:
+def _say_scores(loaded: "Loaded", read: "Labelled | None", screen: Any) -> None:
+    """Where there is a task."""
     from ..calibration.tasks import Split, encoded
     from ..predictions import score
 
     splits: tuple[Split, ...] = ("validation", "test")
-    for split in splits:
+    for split in splits if read else ():
         found = score(loaded.model, encoded(read, split, loaded.model, loaded.tokenizer))
         low, high = found.interval
         screen.say(f"{found.metric} on the {split} split: {found.value:.4f} [{low:.4f}, {high:.4f}]")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from .explored import Explored, changed, sized
+from .explored import Explored, changed
 from .genome import Told
 from .pareto import front
 from .space import Array, Candidate
@@ -51,9 +51,11 @@ def likeliest(state: Explored, values: Array, told: Told, hidden: int, rng: rand
 
 def _drawn(state: Explored, rng: random.Random, taken: set[Candidate]) -> list[Candidate]:
     """Of all sizes, and as the genome draws."""
-    genome = state.genome
-    low, high = genome.remaining(genome.smallest), genome.remaining(genome.largest)
-    found = (genome.draw(rng) if index % 2 else sized(genome, low + (high - low) * rng.random(), rng) for index in range(_POOL))
+    def sized() -> Candidate:
+        power = 2 ** rng.uniform(-3, 3)
+        return tuple(min(int(rng.random() ** power * size), size - 1) for size in state.genome.sizes)
+
+    found = (state.genome.draw(rng) if index % 2 else sized() for index in range(_POOL))
     return [candidate for candidate in found if candidate not in taken]
 
 
