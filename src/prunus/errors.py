@@ -25,6 +25,10 @@ class TrainingError(PrunusError):
     """A training cannot go on: its loss is no number."""
 
 
+class ComparisonError(PrunusError):
+    """Two results are no pair: other examples, another protocol, or values that are no numbers."""
+
+
 class ExportError(PrunusError):
     """A result cannot be written where or how it was asked for."""
 
