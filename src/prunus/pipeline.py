@@ -24,7 +24,7 @@ from .environment import Clock, environment, release_memory, reuse_memory
 from .errors import RecipeError
 from .evaluation import Context, Measurement
 from .files import fingerprint
-from .generations import generate
+from .generations import generate, prompts_of
 from .journal import Journal
 from .matrices import Task, matrices_of, resolved, select
 from .problem import LayerProblem, LayerSolution, check_finite
@@ -69,9 +69,10 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
     reuse_memory()
     dense, parameters, size = run.anatomy, parameters_of(model), model_bytes(model)
+    context, prompts = _context(tokenizer, tell), prompts_of(recipe.prompts)
     with clock("dense"):
-        before = evaluate(model, recipe, tokenizer, tell, "dense model")
-        answers = generate(model, tokenizer, recipe.prompts)
+        before = evaluate(model, recipe, context, tell, "dense model")
+        answers = generate(model, tokenizer, prompts)
     records: list[SiteRecord] = []
     allocations: list[Allocation] = []
     searches: list[SearchRecord] = []
@@ -84,10 +85,10 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
         records += run.carry_out(index, stage, sites, shares, rankings)
         beyond += _beyond(index, stage, sites, shares)
     with clock("pruned"):
-        after = evaluate(model, recipe, tokenizer, tell, "pruned model")
-        answers_after = generate(model, tokenizer, recipe.prompts)
+        after = evaluate(model, recipe, context, tell, "pruned model")
+        answers_after = generate(model, tokenizer, prompts)
     report = Report(recipe, tuple(allocations), tuple(records), _gone(model, run.anatomy, dense),
-                    (parameters, parameters_of(model)), (size, model_bytes(model)), before, after, recipe.prompts, answers,
+                    (parameters, parameters_of(model)), (size, model_bytes(model)), before, after, prompts, answers,
                     answers_after, clock.seconds, environment(model, placement.device, source),
                     (*_notes(recipe, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks)), tuple(searches))
     return Pruned(model, tokenizer, report)
@@ -111,16 +112,21 @@ def allocate(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placeme
     return Shares(recipe, allocation, found, clock.seconds, environment(model, placement.device, source))
 
 
-def evaluate(model: nn.Module, recipe: Recipe, tokenizer: Any, watch: Watch | None = None,
+def evaluate(model: nn.Module, recipe: Recipe, context: Context, watch: Watch | None = None,
              phase: str = "model") -> tuple[Measurement, ...]:
     """All metrics of the recipe, in order."""
     measured: list[Measurement] = []
     for place, metric in enumerate(recipe.metrics, 1):
-        found = metric.measure(model, Context(tokenizer))
+        found = metric.measure(model, context)
         measured += found if isinstance(found, tuple) else (found,)
         if watch:
             watch(Progress(phase, place, len(recipe.metrics)))
     return tuple(measured)
+
+
+def _context(tokenizer: Any, tell: Watch) -> Context:
+    """What metrics share, of the dense model and of the pruned one."""
+    return Context(tokenizer, watch=lambda phase, done, total: tell(Progress(phase, done, total)), dense={})
 
 
 def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, tell: Watch, clock: Clock,
@@ -159,6 +165,7 @@ def _check_texts(recipe: Recipe, calibrated: bool) -> None:
     pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
     searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
     reported_on = [("report", metric.text()) for metric in recipe.metrics if hasattr(metric, "text")]
+    reported_on += [("report", text) for metric in recipe.metrics if hasattr(metric, "texts") for text in metric.texts()]
     pairs = [(ours, theirs) for ours in pruned_on for theirs in searched_on + reported_on]
     pairs += [(ours, theirs) for ours in searched_on for theirs in reported_on]
     for (ours, one), (theirs, other) in pairs:

@@ -1,5 +1,6 @@
 """Code that a model wrote, run where it can do no harm: a process of its own, without network, in which nothing can be written."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -82,8 +83,6 @@ def passes(code: str, seconds: float = 3.0, confined: bool = True) -> bool:
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """The process, and all that it has started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

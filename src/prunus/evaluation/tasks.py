@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from ..traits import predicts_next
 from ..uncertainty import statistic_draws
 from . import Context, Example, Measurement
 
-__all__ = ["Tasks"]
+__all__ = ["Tasks", "Execute"]
+
+Execute = Literal["off", "sandbox", "here"]
 
 _FIRST = ("acc_norm", "acc")  # of a task's metrics, the one that is reported where none is named
 _DRAWS = 200  # of a number that is computed from all examples together
@@ -34,20 +37,20 @@ class Tasks:
     """
 
     names: tuple[str, ...] = ()  # of tasks: piqa, arc_easy, mmlu, gsm8k, multi30k-en-de, …, or folders
-    limit: int = 0  # examples of each task, from the first on; 0: all
+    limit: int | None = None  # examples of each task, from the first on; None: all
     shots: int | None = None  # examples with their answers before the question; None: as many as the task says, mostly 0
     seed: int = 1234  # draws these examples; the harness's own default
     batch: int = 8  # texts that are written together, and, in other dtypes than float32, that are read together
     metrics: tuple[str, ...] = ()  # acc, acc_norm, exact_match, …; none: acc_norm where the task has it, else acc, else its first
-    execute: Literal["off", "sandbox", "here"] = "off"  # run code that the model writes (humaneval): never, confined, or on this machine
+    execute: Execute = "off"  # run code that the model writes (humaneval): never, confined, or on this machine
 
     unit: ClassVar[str] = "share"
     better: ClassVar[Literal["lower", "higher"]] = "higher"
 
     def __post_init__(self) -> None:
-        if self.limit < 0 or self.batch < 1 or (self.shots is not None and self.shots < 0):
-            raise RecipeError(f"tasks: limit = {self.limit}, shots = {self.shots}, batch = {self.batch}: expected at least 1 example (0 for "
-                              "all), 0 shots and a batch of 1.")
+        if (self.limit is not None and self.limit < 1) or (self.shots or 0) < 0 or self.batch < 1:
+            raise RecipeError(f"tasks: limit = {self.limit}, shots = {self.shots}, batch = {self.batch}: expected at least 1 example, 0 "
+                              "shots and a batch of 1.")
         if len(set(self.names)) < len(self.names):
             raise RecipeError(f"tasks: names = {', '.join(self.names)}: expected every task once.")
 
@@ -55,10 +58,10 @@ class Tasks:
         """The tasks with their documents. Raises RecipeError and CorpusError before any model is asked."""
         if not self.names:
             raise RecipeError("tasks: names = []: expected at least one, such as piqa.")
-        try:
-            from ..harness.catalogue import opened
-        except ImportError:
-            raise MissingExtra("metric 'tasks' (lm-evaluation-harness)", "tasks") from None
+        if find_spec("lm_eval") is None:
+            raise MissingExtra("metric 'tasks' (lm-evaluation-harness)", "tasks")
+        from ..harness.catalogue import opened
+
         return [task for name in self.names for task in opened(name, self.shots, self.seed, self.execute)]
 
     def measure(self, model: nn.Module, context: Context) -> tuple[Measurement, ...]:
@@ -69,21 +72,19 @@ class Tasks:
         from ..harness.running import asked
         from ..harness.scorer import Scorer
 
-        total, before = sum(_questions(task, self.limit) for one in opened for task in one.tasks), 0
-        name = ""
-        found: list[Measurement] = []
+        total = sum(_questions(task, self.limit) for one in opened for task in one.tasks)
+        name, found = "", []
         with evaluating(model):
-            scorer = Scorer(model, context.tokenizer, self.batch, lambda done: context.watch(f"task {name}", done, total))
-            rounded = "" if scorer.own_passes else f", {self.batch} together"
+            scorer = Scorer(model, context.tokenizer, self.batch, lambda done: context.watch(f"task {name}", min(done, total), total))
+            how = how_read(model, context.tokenizer) + ("" if scorer.own_passes else f", {self.batch} together")
             for one in opened:
-                name, start = one.name, time.perf_counter()
+                name, start, before = one.name, time.perf_counter(), scorer.done
+                chosen = self._chosen(one)
                 outcomes = [asked(task, scorer, self.limit) for task in one.tasks]
+                scorer.done = before + sum(_questions(task, self.limit) for task in one.tasks)
                 seconds = time.perf_counter() - start
-                before += sum(_questions(task, self.limit) for task in one.tasks)
-                context.watch(f"task {name}", before, total)
-                for metric, read in self._chosen(one):
-                    protocol = self._protocol(one, outcomes, metric, read, how_read(model, context.tokenizer) + rounded)
-                    found.append(_measurement(one, outcomes, (metric, read), protocol, seconds))
+                found += [_measurement(one, outcomes, which, self._protocol(one, outcomes, which, how), seconds) for which in chosen]
+            context.watch(f"task {name}", total, total)
         return tuple(found)
 
     def _chosen(self, one: Any) -> list[tuple[str, str]]:
@@ -97,23 +98,23 @@ class Tasks:
                 raise RecipeError(f"tasks: metrics: task '{one.name}' has no '{name}'{nearest(name, names)} Known: {', '.join(names)}.")
         return [(name, read) for name in self.metrics or (first,)]
 
-    def _protocol(self, one: Any, outcomes: Sequence[Any], metric: str, read: str, model: str) -> str:
-        task, several = one.tasks[0], len(one.tasks)
-        count, of = (sum(numbers) for numbers in zip(*((len(next(iter(found.items.values()))), found.of) for found in outcomes), strict=True))
+    def _protocol(self, one: Any, outcomes: Sequence[Any], which: tuple[str, str], how: str) -> str:
+        (metric, read), task, several = which, one.tasks[0], len(one.tasks)
+        count, of = (sum(getattr(found, name) for found in outcomes) for name in ("count", "of"))
         shots = task.config.num_fewshot
         split = task.config.test_split or task.config.validation_split
         drawn = f", drawn with seed {self.seed}" if shots else ""
-        which = f"first {count} of {of} examples" if several == 1 else (
+        taken = f"first {count} of {of} examples" if several == 1 else (
             f"{several} tasks of which {'examples' if one.by_size else 'tasks'} weigh the same, "
             f"{f'first {self.limit} of each' if self.limit else 'all'}: {count} of {of} examples")
         digests = [_all(found.data for found in outcomes), _all(found.prompts for found in outcomes)]
         asked = "" if read == "none" else f" {read}"
-        return (f"{one.name} {metric}{asked}, lm-eval {version('lm_eval')} task version {task.VERSION}, {split} split, {which}, "
-                f"{shots} shots{drawn}, config sha256 {_all(map(_digest, one.tasks))}, text sha256 {digests[0]}, prompts sha256 {digests[1]}, "
-                f"{model}")
+        return (f"{one.name} {metric}{asked}, lm-eval {version('lm_eval')} task version {task.VERSION}, {split} split, {taken}, "
+                f"{shots} shots{drawn}, config sha256 {_all(map(_digest, one.tasks))}, text sha256 {digests[0]}, "
+                f"prompts sha256 {digests[1]}, {how}")
 
 
-def _questions(task: Any, limit: int) -> int:
+def _questions(task: Any, limit: int | None) -> int:
     """Texts that a task has the model read or write, about."""
     documents = task.task_docs
     choices = len(task.doc_to_choice(documents[0])) if task.OUTPUT_TYPE == "multiple_choice" else 1
@@ -128,21 +129,25 @@ def _measurement(one: Any, outcomes: Sequence[Any], which: tuple[str, str], prot
     task = one.tasks[0]
     aggregate: Callable[[Sequence[Any]], float] = task.aggregation()[metric]
     better: Literal["lower", "higher"] = "higher" if task.higher_is_better()[metric] else "lower"
-    examples = tuple(Example(given.name, given.right, given.said, given.likelihoods) for found in outcomes for given in found.examples[read])
+    prefixes = [f"{single.task_name}/" if len(one.tasks) > 1 else "" for single in one.tasks]
+    examples = tuple(Example(f"{prefix}{given.name}", given.right, given.said, given.likelihoods)
+                     for prefix, found in zip(prefixes, outcomes, strict=True) for given in found.examples[read])
     items = [item for found in outcomes for item in found.items[which]]
     if aggregate is perplexity:
         losses = tuple(-float(item) for item in items)
         value = math.fsum(losses) / len(losses)
-        return Measurement(math.exp(value) if value < 700 else math.inf, "perplexity", better, protocol, losses, seconds, "losses", (), examples)
+        return Measurement(math.exp(value) if value < 700 else math.inf, "perplexity", better, protocol, losses, seconds, "losses",
+                           examples=examples)
     if aggregate is mean:
         parts = _weighed([found.items[which] for found in outcomes]) if not one.by_size else tuple(map(float, items))
         unit = "share" if set(map(float, items)) <= {0, 1} else metric
-        return Measurement(math.fsum(parts) / len(parts), unit, better, protocol, parts, seconds, "means", (), examples)
+        return Measurement(math.fsum(parts) / len(parts), unit, better, protocol, parts, seconds, "means", examples=examples)
 
     def of(indices: Tensor) -> float:
         return float(aggregate([items[index] for index in indices.tolist()]))
 
-    return Measurement(float(aggregate(items)), metric, better, protocol, tuple(float(aggregate([item])) for item in items), seconds, "means",
+    parts = tuple(float(aggregate([item])) for item in items)
+    return Measurement(float(aggregate(items)), metric, better, protocol, parts, seconds, "means",
                        statistic_draws(of, len(items), _DRAWS), examples)
 
 
@@ -157,7 +162,12 @@ def _digest(task: Any) -> str:
     apart = ("custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "metadata", "num_fewshot", "training_split", "test_split",
              "validation_split", "fewshot_split", "fewshot_config", "metric_list")
     said = {key: value for key, value in task.dump_config().items() if key not in apart}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=_named).encode()).hexdigest()[:16]
+
+
+def _named(value: Any) -> str:
+    """Functions by their names, as where they lie in memory changes."""
+    return str(getattr(value, "__qualname__", value))
 
 
 def _all(digests: Any) -> str:

@@ -30,6 +30,7 @@ class Outcome:
     items: dict[tuple[str, str], list[Any]]  # by metric and filter: what each example is worth, to be aggregated
     data: str  # sha256 of the examples
     prompts: str  # sha256 of all that the model was asked
+    count: int  # examples that were asked
     of: int  # examples that there are
 
 
@@ -65,7 +66,7 @@ def asked(task: Any, model: Any, limit: int | None) -> Outcome:
             given.append(_given(task, place, row, found))
         examples[name] = tuple(given)
     prompts = [repr(instance.args) for instance in task.instances]
-    return Outcome(examples, dict(items), _digest(rows), hashlib.sha256("\x00".join(prompts).encode()).hexdigest()[:16], of)
+    return Outcome(examples, dict(items), _digest(rows), hashlib.sha256("\x00".join(prompts).encode()).hexdigest()[:16], count, of)
 
 
 def _given(task: Any, place: int, row: Any, found: Sequence[Any]) -> Given:
@@ -74,8 +75,8 @@ def _given(task: Any, place: int, row: Any, found: Sequence[Any]) -> Given:
     likelihoods = tuple(float(value[0]) for value in found) if chosen else ()
     right: Any = task.doc_to_target(row)
     if task.OUTPUT_TYPE == "multiple_choice":
-        if getattr(task, "multiple_input", 0):
-            right = task.doc_to_text(row)
+        choices = task.doc_to_choice(row)
+        right = task.doc_to_text(row) if getattr(task, "multiple_input", 0) else choices.index(right) if right in choices else right
         said = str(max(range(len(likelihoods)), key=likelihoods.__getitem__))
     else:
         said = str(found[0][1]) if chosen else _text(found[0])

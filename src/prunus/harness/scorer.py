@@ -34,7 +34,7 @@ class _Row(NamedTuple):
         return len(self.context) + len(self.rest)
 
 
-class Scorer(HFLM):  # type: ignore[misc]
+class Scorer(HFLM):
     """The model and its tokenizer, which stay as they are.
 
     Texts become tokens, long ones are cut, and answers are written as `lm_eval.models.huggingface.HFLM` does it. In float32 the
@@ -45,15 +45,16 @@ class Scorer(HFLM):  # type: ignore[misc]
     def __init__(self, model: Any, tokenizer: Any, batch: int, tell: Callable[[int], None]) -> None:
         with quiet():
             super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch)
-        self._tell, self._done = tell, 0
+        self._tell, self.done = lambda done: None, 0  # questions that are answered
         self._together = _TOKENS if self.device.type == "cpu" else 4 * _TOKENS
         width: Any = model.get_input_embeddings().weight.shape[1]
         self.own_passes = model.dtype == torch.float32 and logits_of(model, torch.zeros(1, 1, width, device=self.device)) is not None
         self._shares = self.own_passes and self._agrees()
+        self._tell, self.done = tell, 0
 
     def _count(self, rows: int) -> None:
-        self._done += rows
-        self._tell(self._done)
+        self.done += rows
+        self._tell(self.done)
 
     def _model_call(self, inps: Tensor, *others: Any, **named: Any) -> Any:
         found = super()._model_call(inps, *others, **named)
@@ -116,10 +117,10 @@ class Scorer(HFLM):  # type: ignore[misc]
             if more:
                 output.past_key_values.batch_select_indices(torch.tensor([owner[index] for index in more], device=self.device))
                 later = self._behind(output.past_key_values, [rows[index] for index in more], tokens.shape[1])
-                for index, value, same in zip([index for index in more for _ in rows[index].rest[1:]], later[0].tolist(), later[1].tolist(),
-                                              strict=True):
-                    values[index].append(value)
-                    said[index].append(same)
+                owners = [place for place in more for _ in rows[place].rest[1:]]
+                for place, value, same in zip(owners, later[0].tolist(), later[1].tolist(), strict=True):
+                    values[place].append(value)
+                    said[place].append(same)
             yield {row.place: (float(torch.tensor(value).sum()), all(same)) for row, value, same in zip(rows, values, said, strict=True)}
 
     def _behind(self, cache: Any, rows: Sequence[_Row], width: int) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,8 @@ class Scorer(HFLM):  # type: ignore[misc]
         where = [(index, step) for index, row in enumerate(rows) for step in range(len(row.rest) - 1)]
         return self._read(hidden[tuple(torch.tensor(where).T)], [token for row in rows for token in row.rest[1:]])
 
-    def _read(self, hidden: Float[Tensor, "tokens width"], targets: Sequence[int]) -> tuple[Float[Tensor, "tokens"], Bool[Tensor, "tokens"]]:
+    def _read(self, hidden: Float[Tensor, "tokens width"],
+              targets: Sequence[int]) -> tuple[Float[Tensor, "tokens"], Bool[Tensor, "tokens"]]:
         """The log-likelihood of what comes next, and whether it is the most probable token."""
         values, same = [], []
         step = max(1, LOGITS // self.config.get_text_config().vocab_size)
