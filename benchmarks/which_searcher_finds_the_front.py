@@ -27,7 +27,7 @@ HEAD, UNIT = 4 * 384 * 32, 2 * 384  # weights
 FLOOR, CHANCE, EXAMPLES = 0.08, 0.5, 500
 CORNER = (CHANCE + 0.05, 1.05)
 BUDGETS = (25, 50, 100)
-MODELS = ("ehvi", "lsbo", "rsbo")  # which take a second or so per question, and have the second budget
+MODELS = ("lsbo", "rsbo")  # which take a second or so per question, and have the second budget
 SEARCHERS = [name for name in names("search.searchers") if name != "asha"]  # which is for candidates that are trained
 KEPT = ROOT / "build" / "which_searcher_finds_the_front" / "runs.jsonl"
 
@@ -55,6 +55,9 @@ class Shaped:
 
     def remaining(self, candidate: Candidate) -> float:
         return sum(heads * HEAD + units * UNIT for heads, units in self.widths(candidate)) / (BLOCKS * (HEADS * HEAD + UNITS * UNIT))
+
+    def told(self, candidate: Candidate) -> tuple[float | None, ...]:
+        return None, self.remaining(candidate)
 
     def widths(self, candidate: Candidate) -> list[tuple[int, int]]:
         """Heads and units of every block."""

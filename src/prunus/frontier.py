@@ -5,6 +5,7 @@ Channels are put in order, sub-networks valued by several objectives, and the fr
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -82,6 +83,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         with clock("measuring latency"):
             latency = _latency(model, genome.units, (plan.batch, length), folder) if "latency" in plan.objectives else None
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
+        genome = replace(genome, told=lambda candidate: judge.told(genome.kept(candidate), genome.levels(candidate)))
         with clock("searching"):
             identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(starts), str(plain(plan.space)),
                                    *weight_norms(model), *protocols, *([alone.identity] if alone else []),

@@ -28,6 +28,8 @@ def overlaps(recipe: Recipe, calibrated: bool) -> tuple[Overlap, ...]:
     pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
     searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
     reported_on = [(metric.text(), getattr(metric, "beginning", metric.text)()) for metric in recipe.metrics if hasattr(metric, "text")]
+    reported_on += [(text, text.beginning(8 * metric.tokens) if metric.tokens else text)
+                    for metric in recipe.metrics if hasattr(metric, "texts") for text in metric.texts()]
     hashed: dict[str, Grams] = {}
     found: dict[tuple[str, str], Overlap] = {}
 

@@ -3,20 +3,20 @@
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy
 
 from ..errors import MissingExtra, RecipeError
-from .explored import Explored, changed
+from .explored import Explored, Propose, changed
 from .genome import Genome
 from .pareto import quantiles
 from .searchers import Question
 from .space import Array, Candidate
 
-__all__ = ["check_startup", "prepared", "questions", "scores", "shares"]
+__all__ = ["check_startup", "prepared", "questions", "scores", "shares", "suggested"]
 
 _MOST = 200  # variables that a question takes seconds for
 _WIDE = 100.0  # the largest over the smallest of values whose order of magnitude is what matters
@@ -27,6 +27,7 @@ def prepared(name: str, genome: Genome, seed: int) -> Explored:
     try:
         import optuna  # noqa: F401
         import scipy  # noqa: F401
+        import sklearn  # noqa: F401
     except ImportError:
         raise MissingExtra(f"searcher '{name}'", "search") from None
     if len(genome.sizes) > _MOST:
@@ -62,16 +63,16 @@ def check_startup(startup: int) -> None:
         raise RecipeError(f"startup = {startup}: expected at least 2.")
 
 
-def questions(state: Explored, startup: int, count: int, values: Callable[[random.Random], Array]) -> list[Question]:
-    """What to value next: candidates of all sizes first, and then those with the largest expected improvement of `values`, a row for
-    every trial; of one objective, or of the hypervolume of several."""
+def questions(state: Explored, startup: int, count: int, propose: Propose) -> list[Question]:
+    """What to value next: candidates of all sizes first, and then what is proposed."""
     if len(state.trials) < startup:
         return state.spread(min(count, startup - len(state.trials)))
-    return state.questions(count, lambda rng, asked: _suggested(state, values(rng), rng, asked))
+    return state.questions(count, propose)
 
 
-def _suggested(state: Explored, values: Array, rng: random.Random, asked: Sequence[Candidate]) -> Candidate | None:
-    """One of them, by Optuna's GPSampler; a neighbour of it when it is known. `asked` is being valued meanwhile."""
+def suggested(state: Explored, values: Array, rng: random.Random, asked: Sequence[Candidate]) -> Candidate | None:
+    """The candidate with the largest expected improvement of `values`, a row for every trial; of one objective, or of the hypervolume of
+    several. By Optuna's GPSampler; a neighbour of it when it is known. `asked` is being valued meanwhile."""
     with _quiet():
         import optuna
 

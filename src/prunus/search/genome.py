@@ -11,7 +11,9 @@ from .space import Candidate
 from .subnetwork import Kept, Units
 from .thin import DENSE, Levels
 
-__all__ = ["Architectures", "Genome", "prefixes", "switches", "thinned"]
+__all__ = ["Architectures", "Genome", "Told", "prefixes", "switches", "thinned"]
+
+Told = Callable[[Candidate], tuple[float | None, ...]]  # the objectives that need no look at the sub-network; None for those that do
 
 
 @runtime_checkable
@@ -61,6 +63,7 @@ class Architectures:
     sample: Callable[[random.Random], Candidate] | None = None  # for training; none: every variable by itself
     nearest: Callable[[Kept], Candidate] | None = None  # that keeps about as many channels everywhere; none: the space has no such
     levels: Callable[[Candidate], Levels] = lambda candidate: DENSE  # how sparse their weights are
+    told: Told | None = None  # None: nobody has said which objectives there are
 
     @property
     def largest(self) -> Candidate:

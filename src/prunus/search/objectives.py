@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..errors import RecipeError, UnknownName
@@ -43,19 +44,22 @@ class Judge:
     def __call__(self, kept: Kept, levels: Levels = DENSE, resource: int = 0) -> tuple[float, ...]:
         """In the order of `names`, after the training that a resource stands for. Weights that are 0 count in "params" alone: they are
         stored, and computed with. Raises RecipeError for what could not be extracted."""
-        units = self.units
-        check_left(units.anatomy, [site.branch for site in units.sites if not kept[site.name].any()])
+        check_left(self.units.anatomy, [site.branch for site in self.units.sites if not kept[site.name].any()])
         known = dict(self.quality(kept, levels, resource)) if set(self.names) & set(QUALITIES) else {}
-        for name in self.names:
-            if name in COSTS:
-                known[name] = units.remaining(kept, levels) if name == "params" else self._cost(name, units, kept)
+        known |= {name: self._cost(name, kept, levels) for name in self.names if name in COSTS}
         return tuple(float(known[name]) for name in self.names)
 
-    def _cost(self, name: str, units: Units, kept: Kept) -> float:
+    def told(self, kept: Kept, levels: Levels = DENSE) -> tuple[float | None, ...]:
+        """The same without a look at the sub-network: None in the place of a quality."""
+        return tuple(self._cost(name, kept, levels) if name in COSTS else None for name in self.names)
+
+    def _cost(self, name: str, kept: Kept, levels: Levels) -> float:
+        units = self.units
         match name:
+            case "params":
+                return units.remaining(kept, levels)
             case "flops":
-                whole = {site.name: units.first(site, site.count) for site in units.sites}
-                return flops(units, kept, self.length) / flops(units, whole, self.length)
+                return flops(units, kept, self.length) / self._flops
             case "latency":
                 assert self.latency is not None
                 return self.latency.seconds(kept) / self.latency.dense
@@ -63,6 +67,11 @@ class Judge:
                 dense = model_bytes(self.model)
                 gone = (1 - units.remaining(kept)) * units.size * next(self.model.parameters()).element_size()
                 return (dense - gone) / dense
+
+    @cached_property
+    def _flops(self) -> float:
+        """Of the dense model."""
+        return flops(self.units, {site.name: self.units.first(site, site.count) for site in self.units.sites}, self.length)
 
 
 def flops(units: Units, kept: Kept, length: int) -> float:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..explored import Explored, remember
-from ..gaussian import check_startup, prepared, questions, shares
+from ..gaussian import check_startup, prepared, questions, shares, suggested
 from ..genome import Genome
 from . import Question
 
@@ -26,4 +26,4 @@ class LSBO:
         return prepared("lsbo", genome, seed)
 
     def ask(self, state: Explored, count: int) -> list[Question]:
-        return questions(state, self.startup, count, lambda rng: shares(state).mean(1, keepdims=True))
+        return questions(state, self.startup, count, lambda rng, asked: suggested(state, shares(state).mean(1, keepdims=True), rng, asked))

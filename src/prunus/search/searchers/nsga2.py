@@ -9,6 +9,7 @@ import numpy
 from ...errors import MissingExtra, RecipeError
 from ..explored import Explored, changed, fresh
 from ..genome import Genome
+from ..pareto import front
 from ..space import Array, Candidate
 from . import Question, Trial
 
@@ -28,18 +29,20 @@ class State:
 class NSGA2:
     """Deb et al. 2002, by the library `pymoo`: simulated binary crossover and polynomial mutation, rounded to whole numbers.
 
-    Departs from it: the first population is spread over all sizes; a child that is known already gets another value of one variable;
-    a failed candidate counts as worse than all.
+    Departs from it: the first population is spread over all sizes; of more children than are looked at, those stay whose sizes are
+    farthest from what the front has, as a size is known without a look; a child that is known already gets another value of one
+    variable; a failed candidate counts as worse than all.
     """
 
     population: int = 10  # candidates per generation
     crossover: float = 0.9  # probability that two parents are crossed
     eta: float = 3.0  # of crossover and mutation: the larger, the closer children are to their parents
+    brood: int = 2  # children that are made for every one that is looked at
 
     def __post_init__(self) -> None:
-        if self.population < 2 or not 0 <= self.crossover <= 1 or self.eta <= 0:
-            raise RecipeError(f"population = {self.population}, crossover = {self.crossover:g}, eta = {self.eta:g}: expected a population "
-                              "of at least 2, a probability, and an eta above 0.")
+        if self.population < 2 or not 0 <= self.crossover <= 1 or self.eta <= 0 or self.brood < 1:
+            raise RecipeError(f"population = {self.population}, crossover = {self.crossover:g}, eta = {self.eta:g}, brood = {self.brood}: "
+                              "expected a population of at least 2, a probability, an eta above 0, and a brood of at least 1.")
 
     def init(self, genome: Genome, seed: int) -> State:
         try:
@@ -64,7 +67,7 @@ class NSGA2:
         else:
             algorithm = state.algorithm
             _valued(algorithm, _population(state.children), known)
-        return State(known, algorithm, _children(algorithm, known))
+        return State(known, algorithm, _children(algorithm, known, self.population, self.brood))
 
     def _algorithm(self, known: Explored) -> Any:
         from pymoo.algorithms.moo import nsga2
@@ -104,15 +107,29 @@ def _finite(known: Explored) -> Array:
     return numpy.where(known.answered[:, None], known.values, 2 * good.max(0) - good.min(0) + 1)
 
 
-def _children(algorithm: Any, known: Explored) -> tuple[Candidate, ...]:
+def _children(algorithm: Any, known: Explored, count: int, brood: int) -> tuple[Candidate, ...]:
     """The next generation, all of them new."""
-    rng, found = known.rng(), algorithm.ask()
-    wanted = [tuple(int(value) for value in row) for row in found.get("X").tolist()] if found is not None else []
-    taken, children = set(known.seen), []
-    for child in wanted or [known.trials[-1].candidate]:  # the library gives up where nearly all is known
+    rng, taken = known.rng(), set(known.seen)
+    made = [found for found in (algorithm.ask() for _ in range(brood)) if found is not None]
+    wanted = [tuple(int(value) for value in row) for found in made for row in found.get("X").tolist()]
+    children: list[Candidate] = []
+    for child in dict.fromkeys(wanted or [known.trials[-1].candidate]):  # the library gives up where nearly all is known
         new = changed(child, known.genome.sizes, taken, rng) if child in taken else child
         new = new or fresh(known.genome, taken, rng)
         if new is not None:
             taken.add(new)
             children.append(new)
-    return tuple(children)
+    return _apart(children, known, count)
+
+
+def _apart(children: Sequence[Candidate], known: Explored, count: int) -> tuple[Candidate, ...]:
+    """So many of them, one after the other that whose size is farthest from those on the front and of those before it."""
+    size = known.genome.remaining
+    sizes = [size(known.trials[index].candidate) for index in front(known.values)]
+    left: dict[Candidate, float] = {child: size(child) for child in children}
+    chosen: list[Candidate] = []
+    while left and len(chosen) < count:
+        child = max(left, key=lambda child: min((abs(left[child] - other) for other in sizes), default=0.0))
+        sizes.append(left.pop(child))
+        chosen.append(child)
+    return tuple(chosen)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy
 
 from ..explored import Explored, remember
-from ..gaussian import check_startup, prepared, questions, shares
+from ..gaussian import check_startup, prepared, questions, shares, suggested
 from ..genome import Genome
 from ..space import Array
 from . import Question
@@ -30,7 +30,7 @@ class RSBO:
         return prepared("rsbo", genome, seed)
 
     def ask(self, state: Explored, count: int) -> list[Question]:
-        return questions(state, self.startup, count, lambda rng: _mixed(shares(state), rng))
+        return questions(state, self.startup, count, lambda rng, asked: suggested(state, _mixed(shares(state), rng), rng, asked))
 
 
 def _mixed(values: Array, rng: random.Random) -> Array:
