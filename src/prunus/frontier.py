@@ -94,8 +94,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         with clock("valuing the front"):
             trials = [*(trial for trial in found.front if not trial.failed), _dense(found, genome)]
             held = [_values(other, genome, trial) for trial in trials]
-        with clock("baselines"):
-            beside = _beside(model, tokenizer, plan, read, genome.units, (judge, other))
+        beside = _beside(model, tokenizer, plan, read, genome.units, (judge, other), clock)
     if alone:
         clock.seconds["training"] = alone.seconds
         if not found.interrupted:
@@ -280,11 +279,12 @@ def _gradients(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | N
     return gate_gradients(model, sites, _losses(model, tokenizer, plan, read))
 
 
-def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, units: Units,
-            judges: tuple[Judge, Judge]) -> dict[str, tuple[Point, ...]]:
+def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, units: Units, judges: tuple[Judge, Judge],
+            clock: Clock) -> dict[str, tuple[Point, ...]]:
     """What ways that need no search find, valued as the front is. What they look at is looked at once."""
     derived = set(plan.baselines) & {"heads", "rfp"}
-    gradients = _gradients(model, tokenizer, plan, read, units.sites) if derived else {}
+    with clock("derivatives of baselines"):
+        gradients = _gradients(model, tokenizer, plan, read, units.sites) if derived else {}
     batches = _batches(model, tokenizer, read) if read and "rfp" in derived else []
 
     def found(name: str) -> list[Kept]:
@@ -307,7 +307,11 @@ def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
         with gated(model, scales):
             return Point((), judges[0](kept), judges[1](kept), False)
 
-    return {name: tuple(valued(name, kept) for kept in found(name)) for name in plan.baselines}
+    points: dict[str, tuple[Point, ...]] = {}
+    for name in plan.baselines:
+        with clock(f"baseline {name}"):
+            points[name] = tuple(valued(name, kept) for kept in found(name))
+    return points
 
 
 def _batches(model: Any, tokenizer: Any, read: Labelled) -> list[Callable[[], Any]]:

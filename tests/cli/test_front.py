@@ -145,7 +145,7 @@ def test_a_super_network_is_searched_with_sparse_weights_too(prunus: Prunus, enc
     assert prunus("finetune", encoder, "--task", task(task_file), "--strategy", "sandwich", "--space", "medium,steps=2", "--steps", 4,
                   "--out", tmp_path / "super", "--quiet").code == 0
     words = ["search", tmp_path / "super", "--task", task(task_file), "--space", "mixed,steps=2,levels=3", "--objectives",
-             "loss,params,flops", "--evaluations", 12, "--searcher", "random", "--baselines", "layerdrop", "--out", tmp_path / "run"]
+             "loss,params,flops", "--evaluations", 12, "--searcher", "ehvi", "--baselines", "layerdrop", "--out", tmp_path / "run"]
     ran = prunus(*words)
     assert ran.code == 0, ran.err
     found = Front.load(tmp_path / "run")

@@ -69,6 +69,7 @@ def test_zeros_count_in_params_and_in_nothing_else(mixed: Make) -> None:
     dense, half, sparse, both = (judge(genome.kept(candidate), genome.levels(candidate))
                                  for candidate in ((2, 2) * 6, (1, 2) * 6, (2, 0) * 6, (1, 0) * 6))
     assert dense == (0, 1, 1, 1)
+    assert (None, *both[1:]) == judge.told(genome.kept((1, 0) * 6), genome.levels((1, 0) * 6))
     assert sparse[0] == 12
     assert sparse[2:] == dense[2:]
     assert both[2:] == half[2:]

@@ -79,6 +79,7 @@ def test_costs_are_those_of_the_extracted_model() -> None:
     units.extract(small, half)
     weights = [sum(site.size for site in describe(each).sites("linear")) for each in (small, model)]
     assert loss == 3
+    assert judge.told(half) == (None, params, memory, work)  # without a look
     assert params == pytest.approx(weights[0] / weights[1])
     assert memory == pytest.approx(model_bytes(small) / model_bytes(model))
     assert work == pytest.approx(0.5)
