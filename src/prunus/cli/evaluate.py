@@ -25,7 +25,7 @@ def evaluate(
         help="Several texts, with commas: perplexity and calibration error on each; with --dense divergence from the dense model and "
              "agreement with it.")] = None,
     tasks: Annotated[str | None, typer.Option(
-        help="Questions to a model that writes text, as lm-evaluation-harness asks them, with commas: piqa,arc_easy,mmlu, or folders.")] = None,
+        help="Questions to a model that writes, as lm-evaluation-harness asks them, with commas: piqa,arc_easy,mmlu, or folders.")] = None,
     limit: Annotated[int | None, typer.Option(help="With --tasks: examples of each, from the first on. [default: all]")] = None,
     shots: Annotated[int | None, typer.Option(
         help="With --tasks: examples with their answers before each question. [default: as the task says, mostly 0]")] = None,

@@ -40,7 +40,7 @@ class Tasks:
     limit: int | None = None  # examples of each task, from the first on; None: all
     shots: int | None = None  # examples with their answers before the question; None: as many as the task says, mostly 0
     seed: int = 1234  # draws these examples; the harness's own default
-    batch: int = 8  # texts that are written together, and, in other dtypes than float32, that are read together
+    batch: int = 8  # texts that are written together; in other dtypes than float32, that are read together too
     metrics: tuple[str, ...] = ()  # acc, acc_norm, exact_match, …; none: acc_norm where the task has it, else acc, else its first
     execute: Execute = "off"  # run code that the model writes (humaneval): never, confined, or on this machine
 
@@ -76,14 +76,16 @@ class Tasks:
         name, found = "", []
         with evaluating(model):
             scorer = Scorer(model, context.tokenizer, self.batch, lambda done: context.watch(f"task {name}", min(done, total), total))
-            how = how_read(model, context.tokenizer) + ("" if scorer.own_passes else f", {self.batch} together")
+            how = how_read(model, context.tokenizer)
             for one in opened:
                 name, start, before = one.name, time.perf_counter(), scorer.done
                 chosen = self._chosen(one)
                 outcomes = [asked(task, scorer, self.limit) for task in one.tasks]
                 scorer.done = before + sum(_questions(task, self.limit) for task in one.tasks)
                 seconds = time.perf_counter() - start
-                found += [_measurement(one, outcomes, which, self._protocol(one, outcomes, which, how), seconds) for which in chosen]
+                alone = scorer.own_passes and one.tasks[0].OUTPUT_TYPE != "generate_until"
+                protocols = [self._protocol(one, outcomes, which, how + ("" if alone else f", {self.batch} together")) for which in chosen]
+                found += [_measurement(one, outcomes, which, protocol, seconds) for which, protocol in zip(chosen, protocols, strict=True)]
             context.watch(f"task {name}", total, total)
         return tuple(found)
 
@@ -132,6 +134,9 @@ def _measurement(one: Any, outcomes: Sequence[Any], which: tuple[str, str], prot
     prefixes = [f"{single.task_name}/" if len(one.tasks) > 1 else "" for single in one.tasks]
     examples = tuple(Example(f"{prefix}{given.name}", given.right, given.said, given.likelihoods)
                      for prefix, found in zip(prefixes, outcomes, strict=True) for given in found.examples[read])
+    if which not in outcomes[0].items:
+        raise RecipeError(f"tasks: task '{one.name}' gave no {metric}, but {', '.join(sorted({name for name, _ in outcomes[0].items}))}. Name "
+                          "one of these in metrics.")
     items = [item for found in outcomes for item in found.items[which]]
     if aggregate is perplexity:
         losses = tuple(-float(item) for item in items)

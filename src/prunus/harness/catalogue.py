@@ -245,14 +245,15 @@ def _checked_code(name: str, execute: Execute) -> dict[str, Any]:
         raise RecipeError(f"task '{name}' runs code that the model writes. Say execute = 'sandbox' (--execute sandbox) to run it in a "
                           "process without network that can write nothing, or leave the task out.")
 
-    def pass_at_1(references: list[str], predictions: list[list[str]], **_: Any) -> dict[str, float]:
+    def passed(references: list[str], predictions: list[list[str]], **_: Any) -> float:
         (test,), (codes,) = references, predictions
-        return {"pass@1": float(passes(f"{codes[0]}\n{test}", confined=execute == "sandbox"))}
+        return float(passes(f"{codes[0]}\n{test}", confined=execute == "sandbox"))
 
     def whole(answers: list[list[str]], docs: list[Mapping[str, str]]) -> list[list[str]]:
         return [[doc["prompt"] + text for text in said] for said, doc in zip(answers, docs, strict=True)]
 
-    return {"metric_list": [{"metric": pass_at_1, "aggregation": "mean", "higher_is_better": True}],
+    passed.__name__ = "pass@1"  # which the harness takes for the metric's
+    return {"metric_list": [{"metric": passed, "aggregation": "mean", "higher_is_better": True}],
             "filter_list": [{"name": "create_test", "filter": [{"function": "custom", "filter_fn": whole}]}]}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import RecipeError
 from .catalogue import quiet
 
 __all__ = ["Given", "Outcome", "asked"]
@@ -45,8 +46,11 @@ def asked(task: Any, model: Any, limit: int | None) -> Outcome:
     for instance in task.instances:
         requests[instance.request_type] += [instance] * instance.repeats
     for kind, several in requests.items():
-        with quiet():
-            answers = getattr(model, kind)(several, disable_tqdm=True)
+        try:
+            with quiet():
+                answers = getattr(model, kind)(several, disable_tqdm=True)
+        except AssertionError as error:  # how the harness says that a model's positions are too few
+            raise RecipeError(f"task '{task.task_name}': {' '.join(str(error).split()) or 'an example does not fit the model'}") from None
         for instance, answer in zip(several, answers, strict=True):
             instance.resps.append(answer)
     with quiet():
