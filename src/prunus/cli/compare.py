@@ -32,7 +32,8 @@ def compare(
     read: Annotated[int, typer.Option(help="Tokens that are read in a round.")] = 256,
     write: Annotated[int, typer.Option(help="Tokens that are written in a round.")] = 32,
     known: Annotated[Path | None, typer.Option(
-        help="A JSON file with known values of the dense model and their protocols: a report.json, or what prunus evaluate --json prints.")] = None,
+        help="A JSON file with known values of the dense model and their protocols: a report.json, or what prunus evaluate --json "
+             "prints.")] = None,
     device: o.Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of all models: auto (the dense model's own), float32, bfloat16 or float16.")] = "auto",
     quiet: o.Quiet = False,
@@ -79,11 +80,11 @@ def _print(found: "Compared", files: tuple[Path, ...]) -> None:
     table = main_table(found)
     rows = [list(table.head)]
     for _, group in table.groups:
-        rows += [[first.text, *(f"{'* ' if cell.best else ''}{cell.text}" for cell in cells)] for first, *cells in group]
+        rows += [[first.text, *(" ".join(["* " * cell.best + cell.text, *cell.notes[:1]]) for cell in cells)] for first, *cells in group]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.head))]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    typer.echo("* the best of the pruned models, or not to be told from it.")
+    typer.echo("* the best of the pruned models, or not to be told from it. In brackets: 95 % intervals; of speed, all rounds.")
     for line in lead_of(found)[1:]:
         typer.echo(line)
     typer.echo(f"Written: {', '.join(str(file) for file in files)}")

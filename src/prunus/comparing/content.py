@@ -9,37 +9,40 @@ from ..figures import place
 from ..search.pareto import front
 from .drawing import Point, heat, lines, scatter
 from .page import Cell, Chart, Code, Page, Section, Table, Text
-from .values import Beside, Compared, Contender, Row, Standing
+from .values import Beside, Compared, Contender, Made, Row, Standing
 
 __all__ = ["compared_page", "lead_of", "main_table", "protocols_of", "shown", "words_of"]
 
-_GROUPS = {"Texts": "Texts", "Tasks": "Tasks", "Speed": "Speed", "Size": "Size"}
+_NOTHING = Made("", (), None, None, None)
 _LOG = 10.0  # from which ratio of the largest to the least on an axis is logarithmic
 
 
 def compared_page(found: Compared) -> Page:
     """All of it."""
-    sections = [Section("Results", (main_table(found), Text(_LEGEND))), _verdicts(found), _plots(found), _allocations(found), _errors(found),
-                _answers(found), _overlaps(found), _costs(found), _protocols(found), _again(found)]
+    sections = [Section("Results", (main_table(found), Text(_LEGEND))), _verdicts(found), _plots(found), _allocations(found),
+                _errors(found), _answers(found), _overlaps(found), _costs(found), _protocols(found), _again(found)]
     title = f"{found.dense.name} and {len(found.pruned)} pruned model{'s' * (len(found.pruned) > 1)}"
     return Page(title, found.flags, lead_of(found), tuple(section for section in sections if section is not None))
 
 
-_LEGEND = ("Bold: the best of the pruned models, and those that cannot be told from it. In brackets: 95 % intervals; of speed, the least and "
-           "the most of all rounds. The second line is the number beside the dense model's, on the same windows, examples or rounds in pairs; "
-           "better or worse is said only where the test allows it (p < 0.05 after Holm's correction), and ≈ means that this does not show a "
-           "difference.")
+_LEGEND = ("Bold: the best of the pruned models, and those that cannot be told from it. In brackets: 95 % intervals; of speed, the least "
+           "and the most of all rounds. The last line of a cell is the number beside the dense model's, on the same windows, examples or "
+           "rounds in pairs; better or worse is said only where the test allows it (p < 0.05 after Holm's correction; of what has no test, "
+           "where the interval does), and ≈ means that this does not show a difference.")
 
 
 def lead_of(found: Compared) -> tuple[str, ...]:
     """A sentence on what was compared, one on each pruned model, and what a reader should know."""
-    texts, tasks = (sum(row.group == group for row in found.rows) for group in ("Texts", "Tasks"))
-    lines_ = [f"{found.dense.name} ({found.dense.parameters / 1e6:,.1f} M parameters) is the dense model. "
-              f"{texts} numbers on {len(found.asked.corpora)} texts and {tasks} on tasks were measured of every model in the same way."]
-    for index, model in enumerate(found.models):
-        if index:
-            lines_.append(f"{model.name}: {_gone(model, found.dense)}{_counts(found.rows, index)}.")
-    return (*lines_, *(f"Note: {note}" for note in found.notes))
+    looked = [_some(len(names), word) for names, word in ((found.asked.corpora, "text"), (found.asked.tasks, "task")) if names]
+    measured = sum(row.group in ("Texts", "Tasks") for row in found.rows)
+    first = (f"{found.dense.name} is the dense model, with {found.dense.parameters / 1e6:,.1f} million parameters. All models were "
+             f"measured in the same way: {_some(measured, 'number')} on {' and '.join(looked)}.")
+    others = [f"{model.name}: {_gone(model, found.dense)}{_counts(found.rows, index)}." for index, model in enumerate(found.pruned, 1)]
+    return (first, *others, *(f"Note: {note}" for note in found.notes))
+
+
+def _some(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def _gone(model: Contender, dense: Contender) -> str:
@@ -49,33 +52,34 @@ def _gone(model: Contender, dense: Contender) -> str:
 
 def _counts(rows: Sequence[Row], index: int) -> str:
     """Of the numbers that are measured, how many are better and worse."""
-    said = [standing.beside.said for row in rows if row.group in ("Texts", "Tasks") and (standing := row.standings[index]) and standing.beside]
-    return "; ".join(["", f"of {len(said)} numbers beside the dense model's {said.count('worse')} are worse, {said.count('better')} better, "
-                          f"{said.count('open')} not to be told apart"]) if said else ""
+    places = [row.standings[index] for row in rows if row.group in ("Texts", "Tasks")]
+    said = [standing.beside.said for standing in places if standing and standing.beside]
+    worse, better, unclear = (said.count(word) for word in ("worse", "better", "open"))
+    return (f"; of {_some(len(said), 'number')} beside the dense model's {worse} worse, {better} better, {unclear} not to be told apart"
+            if said else "")
 
 
 def main_table(found: Compared) -> Table:
     """Every number of every model."""
     groups = []
-    for group, title in _GROUPS.items():
-        rows = tuple(_line(row) for row in found.rows if row.group == group)
-        if rows:
-            groups.append((title, rows))
+    for group in dict.fromkeys(row.group for row in found.rows):
+        groups.append((group, tuple(_line(row) for row in found.rows if row.group == group)))
     head = ("", f"{found.dense.name} (dense)", *(model.name for model in found.pruned))
     return Table("All models beside the dense one", head, tuple(groups))
 
 
 def _line(row: Row) -> tuple[Cell, ...]:
-    unit = f"{row.unit}, " if row.unit and row.unit not in row.label else ""
-    direction = f"{row.better} is better" if row.better else "removed"
-    return (Cell(row.label, f"{unit}{direction}"), *(_cell(standing, row) for standing in row.standings))
+    told = [row.unit if row.unit not in row.label else "", f"{row.better} is better" if row.better else ""]
+    notes = tuple(word for word in told if word)
+    return (Cell(row.label, notes[:1] if len(notes) < 2 else (", ".join(notes),)), *(_cell(standing, row) for standing in row.standings))
 
 
 def _cell(standing: Standing | None, row: Row) -> Cell:
     if standing is None:
         return Cell("not known")
-    interval = "" if standing.interval is None else " [{}, {}]".format(*(shown(value, row) for value in standing.interval))
-    return Cell(f"{shown(standing.value, row)}{interval}", "" if standing.beside is None else _beside(standing.beside, row), standing.best)
+    notes = [] if standing.interval is None else ["[{}, {}]".format(*(shown(value, row) for value in standing.interval))]
+    notes += [] if standing.beside is None else [_beside(standing.beside, row)]
+    return Cell(shown(standing.value, row), tuple(notes), standing.best)
 
 
 def _beside(beside: Beside, row: Row) -> str:
@@ -101,26 +105,32 @@ def shown(value: float, row: Row) -> str:
 
 
 def _verdicts(found: Compared) -> Section | None:
-    rows = tuple((Cell(row.label), Cell(row.verdict), Cell(str(row.comparisons or "none"))) for row in found.rows if row.verdict)
+    rows = tuple((Cell(row.label, (_some(row.comparisons, "test") if row.comparisons else "no test",)), Cell(row.verdict))
+                 for row in found.rows if row.verdict)
     if not rows:
         return None
-    return Section("What can be said", (Table("What can be said of every number, and from how many tests", ("", "verdict", "tests"),
-                                              (("", rows),)),))
+    numbers = sum(row.comparisons > 0 for row in found.rows)
+    told = (f"{_some(found.comparisons, 'test')} were made, for {_some(numbers, 'number')}. Within each number, p-values are corrected for "
+            "all its tests against the dense model, and for all between pruned models (Holm). Over the numbers they are not: of 20 numbers "
+            "by which equal models are compared, one shows a difference by chance. A number without a test is judged by its interval: "
+            "it is no mean over windows or examples, or was timed, where better and worse is what every round says.")
+    return Section("What can be said", (Table("What the tests allow to say of every number", ("", "verdict"), (("", rows),)), Text(told)))
 
 
 def _plots(found: Compared) -> Section | None:
     """Quality against parameters and against speed."""
     qualities = [row for row in found.rows if row.unit == "perplexity" and row.group == "Texts"][:1]
     tasks = [row for row in found.rows if row.group == "Tasks" and row.unit == "share"]
-    costs = [row for row in found.rows if row.label in ("parameters", "tokens written per second")]
+    costs = [row for label in ("parameters", "tokens written per second") for row in found.rows if row.label == label]
     series = [(row.label, "lower", _values(row)) for row in qualities]
     if tasks:
+        label = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0].label
         columns = zip(*(_values(row) for row in tasks), strict=True)
-        series.append((f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0].label, "higher", [statistics.fmean(each) for each in columns]))
-    charts = [_plot(found, index, quality, costs[which]) for index, (quality, which) in
-              enumerate((quality, which) for quality in series for which in range(len(costs)))]
-    shown_ = tuple(chart for chart in charts if chart is not None)
-    return Section("Quality against size and speed", shown_) if shown_ else None
+        series.append((label, "higher", [statistics.fmean(each) for each in columns]))
+    pairs = [(quality, cost) for quality in series for cost in costs]
+    charts = [_plot(found, index, quality, cost) for index, (quality, cost) in enumerate(pairs)]
+    drawn = tuple(chart for chart in charts if chart is not None)
+    return Section("Quality against size and speed", drawn) if drawn else None
 
 
 def _values(row: Row) -> list[float]:
@@ -141,8 +151,9 @@ def _plot(found: Compared, index: int, quality: tuple[str, str, list[float]], co
     log = better == "lower" and max(point.y for point in points) > _LOG * min(point.y for point in points) > 0
     names = ", ".join(point.name for point in points if point.on_front)
     told = f"{label} ({better} is better) against {across} ({cost.better} is better). On the front: {names}."
-    table = Table(f"{label} against {across}", ("", across, label, "on the front"), (("", tuple(
-        (Cell(point.name), Cell(f"{point.x:,.4g}"), Cell(f"{point.y:.4g}"), Cell("yes" if point.on_front else "no")) for point in points)),))
+    rows = tuple((Cell(point.name), Cell(f"{point.x:,.4g}"), Cell(f"{point.y:.4g}"), Cell("yes" if point.on_front else "no"))
+                 for point in points)
+    table = Table(f"{label} against {across}", ("", across, label, "on the front"), (("", rows),))
     title = f"{label} against {across}"
     return Chart(title, told, scatter(f"plot-{index}", title, told, points, across, label, log=log), table)
 
@@ -166,9 +177,12 @@ def _map(index: int, model: Contender, dense: Contender) -> Chart | None:
     flat = list(shares.values())
     told = (f"Share of every matrix of {model.name} that is zero or gone, {how}: from {min(flat):.3f} to {max(flat):.3f}, "
             f"mean {statistics.fmean(flat):.3f}.")
-    rows = tuple((Cell(f"block {depth}"), *(Cell(f"{shares[kind, depth]:.3f}" if (kind, depth) in shares else "not there") for kind in kinds))
-                 for depth in depths)
+    rows = tuple((Cell(f"block {depth}"), *(_known(shares.get((kind, depth)), 3) for kind in kinds)) for depth in depths)
     return Chart(title, told, heat(f"map-{index}", title, told, kinds, depths, shares), Table(title, ("", *kinds), (("", rows),)))
+
+
+def _known(value: float | None, digits: int) -> Cell:
+    return Cell("–" if value is None else f"{value:,.{digits}f}")
 
 
 def _by_place(sites: Mapping[str, float]) -> dict[tuple[str, int], float]:
@@ -182,12 +196,14 @@ def _by_place(sites: Mapping[str, float]) -> dict[tuple[str, int], float]:
 def _errors(found: Compared) -> Section | None:
     """The relative output error that the folders' reports have, as means by block."""
     series: dict[str, list[tuple[int, float]]] = {}
-    for model in found.pruned:
+    colours: list[int] = []
+    for index, model in enumerate(found.models):
         by_block: dict[int, list[float]] = {}
         for site in model.made.sites if model.made else ():
             if site.error is not None and math.isfinite(site.error):
                 by_block.setdefault(place(site.site)[0], []).append(site.error)
         if by_block:
+            colours.append(index)
             series[model.name] = [(depth, statistics.fmean(values)) for depth, values in sorted(by_block.items())]
     if not series:
         return None
@@ -197,10 +213,9 @@ def _errors(found: Compared) -> Section | None:
                      for name, pairs in series.items()))
     depths = sorted({depth for pairs in series.values() for depth, _ in pairs})
     known = {name: dict(pairs) for name, pairs in series.items()}
-    rows = tuple((Cell(f"block {depth}"), *(Cell(f"{known[name][depth]:.4f}" if depth in known[name] else "not there") for name in series))
-                 for depth in depths)
-    chart = Chart(title, told, lines("error", title, told, series, "block", "relative output error"), Table(title, ("", *series), (("", rows),)))
-    return Section("Error by depth", (chart,))
+    rows = tuple((Cell(f"block {depth}"), *(_known(known[name].get(depth), 4) for name in series)) for depth in depths)
+    drawing = lines("error", title, told, series, colours, "block", "relative output error")
+    return Section("Error by depth", (Chart(title, told, drawing, Table(title, ("", *series), (("", rows),))),))
 
 
 def _answers(found: Compared) -> Section | None:
@@ -232,22 +247,21 @@ def _overlaps(found: Compared) -> Section | None:
                  for name, items in found.overlaps.items() for item in items)
     if not rows:
         return None
-    table = Table("Report texts that stand in what a model has seen, as its recipe says", ("", "text", "was seen in", "shared runs of 13 words",
-                                                                                     "share"), (("", rows),))
-    return Section("Texts", (table,), opened=False)
+    head = ("", "text", "was seen in", "shared runs of 13 words", "share")
+    table = Table("How much of each report text stands in what a model has seen, as its recipe says", head, (("", rows),))
+    return Section("Texts seen before", (table,), opened=False)
 
 
 def _costs(found: Compared) -> Section:
     parts = list(dict.fromkeys(name for model in found.models for name in model.seconds))
-    rows = tuple((Cell(name), *(Cell(f"{model.seconds.get(name, 0.0):.1f}") for model in found.models)) for name in parts)
-    total = (Cell("in all"), *(Cell(f"{sum(model.seconds.values()):.1f}") for model in found.models))
-    made = [model.made for model in found.models]
-    making = [("seconds", [None if one is None else one.seconds for one in made]),
-              ("tokens forwarded", [None if one is None else one.tokens for one in made]),
-              ("peak memory, MiB", [None if one is None or one.host_bytes is None else one.host_bytes / 2**20 for one in made])]
-    making_rows = tuple((Cell(name), *(Cell("not known" if value is None else f"{value:,.0f}") for value in values)) for name, values in making)
+    rows = [(Cell(name), *(_known(model.seconds.get(name), 1) for model in found.models)) for name in parts]
+    rows.append((Cell("in all"), *(_known(sum(model.seconds.values()), 1) for model in found.models)))
+    made = [model.made or _NOTHING for model in found.models]
+    making = ((Cell("seconds"), *(_known(one.seconds, 0) for one in made)),
+              (Cell("tokens forwarded"), *(_known(one.tokens, 0) for one in made)),
+              (Cell("peak memory, MiB"), *(_known(None if one.host_bytes is None else one.host_bytes / 2**20, 0) for one in made)))
     table = Table("What it cost to measure and to make each model", ("", *(model.name for model in found.models)),
-                  (("Measuring, seconds", (*rows, total)), ("Pruning, as the folder's report says", making_rows)))
+                  (("Measuring, seconds", tuple(rows)), ("Pruning, as the folder's report says", making)))
     machine = "; ".join(f"{name}: {value}" for name, value in found.environment.items())
     return Section("Cost", (table, Text("Seconds are of when a number was measured; what was known already was not measured again."),
                             Text(f"{machine}.")), opened=False)

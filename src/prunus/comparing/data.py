@@ -27,5 +27,5 @@ def _tables(page: Page) -> list[dict[str, Any]]:
     tables = [(section.title, part.table if isinstance(part, Chart) else part) for section in page.sections for part in section.parts
               if isinstance(part, Chart | Table)]
     return [{"section": title, "caption": table.caption, "head": list(table.head),
-             "rows": [[cell.text if not cell.note else f"{cell.text}; {cell.note}" for cell in row] for _, rows in table.groups for row in rows]}
+             "rows": [["; ".join([cell.text, *cell.notes]) for cell in row] for _, rows in table.groups for row in rows]}
             for title, table in tables]

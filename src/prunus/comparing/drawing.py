@@ -42,17 +42,18 @@ def scatter(ident: str, title: str, told: str, points: Sequence[Point], across: 
     return _svg(ident, title, told, _HEIGHT, parts)
 
 
-def lines(ident: str, title: str, told: str, series: Mapping[str, Sequence[tuple[int, float]]], across: str, up: str) -> str:
-    """A line per name over whole numbers."""
+def lines(ident: str, title: str, told: str, series: Mapping[str, Sequence[tuple[int, float]]], colours: Sequence[int], across: str,
+          up: str) -> str:
+    """A line per name over whole numbers, each in a colour of the page."""
     every = [pair for pairs in series.values() for pair in pairs]
     x, ticks_x = _axis([float(place) for place, _ in every], _LEFT, _WIDTH - 96, False, whole=True)
     y, ticks_y = _axis([0.0, *(value for _, value in every)], _HEIGHT - _BOTTOM, _TOP, False)
     parts = _frame(ticks_x, ticks_y, across, up, x, y, right=96)
     ends = _apart([y(pairs[-1][1]) + 4 for pairs in series.values()], _TOP + 8, _HEIGHT - _BOTTOM)
-    for place, ((name, pairs), end) in enumerate(zip(series.items(), ends, strict=True)):
+    for place, (name, pairs), end in zip(colours, series.items(), ends, strict=True):
         path = " ".join(f"{x(where):.1f},{y(value):.1f}" for where, value in pairs)
-        marks = "".join(f"<g><title>{escape(name)}, {across} {where}: {_number(value)}</title>{_mark(x(where), y(value), place, False, 2.5)}</g>"
-                        for where, value in pairs)
+        marks = "".join(f"<g><title>{escape(name)}, {across} {where}: {_number(value)}</title>"
+                        f"{_mark(x(where), y(value), place, False, 2.5)}</g>" for where, value in pairs)
         parts.append(f'<g class="s{place % 6}"><polyline class="line d{place % 3}" points="{path}"/>{marks}'
                      f'<text class="name" x="{_WIDTH - 90}" y="{end:.1f}">{_short(name, 13)}</text></g>')
     return _svg(ident, title, told, _HEIGHT, parts)
@@ -101,11 +102,13 @@ def _frame(ticks_x: Sequence[float], ticks_y: Sequence[float], across: str, up: 
                      f'<text class="tick" x="{_LEFT - 5}" y="{y(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
     middle = (_TOP + bottom) / 2
     parts.append(f'<text class="label" x="{(_LEFT + end) / 2:g}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(across)}</text>')
-    parts.append(f'<text class="label" transform="translate(11 {middle:g}) rotate(-90)" text-anchor="middle">{escape(_short(up, 44))}</text>')
+    turned = f'transform="translate(11 {middle:g}) rotate(-90)"'
+    parts.append(f'<text class="label" {turned} text-anchor="middle">{_short(up, 44)}</text>')
     return parts
 
 
-def _axis(values: Sequence[float], begin: float, end: float, log: bool, whole: bool = False) -> tuple[Callable[[float], float], list[float]]:
+def _axis(values: Sequence[float], begin: float, end: float, log: bool,
+          whole: bool = False) -> tuple[Callable[[float], float], list[float]]:
     """Where a value is drawn, and the ticks."""
     size: Callable[[float], float] = math.log10 if log else float
     low, high = min(values), max(values)
@@ -129,7 +132,8 @@ def _linear(first: float, last: float, whole: bool) -> list[float]:
 
 
 def _logarithmic(first: float, last: float) -> list[float]:
-    every = [factor * 10.0**power for power in range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1) for factor in (1, 2, 5)]
+    powers = range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
+    every = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
     inside = [tick for tick in every if first <= tick <= last]
     return inside[:: math.ceil(len(inside) / 6)] if inside else [first, last]
 

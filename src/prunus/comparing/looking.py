@@ -83,8 +83,8 @@ def _counted(model: Any, own: Anatomy, dense: Anatomy) -> tuple[Counted, ...]:
 def _check_tokens(dense: Contender, name: str, read: str) -> None:
     differ = difference_of(dense.read, read)
     if differ:
-        raise ComparisonError(f"{dense.name} and {name}: their tokenizers differ ({differ[0]}; {differ[1]}), so that they read other tokens "
-                              "and no test can pair them. Compare models of one tokenizer, or measure each by prunus evaluate.")
+        raise ComparisonError(f"{dense.name} and {name}: their tokenizers differ ({differ[0]}; {differ[1]}), so that they read other "
+                              "tokens and no test can pair them. Compare models of one tokenizer, or measure each by prunus evaluate.")
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def _cell(cell: Cell) -> str:
         text = " ".join(f"**{escaped(word)}**" if marked else escaped(word) for word, marked in words).replace("** **", " ")
     if cell.best:
         text = f"**{text}**"
-    return f"{text}<br>{escaped(cell.note)}" if cell.note else text
+    return "<br>".join([text, *map(escaped, cell.notes)])
 
 
 def escaped(text: str) -> str:

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -62,8 +63,13 @@ def pieces_of(asked: Asked) -> tuple[Piece, ...]:
 def _digest(task: Any) -> str:
     """Of a task's examples, those that are shown before a question too, and of what it does with them."""
     rows = [*task.eval_docs, *(task.training_docs() if task.config.num_fewshot and task.has_training_docs() else ())]
-    said = json.dumps([rows, task.dump_config()], sort_keys=True, default=lambda value: getattr(value, "__qualname__", type(value).__name__))
+    said = json.dumps([rows, task.dump_config()], sort_keys=True, default=_named)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _named(value: Any) -> str:
+    """Functions by their names, as where they lie in memory changes."""
+    return str(getattr(value, "__qualname__", type(value).__name__))
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,7 @@ class Measuring:
         measured: list[Measurement] = []
         seconds: dict[str, float] = {}
         for piece in self.pieces:
-            result = self.kept.asked(_identity(piece, model, models[0], self.asked.device),
-                                     lambda piece=piece: self._measure(piece, at_hand(), dense))  # type: ignore[misc]
+            result = self.kept.asked(_identity(piece, model, models[0], self.asked.device), partial(self._measure, piece, at_hand, dense))
             measured += map(measurement_of, result["measured"])
             seconds[piece.name] = result["seconds"]
         identity = {"part": "answers", "weights": model.weights, "read": model.read, "prompts": prompts, "tokens": self.asked.answer,
@@ -114,9 +119,10 @@ class Measuring:
         for piece in self.pieces:
             known = [self.kept.has(_identity(piece, model, models[0], self.asked.device)) for model in models]
             if piece.beside_dense and known[0] and not all(known):
-                self._measure(piece, at_hand(), dense)
+                self._measure(piece, at_hand, dense)
 
-    def _measure(self, piece: Piece, loaded: Any, dense: dict[str, Any]) -> dict[str, Any]:
+    def _measure(self, piece: Piece, at_hand: Callable[[], Any], dense: dict[str, Any]) -> dict[str, Any]:
+        loaded = at_hand()
         self.watch(f"{piece.name}, {loaded.source}", 0, 1)
         start = time.perf_counter()
         context = Context(loaded.tokenizer, self.asked.device, self._within(piece.name, loaded.source), dense)
@@ -145,8 +151,8 @@ class Measuring:
         release_memory()
         found = []
         for model, row in zip(models, timings, strict=True):
-            memory = self.kept.asked({"part": "memory", **how, "weights": model.weights}, lambda model=model: memory_in_pytorch(  # type: ignore[misc]
-                model.source, asked.read, asked.write, threads, dtype, asked.device, self.trust))
+            memory = self.kept.asked({"part": "memory", **how, "weights": model.weights}, partial(
+                memory_in_pytorch, model.source, asked.read, asked.write, threads, dtype, asked.device, self.trust))
             timing = Timing(tuple(row["prefill"]), tuple(row["first"]), tuple(row["decode"]), row["bytes"])
             found.append(replace(model, timing=timing, memory=memory))
         return found

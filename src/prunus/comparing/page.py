@@ -10,7 +10,7 @@ class Cell:
     """A cell of a table."""
 
     text: str
-    note: str = ""  # a second, smaller line
+    notes: tuple[str, ...] = ()  # smaller lines below it
     best: bool = False  # in bold
     marked: tuple[bool, ...] = ()  # by word of the text: whether it is marked; none: no word is
 

@@ -42,8 +42,9 @@ def compare(sources: Sequence[str], asked: Asked, out: Path, *, known: Sequence[
     sanity = checked(models[0].measured, known)
     remarks = [f"{name}: {remark}" for name, (_, lines) in seen.items() for remark in lines]
     environment = {"dtype": dtype, "device": asked.device, **machine(), "peak resident memory": f"{peak_bytes() / 2**20:.0f} MiB"}
-    return Compared(asked, prompts, models, rows, flags_of(models, overlaps), (*map(str, sanity), *notes_of(models, rows), *remarks), overlaps,
-                    sanity, environment, command or _command(models, asked, out))
+    notes = (*map(str, sanity), *notes_of(models), *remarks)
+    return Compared(asked, prompts, models, rows, flags_of(models, overlaps), notes, overlaps, sanity, environment,
+                    command or _command(models, asked, out))
 
 
 def check_folder(out: Path) -> None:
@@ -66,12 +67,11 @@ def _command(models: Sequence[Contender], asked: Asked, out: Path) -> str:
     """The command that asks this, with what is not the default."""
     words = ["prunus", "compare", *(model.source for model in models)]
     usual = Asked(tasks=("any",))
-    for name in ("corpora", "tasks"):
-        words += [f"--{name}", ",".join(getattr(asked, name))] if getattr(asked, name) else [f"--{name}", "none"] if name == "corpora" else []
+    words += ["--corpora", ",".join(asked.corpora) or "none", *(["--tasks", ",".join(asked.tasks)] if asked.tasks else [])]
     for name in ("limit", "shots", "split", "length", "tokens", "answer", "rounds", "read", "write", "device", "dtype"):
         value = getattr(asked, name)
         words += [f"--{name}", str(value)] if value != getattr(usual, name) else []
-    for prompt in asked.prompts if asked.prompts != usual.prompts else ():
+    for prompt in (asked.prompts or ("none",)) if asked.prompts != usual.prompts else ():
         words += ["--prompt", prompt]
     return shlex.join([*words, "--out", str(out)])
 

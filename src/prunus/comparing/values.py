@@ -42,8 +42,8 @@ class Asked:
         if not (self.corpora or self.tasks):
             raise RecipeError("compare: neither corpora nor tasks: expected at least one.")
         if self.rounds < 0 or min(self.answer, self.read, self.write) < 1:
-            raise RecipeError(f"compare: rounds = {self.rounds}, answer = {self.answer}, read = {self.read}, write = {self.write}: expected "
-                              "at least 1 of each, or 0 rounds.")
+            raise RecipeError(f"compare: rounds = {self.rounds}, answer = {self.answer}, read = {self.read}, write = {self.write}: "
+                              "expected at least 1 of each, or 0 rounds.")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _SIZES: tuple[tuple[str, str, Literal["lower", "higher", ""], Callable[[Contende
     ("parameters", "", "lower", lambda model: model.parameters),
     ("weights in memory", "MiB", "lower", lambda model: model.bytes / 2**20),
     ("weight files", "MiB", "lower", lambda model: None if model.file_bytes is None else model.file_bytes / 2**20),
-    ("peak memory of a process", "MiB", "lower", lambda model: None if model.memory is None else model.memory / 2**20),
+    ("peak memory of a process", "MiB", "", lambda model: None if model.memory is None else model.memory / 2**20),
     ("sparsity, counted", "share", "", lambda model: model.sparsity))
 
 
@@ -34,7 +34,8 @@ def rows_of(models: Sequence[Contender], speed: str) -> tuple[Row, ...]:
     rows = [_measured(names, several) for several in zip(*(model.measured for model in models), strict=True)]
     if all(model.timing is not None for model in models):
         rows += [_timed(names, models, *which, speed) for which in _SPEEDS]
-    return (*rows, *(_sized(models, *which) for which in _SIZES))
+    sizes = [_sized(models, *which) for which in _SIZES]
+    return (*rows, *(row for row in sizes if any(row.standings)))
 
 
 def _measured(names: Sequence[str], several: Sequence[Measurement]) -> Row:
@@ -42,7 +43,7 @@ def _measured(names: Sequence[str], several: Sequence[Measurement]) -> Row:
     corrected for that number of pairs. A number that is no mean of its parts has no test but its interval."""
     dense = several[0]
     group: Group = "Tasks" if dense.examples else "Texts"
-    finite = [place for place, item in enumerate(several) if all(map(math.isfinite, item.parts))]
+    finite = [place for place, item in enumerate(several) if not _bad(item)]
     for place in finite[1:]:
         check_pair(several[finite[0]], several[place], (names[finite[0]], names[place]))
     pruned = {place: several[place] for place in finite if place}
@@ -60,7 +61,8 @@ def _measured(names: Sequence[str], several: Sequence[Measurement]) -> Row:
     standings: list[Standing] = []
     for place, item in enumerate(several):
         beside = _beside(item, dense, tested.get(place)) if place in pruned and 0 in finite and not of_dense else None
-        standings.append(Standing(item.value, item.interval if place in finite else None, beside, place > 0 and names[place] in best))
+        interval = item.interval if place in finite and (place or not of_dense) else None
+        standings.append(Standing(item.value, interval, beside, place > 0 and names[place] in best))
     verdict = " ".join(part for part in (_against_dense(names, standings), said) if part)
     return Row(group, dense.label, dense.unit, dense.better, dense.protocol, tuple(standings), verdict, comparisons)
 
@@ -80,12 +82,13 @@ def _direction(value: float, same: float, better: str) -> Literal["better", "wor
 
 def _against_dense(names: Sequence[str], standings: Sequence[Standing | None]) -> str:
     """"A is worse than dense; B cannot be told from it.\""""
-    words = {"worse": "worse than", "better": "better than", "open": "not to be told from"}
     said = []
-    for way, word in words.items():
-        which = [name for name, standing in zip(names, standings, strict=True) if standing and standing.beside and standing.beside.said == way]
+    for way in ("worse", "better", "open"):
+        which = [name for name, standing in zip(names, standings, strict=True)
+                 if standing and standing.beside and standing.beside.said == way]
         if which:
-            said.append(f"{', '.join(which)} {'is' if len(which) == 1 else 'are'} {word} the dense model")
+            word = "cannot be told from" if way == "open" else f"{'is' if len(which) == 1 else 'are'} {way} than"
+            said.append(f"{', '.join(which)} {word} the dense model")
     return f"{'; '.join(said)}." if said else ""
 
 
@@ -126,7 +129,7 @@ def _sized(models: Sequence[Contender], label: str, unit: str, better: Literal["
             share = item / values[0]
             limits: Interval = (share, share)
             beside = Beside("ratio", share, limits, None, _direction(share, 1.0, better))
-        standings.append(Standing(item, None, beside, bool(better) and place > 0 and item == min(known)))
+        standings.append(Standing(item, None, beside, bool(better) and place > 0 and item == min(known) < (values[0] or 0.0)))
     return Row("Size", label, unit, better, "", tuple(standings))
 
 
@@ -140,24 +143,25 @@ def flags_of(models: Sequence[Contender], overlaps: Mapping[str, Sequence[Overla
 
 
 def _ruined(model: Contender) -> list[str]:
-    bad = [(item, [place for place, part in enumerate(item.parts) if not math.isfinite(part)]) for item in model.measured]
-    bad = [(item, places) for item, places in bad if places]
+    bad = [(item, places) for item in model.measured if (places := _bad(item))]
     if not bad:
         return []
     item, places = bad[0]
     others = f", and {len(bad) - 1} other numbers neither" if len(bad) > 1 else ""
-    return [f"{model.name} is ruined or overflows: {item.label} is not finite in {len(places)} of {len(item.parts)} windows or examples, the "
-            f"first is {places[0]}{others}. It takes part in no test of these."]
+    return [f"{model.name} is ruined or overflows: {item.label} is not finite in {len(places)} of {len(item.parts)} windows or examples, "
+            f"the first is {places[0]}{others}. It takes part in no test of these."]
 
 
-def notes_of(models: Sequence[Contender], rows: Sequence[Row]) -> tuple[str, ...]:
-    """What a reader should know of the tests, and of the weights."""
+def _bad(item: Measurement) -> list[int]:
+    """The places of parts that are not finite, or of examples whose likelihoods are no numbers: one of several such is still "chosen"."""
+    chosen = {place for place, example in enumerate(item.examples) if any(map(math.isnan, example.likelihoods))}
+    return sorted(chosen | {place for place, part in enumerate(item.parts) if not math.isfinite(part)})
+
+
+def notes_of(models: Sequence[Contender]) -> tuple[str, ...]:
+    """What a reader should know of the weights."""
     dense, *pruned = models
-    tested = [row for row in rows if row.comparisons]
-    count = sum(row.comparisons for row in tested)
-    found = [f"{count} tests were made, for {len(tested)} numbers. Within each number, p-values are corrected for all its tests against the "
-             "dense model, and for all between pruned models (Holm). Over the numbers they are not: of 20 numbers by which equal models are "
-             "compared, one shows a difference by chance."] if count else []
+    found: list[str] = []
     for model in pruned:
         if model.sparsity is None:
             found.append(f"{model.name}: its matrices are not what is left of {dense.name}'s, so no sparsity is counted.")

@@ -8,6 +8,7 @@ from .page import Cell, Chart, Code, Page, Part, Section, Table, Text
 
 __all__ = ["as_html"]
 
+_ALONE = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # a browser keeps the page from the network
 # What is folded away is not printed by every browser; and a link to a section opens it.
 _SCRIPT = """const all = (open) => document.querySelectorAll("details").forEach((one) => { one.open = open(one); });
 addEventListener("beforeprint", () => all((one) => { one.dataset.was = one.open ? "1" : ""; return true; }));
@@ -29,7 +30,7 @@ def as_html(page: Page) -> str:
     return "\n".join([
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">', '<meta name="color-scheme" content="light dark">',
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">",
+        f'<meta http-equiv="Content-Security-Policy" content="{_ALONE}">',
         f"<title>{escape(page.title)}</title>", f"<style>\n{style}</style>", "</head>", "<body>",
         '<a class="skip" href="#content">Skip to the results</a>', f"<header><h1>{escape(page.title)}</h1></header>",
         f'<nav aria-label="Sections"><ul>{links}</ul></nav>', f'<main id="content">{flags}<div class="lead">{lead}</div>',
@@ -72,10 +73,12 @@ def _table(table: Table, ident: str) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' if name else "<td></td>" for name in table.head)
     body = []
     for title, rows in table.groups:
-        heading = f'<tr class="group"><th scope="rowgroup" colspan="{len(table.head)}"><span>{escape(title)}</span></th></tr>' if title else ""
+        wide = f'<th scope="rowgroup" colspan="{len(table.head)}"><span>{escape(title)}</span></th>'
+        heading = f'<tr class="group">{wide}</tr>' if title else ""
         body.append(f"<tbody>{heading}{''.join(map(_row, rows))}</tbody>")
-    return (f'<div class="frame" tabindex="0" role="region" aria-labelledby="{ident}"><table><caption id="{ident}">{escape(table.caption)}'
-            f"</caption><thead><tr>{head}</tr></thead>{''.join(body)}</table></div>")
+    words = ' class="words"' if len(table.head) == 2 else ""
+    return (f'<div class="frame" tabindex="0" role="region" aria-labelledby="{ident}"><table{words}>'
+            f'<caption id="{ident}">{escape(table.caption)}</caption><thead><tr>{head}</tr></thead>{"".join(body)}</table></div>')
 
 
 def _row(row: tuple[Cell, ...]) -> str:
@@ -88,7 +91,7 @@ def _cell(cell: Cell) -> str:
     text = _words(cell) if cell.marked else escape(cell.text)
     if cell.best:
         text = f"<strong>{text}</strong>"
-    return f"{text}<small>{escape(cell.note)}</small>" if cell.note else text
+    return text + "".join(f"<small>{escape(note)}</small>" for note in cell.notes)
 
 
 def _words(cell: Cell) -> str:

@@ -125,7 +125,7 @@ def _read(model: Any, table: Int[Tensor, "windows length"], bins: int, top: int,
         best, said = logits.max(-1)
         sure = (best - logits.logsumexp(-1)).exp().double().cpu()
         rows = torch.stack([torch.ones_like(sure), sure, (said == targets).double().cpu()], 1)
-        sums[window].index_add_(0, (sure * bins).long().clamp(max=bins - 1), rows)
+        sums[window].index_add_(0, (sure * bins).nan_to_num().long().clamp(max=bins - 1), rows)  # no number stays none
         if top:
             predicted[window].append(Predicted.of([logits[None]], top))
         if known:
