@@ -21,8 +21,8 @@ from .errors import LoadError
 from .files import fingerprint, intact, keep_tensors
 from .finetune import Training, TrainingProgress, digest_of, train_supernet
 from .search.subnetwork import Kept, Units
-from .search.targets import Following, Predicted
 from .supernet.standard import Standard
+from .targets import Following, Predicted
 from .trainable import accelerated
 from .traits import weight_norms
 

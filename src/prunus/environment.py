@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Clock", "available_bytes", "environment", "peak_bytes", "release_memory", "reuse_memory"]
+__all__ = ["Clock", "available_bytes", "environment", "machine", "peak_bytes", "release_memory", "reuse_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's settings, from malloc.h
 
@@ -51,16 +51,21 @@ class Clock:
 def environment(model: Any, device: str, source: str = "") -> dict[str, str]:
     """Versions, machine, model and the memory that this process has needed at most."""
     found = {"model": source or getattr(model.config, "_name_or_path", "") or model.config.model_type,
-             "class": type(model).__name__, "dtype": str(model.dtype).removeprefix("torch."), "device": device}
+             "class": type(model).__name__, "dtype": str(model.dtype).removeprefix("torch."), "device": device, **machine()}
+    found["peak resident memory"] = f"{peak_bytes() / 2**20:.0f} MiB"
+    return found
+
+
+def machine() -> dict[str, str]:
+    """Versions, and what computes."""
+    found = {}
     for package in ("prunus", "torch", "transformers"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    found["python"] = platform.python_version()
-    found["machine"] = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    found["peak resident memory"] = f"{peak_bytes() / 2**20:.0f} MiB"
-    return found
+    return {**found, "python": platform.python_version(),
+            "machine": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"}
 
 
 def peak_bytes() -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .achieved import Counted
 from .calibration.corpus import Text, check_apart
@@ -28,6 +29,8 @@ def overlaps(recipe: Recipe, calibrated: bool) -> tuple[Overlap, ...]:
     pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
     searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
     reported_on = [(metric.text(), getattr(metric, "beginning", metric.text)()) for metric in recipe.metrics if hasattr(metric, "text")]
+    several: list[Any] = [metric for metric in recipe.metrics if hasattr(metric, "texts")]
+    reported_on += [(text, text.beginning(8 * metric.tokens) if metric.tokens else text) for metric in several for text in metric.texts()]
     hashed: dict[str, Grams] = {}
     found: dict[tuple[str, str], Overlap] = {}
 

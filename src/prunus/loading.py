@@ -23,7 +23,7 @@ from .sparse import FILE as SPARSE
 from .sparse import expand
 from .traits import padding_of
 
-__all__ = ["Loaded", "load", "parse_dtype", "quiet"]
+__all__ = ["Loaded", "load", "parse_dtype", "quiet", "weight_files"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
            "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -88,6 +88,14 @@ def _place(source: str) -> Path | str:
     if source.endswith(".gguf") or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source):
         raise LoadError(f"model '{source}': no such file or folder.")
     return source
+
+
+def weight_files(source: str) -> tuple[Path, ...]:
+    """The files that hold a source's weights; none of a hub id. Raises LoadError where there is no such source."""
+    place = _place(source)
+    if isinstance(place, str):
+        return ()
+    return (place,) if place.is_file() else tuple(sorted(place.glob("*.safetensors")))
 
 
 def _in_package(name: str) -> Path:

@@ -26,7 +26,7 @@ from .environment import Clock, environment, release_memory, reuse_memory
 from .errors import RecipeError
 from .evaluation import Context, Measurement
 from .files import fingerprint
-from .generations import generate
+from .generations import generate, prompts_of
 from .grams import Overlap
 from .guards import flags, overlaps, remarks, shortfall
 from .journal import Journal
@@ -78,21 +78,22 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
             run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
         reuse_memory()
         dense, parameters, size = run.anatomy, parameters_of(model), model_bytes(model)
+        context, prompts = _context(tokenizer, tell), prompts_of(recipe.prompts)
         with clock("dense"):
-            before = evaluate(model, recipe, tokenizer, tell, "dense model")
+            before = evaluate(model, recipe, context, tell, "dense model")
             sanity = checked(before, known)
-            answers = generate(model, tokenizer, recipe.prompts)
+            answers = generate(model, tokenizer, prompts)
         records, allocations, searches, beyond = run.stages(recipe, chosen, meter)
         with clock("pruned"):
-            after = evaluate(model, recipe, tokenizer, tell, "pruned model")
-            answers_after = generate(model, tokenizer, recipe.prompts)
+            after = evaluate(model, recipe, context, tell, "pruned model")
+            answers_after = generate(model, tokenizer, prompts)
         looks = math.fsum(found.spent for found in searches)
         cost = meter.cost(looks, sum(found.questions for found in searches), len(before) + len(after))
     matrices = counted(model, run.anatomy, dense)
     notes = (*_notes(recipe, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks), *map(str, sanity),
              *shortfall(records, matrices), *remarks(before, after, run.overlaps))
     report = Report(recipe, tuple(allocations), tuple(records), sparsity_of(matrices), (parameters, parameters_of(model)),
-                    (size, model_bytes(model)), before, after, recipe.prompts, answers, answers_after, cost,
+                    (size, model_bytes(model)), before, after, prompts, answers, answers_after, cost,
                     environment(model, placement.device, source), notes, tuple(searches), flags(before, after, run.overlaps), run.overlaps,
                     sanity, matrices)
     return Pruned(model, tokenizer, report)
@@ -117,16 +118,21 @@ def allocate(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placeme
     return Shares(recipe, allocation, found, clock.seconds, environment(model, placement.device, source))
 
 
-def evaluate(model: nn.Module, recipe: Recipe, tokenizer: Any, watch: Watch | None = None,
+def evaluate(model: nn.Module, recipe: Recipe, context: Context, watch: Watch | None = None,
              phase: str = "model") -> tuple[Measurement, ...]:
     """All metrics of the recipe, in order."""
     measured: list[Measurement] = []
     for place, metric in enumerate(recipe.metrics, 1):
-        found = metric.measure(model, Context(tokenizer))
+        found = metric.measure(model, context)
         measured += found if isinstance(found, tuple) else (found,)
         if watch:
             watch(Progress(phase, place, len(recipe.metrics)))
     return tuple(measured)
+
+
+def _context(tokenizer: Any, tell: Watch) -> Context:
+    """What metrics share, of the dense model and of the pruned one."""
+    return Context(tokenizer, watch=lambda phase, done, total: tell(Progress(phase, done, total)), dense={})
 
 
 def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, tell: Watch, clock: Clock,

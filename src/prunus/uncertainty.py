@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Interval", "difference_interval", "mean_bounds", "mean_interval", "paired_ratio_interval", "perplexity_interval",
-           "share_interval", "statistic_interval"]
+__all__ = ["Interval", "difference_interval", "draws_interval", "mean_bounds", "mean_interval", "paired_ratio_interval",
+           "perplexity_interval", "share_interval", "statistic_draws", "statistic_interval"]
 
 Interval = tuple[float, float]
 
@@ -60,8 +60,18 @@ def share_interval(right: int, count: int, level: float = 0.95) -> Interval:
 
 def statistic_interval(statistic: Callable[[Tensor], float], count: int, level: float = 0.95) -> Interval:
     """Bootstrap of a number that is computed from `count` examples, when it is given the indices of as many."""
-    found = [statistic(indices) for drawn in _drawn(count) for indices in drawn]
-    low, high = _quantiles(torch.tensor(found, dtype=torch.float64), count, level)
+    return draws_interval(statistic_draws(statistic, count), count, level)
+
+
+def statistic_draws(statistic: Callable[[Tensor], float], count: int, resamples: int = _RESAMPLES) -> tuple[float, ...]:
+    """A number of `count` examples, computed from as many indices drawn with replacement, again and again; the same ones every time, so
+    that the draws of two models are pairs."""
+    return tuple(statistic(indices) for drawn in _drawn(count, resamples) for indices in drawn)
+
+
+def draws_interval(draws: Sequence[float], count: int, level: float = 0.95) -> Interval:
+    """Where the middle of such draws lies."""
+    low, high = _quantiles(torch.tensor(draws, dtype=torch.float64), count, level)
     return float(low), float(high)
 
 
@@ -92,12 +102,12 @@ def _by_cluster(values: Tensor, clusters: Sequence[Hashable] | None) -> tuple[Te
     return sums, torch.bincount(where).to(values.dtype)
 
 
-def _drawn(count: int) -> Iterator[Int[Tensor, "resamples count"]]:
+def _drawn(count: int, resamples: int = _RESAMPLES) -> Iterator[Int[Tensor, "resamples count"]]:
     """Indices drawn with replacement, a part of the resamples at a time."""
     generator = torch.Generator().manual_seed(0)
     together = max(1, _AT_ONCE // max(count, 1))
-    for start in range(0, _RESAMPLES, together):
-        yield torch.randint(count, (min(together, _RESAMPLES - start), count), generator=generator)
+    for start in range(0, resamples, together):
+        yield torch.randint(count, (min(together, resamples - start), count), generator=generator)
 
 
 def _quantiles(found: Float[Tensor, "*sets resamples"], count: int, level: float) -> tuple[Tensor, Tensor]:

@@ -70,15 +70,15 @@ def test_it_equals_transformers_own_loss(family: str, text_file: Path) -> None:
     assert measured.value == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
 
 
-@pytest.mark.parametrize(("limit", "value"), [("_TOKENS", 3 * 40), ("_LOGITS", 7 * 260 * 11), ("_LOGITS", 1)])
+@pytest.mark.parametrize(("limit", "value"), [("_TOKENS", 3 * 40), ("LOGITS", 7 * 260 * 11), ("LOGITS", 1)])
 @pytest.mark.parametrize("family", CAUSAL)
 def test_cutting_the_work_into_pieces_changes_nothing_but_rounding(family: str, limit: str, value: int,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunus.evaluation import perplexity
+    from prunus.calibration import readout
 
     model, table = tiny_model(family), torch.arange(7 * 40).view(7, 40) % 256
     together = losses_of(model, table)
-    monkeypatch.setattr(perplexity, limit, value)
+    monkeypatch.setattr(readout, limit, value)
     assert losses_of(model, table) == pytest.approx(together, rel=1e-5)
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import CorpusError, MissingExtra
+from ..errors import CorpusError, MissingExtra, nearest
 from ..hub import reachable
 
 __all__ = ["HUB", "Text", "check_apart", "files_of", "has_split", "located", "overlap", "read", "rows_of", "windows"]
@@ -77,9 +77,10 @@ def read(corpus: str, split: str = "train") -> Text:
     elif corpus in HUB:
         text = _text(corpus, split, _download(corpus, split))
     else:
-        raise CorpusError(f"corpus '{corpus}' is unknown: no such file, no such folder in PRUNUS_DATA "
-                          f"({os.environ.get('PRUNUS_DATA') or 'not set'}), and not one of "
-                          f"{', '.join([*HUB, 'builtin', 'self'])}.")
+        base, named = os.environ.get("PRUNUS_DATA"), [*HUB, "builtin", "self"]
+        folders = [folder.name for folder in Path(base).iterdir() if folder.is_dir()] if base and Path(base).is_dir() else []
+        raise CorpusError(f"corpus '{corpus}' is unknown: no such file, no such folder in PRUNUS_DATA ({base or 'not set'}), and not one "
+                          f"of {', '.join(named)}{nearest(corpus, [*named, *folders])}")
     if not any(document.strip() for document in text.documents):
         raise CorpusError(f"corpus '{corpus}', split {split}: it is empty.")
     return text

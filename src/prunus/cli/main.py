@@ -8,6 +8,7 @@ import typer
 from ..errors import PrunusError
 from .allocate import allocate, search
 from .analyse import analyse
+from .compare import compare
 from .demo import demo
 from .describe import describe
 from .evaluate import evaluate
@@ -34,6 +35,7 @@ app.command("finetune")(finetune)
 app.command("front")(front)
 app.command("extract")(extract)
 app.command("evaluate")(evaluate)
+app.command("compare")(compare)
 app.command("analyse")(analyse)
 app.command("export")(export)
 app.command("speed")(speed)

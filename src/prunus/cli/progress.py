@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Screen"]
+__all__ = ["Screen", "compared"]
 
 
 class Screen:
@@ -54,8 +54,8 @@ class Screen:
             self._shown = time.perf_counter()
             self._console.print(line)
 
-    def repairing(self, phase: str, done: int, total: int) -> None:
-        """Show how far a repair has come."""
+    def working(self, phase: str, done: float, total: float) -> None:
+        """Show how far a repair, or a measurement, has come."""
         from ..pipeline import Progress
 
         self.watch(Progress(phase, done, total))
@@ -65,10 +65,12 @@ class Screen:
         if self._quiet:
             return
         brackets = "95 %; of speed, all rounds" if any(item.kind == "rounds" for item in report.after) else "95 %"
-        table = Table("", "dense", "pruned", f"pruned / dense [{brackets}]", "better", box=None, pad_edge=False)
+        heads = {"ratio": "pruned / dense", "difference": "pruned - dense"}
+        words = dict.fromkeys(after.beside(before)[0] for before, after in zip(report.before, report.after, strict=True))
+        head = f"{' or '.join(heads[word] for word in words)} [{brackets}]"
+        table = Table("", "dense", "pruned", head, "better", box=None, pad_edge=False)
         for before, after in zip(report.before, report.after, strict=True):
-            ratio, (low, high) = after.over(before)
-            table.add_row(before.label, f"{before.value:.2f}", f"{after.value:.2f}", f"{ratio:.3f} [{low:.3f}, {high:.3f}]", before.better)
+            table.add_row(before.label, *compared(before, after), before.better)
         self._console.print(f"Sparsity {report.sparsity:.2%} of all block matrices, counted. Pruning took "
                             f"{report.seconds['pruning']:.0f} s, of which solving {report.seconds.get('solving', 0.0):.0f} s.")
         for line in report.gains:
@@ -164,6 +166,14 @@ class Screen:
             for remark in search.remarks:
                 self._console.print(f"Note: {remark}")
         self._console.print(f"\nSaved to {out}. To prune with it: --allocation file,path={out / 'allocation.json'}")
+
+
+def compared(before: Any, after: Any) -> tuple[str, str, str]:
+    """Two measurements as a table shows them: the first, the second, and the second beside the first."""
+    word, value, (low, high) = after.beside(before)
+    digits, sign = (4, "+") if word == "difference" else (2, "")
+    return (f"{before.value:.{digits}f}", f"{after.value:.{digits}f}",
+            f"{value:{sign}.{max(digits, 3)}f} [{low:{sign}.{max(digits, 3)}f}, {high:{sign}.{max(digits, 3)}f}]")
 
 
 def _line(progress: Any, seconds: float) -> str:

@@ -80,6 +80,8 @@ def _quality(report: Report) -> list[str]:
         return []
     pairs = list(zip(report.before, report.after, strict=True))
     parts = [("## Quality", "losses", "In brackets: 95 % bootstrap interval over windows; the ratio's is paired."),
+             ("## Tasks and predictions", "means", "In brackets: 95 % interval over examples or windows, of shares of right answers "
+              "Wilson's and else by bootstrap; the difference's is paired."),
              ("## Speed", "rounds", "In brackets: the least and the most of the rounds. The dense and the pruned model ran at different "
               "times, and what else the machine did then is in the ratio: `prunus speed` lets them run in turn.")]
     return [_measured(title, found, brackets) for title, kind, brackets in parts
@@ -87,7 +89,8 @@ def _quality(report: Report) -> list[str]:
 
 
 def _measured(title: str, pairs: list[tuple[Measurement, Measurement]], brackets: str) -> str:
-    rows = [title, "", "| | dense | pruned | pruned / dense | better |", "|---|---|---|---|---|"]
+    compared = "pruned - dense" if pairs[0][0].kind == "means" else "pruned / dense"
+    rows = [title, "", f"| | dense | pruned | {compared} | better |", "|---|---|---|---|---|"]
     rows += [_row(before, after) for before, after in pairs]
     rows += ["", brackets, ""]
     protocols: dict[str, list[str]] = {}  # what several numbers of one look have in common is said once
@@ -97,12 +100,15 @@ def _measured(title: str, pairs: list[tuple[Measurement, Measurement]], brackets
 
 
 def _row(before: Measurement, after: Measurement) -> str:
+    digits = 4 if before.kind == "means" else 2
+
     def cell(item: Measurement) -> str:
         low, high = item.interval
-        return f"{item.value:.2f} [{low:.2f}, {high:.2f}]"
+        return f"{item.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
-    ratio, (low, high) = after.over(before)
-    return f"| {before.label} | {cell(before)} | {cell(after)} | {ratio:.3f} [{low:.3f}, {high:.3f}] | {before.better} |"
+    word, value, (low, high) = after.beside(before)
+    compared = f"{value:+.4f} [{low:+.4f}, {high:+.4f}]" if word == "difference" else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"| {before.label} | {cell(before)} | {cell(after)} | {compared} | {before.better} |"
 
 
 def _texts(report: Report) -> list[str]:

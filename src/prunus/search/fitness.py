@@ -21,10 +21,10 @@ from ..files import fingerprint, intact, keep_tensors
 from ..silence import silenced, sliced
 from ..sites import Anatomy, ChannelSite, Site, SublayerSite
 from ..subnet import subnet
+from ..targets import Chosen, Following, Predicted, Target, packed, unpacked
 from .channels import ChannelSpace
 from .levels import LevelStore
 from .space import Candidate, Query, Space, Trial
-from .targets import Chosen, Following, Predicted, Target, packed, unpacked
 
 __all__ = ["Fitness", "Objective"]
 

@@ -1,0 +1,104 @@
+"""Several numbers of one or two models: texts, tasks and prompts, measured in turn, the dense model first."""
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .progress import Screen, compared
+
+if TYPE_CHECKING:
+    from ..evaluation import Measurement
+
+__all__ = ["several"]
+
+_ANSWER = 128  # tokens of an answer that is shown, at most
+
+
+def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    """Measure every model by the flags of `prunus evaluate`, and print a table or JSON."""
+    from ..evaluation import Context
+    from ..generations import generate, prompts_of
+    from ..loading import load
+
+    metrics = _metrics(said)
+    dense: dict[str, Any] | None = {} if len(sources) == 2 else None
+    prompts = prompts_of(tuple(f"@{name}" for name in _words(said.get("prompts", ""))))
+    found: list[list[Measurement]] = []
+    answers: list[tuple[str, ...]] = []
+    with Screen(quiet or as_json) as screen:
+        for source in sources:
+            screen.say(f"Measuring {source}")
+            loaded = load(source, **loading)
+            context, numbers = Context(loaded.tokenizer, watch=screen.working, dense=dense), []
+            for metric in metrics:
+                numbers += metric.measure(loaded.model, context)
+            found.append(numbers)
+            answers.append(generate(loaded.model, loaded.tokenizer, prompts, _ANSWER))
+            del loaded
+    if as_json:
+        _as_json(sources, found, prompts, answers)
+        return
+    if found[0]:
+        _table(sources, found)
+    for prompt, *given in zip(prompts, *answers, strict=bool(answers[0])):
+        typer.echo(f"\n{prompt}")
+        for source, answer in zip(sources, given, strict=True):
+            typer.echo(f"  {source}: {' '.join(answer.split()) or '(nothing)'}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _metrics(said: dict[str, Any]) -> list[Any]:
+    """What is measured; texts and tasks are looked for before a model is loaded."""
+    from ..evaluation.fidelity import Fidelity
+    from ..evaluation.tasks import Execute, Tasks
+    from ..recipe import build
+
+    metrics: list[Any] = []
+    if "corpora" in said:
+        text = Fidelity(_words(said["corpora"]), **{name: said[name] for name in ("split", "length", "tokens") if name in said})
+        text.texts()
+        metrics.append(text)
+    if "tasks" in said:
+        settings = {name: said[name] for name in ("limit", "shots", "batch") if name in said}
+        tasks = Tasks(_words(said["tasks"]), metrics=tuple(said.get("metric", ())),
+                      execute=build(Execute, said.get("execute", "off"), "--execute"), **settings)
+        tasks.opened()
+        metrics.append(tasks)
+    return metrics
+
+
+def _as_json(sources: list[str], found: "list[list[Measurement]]", prompts: tuple[str, ...], answers: list[tuple[str, ...]]) -> None:
+    import json
+    from dataclasses import asdict
+
+    from ..report.json import standard
+
+    rows = [{"model": source, **asdict(item), "interval": item.interval} for source, items in zip(sources, found, strict=True)
+            for item in items]
+    rows += [{"model": source, "prompt": prompt, "answer": answer} for source, given in zip(sources, answers, strict=True)
+             for prompt, answer in zip(prompts, given, strict=bool(given))]
+    typer.echo(json.dumps(standard(rows), indent=2))
+
+
+def _table(sources: list[str], found: "list[list[Measurement]]") -> None:
+    """The dense model's numbers first where there are two models, then the other's, and how far apart they are."""
+    if len(sources) == 1:
+        head = ["", "value", "95 %", "better"]
+        rows = [[item.label, f"{item.value:.4f}", "[{:.4f}, {:.4f}]".format(*item.interval), item.better] for item in found[0]]
+        brackets = "In brackets: 95 % interval over windows or examples"
+    else:
+        head = ["", "dense", "model", "ratio, or of shares difference", "better"]
+        rows = [[before.label, *compared(before, after), before.better] for before, after in zip(*found, strict=True)]
+        brackets = "Dense: {}; model: {}. In brackets: 95 %, of the same windows or examples in pairs".format(*sources)
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    typer.echo(f"{brackets}.")
+    protocols: dict[str, list[str]] = {}  # what several numbers have in common is said once
+    for item in found[0]:
+        protocols.setdefault(item.protocol.removeprefix(item.label), []).append(item.label)
+    for rest, labels in protocols.items():
+        typer.echo(f"Protocol: {'; '.join(labels)}{rest}.")

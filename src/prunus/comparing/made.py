@@ -1,0 +1,84 @@
+"""How a pruned model was made, as far as its folder says: recipe.toml and report.json beside the weights."""
+
+import shlex
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..calibration.corpus import Text
+from ..calibration.sample import Calibration
+from ..errors import PrunusError
+from ..files import readable
+from ..grams import Grams, Overlap, grams_of, overlap_of
+from ..recipe import build
+from ..result import SiteRecord
+from .values import Made
+
+__all__ = ["made_of", "seen_of"]
+
+
+def made_of(source: str) -> Made | None:
+    """What the folder says; None where it has no report."""
+    report = readable(Path(source) / "report.json")
+    if not isinstance(report, dict) or "environment" not in report:
+        return None
+    cost = report.get("cost") or {}
+    seconds = [value for name, value in (cost.get("seconds") or {}).items() if name != "solving"]  # it is a part of another stage
+    tokens = list((cost.get("tokens") or {}).values())
+    return Made(_command(source, report["environment"]), tuple(_records(report.get("sites", ()))), sum(seconds) if seconds else None,
+                sum(tokens) if tokens else None, cost.get("host_bytes") or None)
+
+
+def _command(source: str, environment: Mapping[str, str]) -> str:
+    recipe = Path(source) / "recipe.toml"
+    if not recipe.is_file():
+        return ""
+    words = ["prunus", "prune", environment.get("model", "MODEL"), "--recipe", str(recipe), "--dtype", environment.get("dtype", "auto"),
+             "--out", f"{str(source).rstrip('/')}-again"]
+    return shlex.join(words)
+
+
+def _records(rows: Sequence[Any]) -> Iterator[SiteRecord]:
+    known = {item.name for item in fields(SiteRecord)}
+    for row in rows:
+        if isinstance(row, dict) and row.keys() >= known:
+            yield SiteRecord(**{name: row[name] for name in known})
+
+
+def seen_of(source: str, texts: Sequence[tuple[Text, Text]]) -> tuple[tuple[Overlap, ...], tuple[str, ...]]:
+    """How much of the report texts (each whole, and as much of it as is measured) stands in what a model's recipe names as calibration
+    and search text; and a remark for each of these that cannot be read here."""
+    found, remarks = [], []
+    hashed: dict[str, Grams] = {}
+    for role, corpus in _read_before(source):
+        name = f"{role} text ({corpus.corpus} {corpus.split})"
+        try:
+            before = corpus.text()
+        except PrunusError as error:
+            remarks.append(f"Its {name} cannot be read here, so how much of the report texts stands in it is not known: {error}")
+            continue
+        if before is None:
+            continue
+        grams = grams_of(before.documents)
+        for text, beginning in texts:
+            if beginning.digest not in hashed:
+                hashed[beginning.digest] = grams_of(beginning.documents)
+            found.append(overlap_of(grams, hashed[beginning.digest], (name, f"report text ({text.name} {text.split})")))
+    return tuple(found), tuple(remarks)
+
+
+def _read_before(source: str) -> Iterator[tuple[str, Calibration]]:
+    """The texts that the recipe of a folder names, of the ones that were read."""
+    try:
+        recipe = tomllib.loads((Path(source) / "recipe.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    report = readable(Path(source) / "report.json") or {}
+    forwarded = (report.get("cost") or {}).get("tokens")
+    if forwarded is None or forwarded.get("pruning"):  # a criterion of weights alone reads nothing
+        yield "calibration", build(Calibration, recipe.get("calibration", {}), "recipe.calibration")
+    for stage in recipe.get("stage", ()):
+        if "search" in stage:
+            yield "search", build(Calibration, stage["search"].get("text", {"corpus": "self"}), "recipe.stage.search.text")
