@@ -41,7 +41,7 @@ VALUES = {  # page: (title, introduction, {module: classes})
                 "finetune": ("train_supernet", "Training", "TrainingProgress", "Trained"), "search.sampling": ("Sampling",),
                 "predictions": ("score", "answers"), "scores": ("Score",), "distillation": ("distilled_loss", "task_loss"),
                 "export.huggingface": ("save",),
-                "result": ("Pruned", "Report", "SiteRecord"), "evaluation": ("Measurement",),
+                "result": ("Pruned", "Report", "SiteRecord"), "evaluation": ("Measurement", "Example"),
                 "sites": ("Anatomy", "Block", "LinearSite", "ChannelSite", "Producer", "SublayerSite")}),
 }
 _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
