@@ -76,8 +76,8 @@ class Fidelity:
         first = dense is not None and key not in dense
         known, predicted = (dense or {}).get(key, (how, None))
         if known != how:
-            raise RecipeError(f"fidelity: {name}: the dense model has read other tokens than this one ({known}; {how}). Compare models that "
-                              "share a tokenizer and a dtype.")
+            raise RecipeError(f"fidelity: {name}: the dense model has read other tokens than this one ({known}; {how}). Compare models "
+                              "that share a tokenizer and a dtype.")
         with evaluating(model):
             seen = _read(model, table, self.bins, self.top if first else 0, predicted)
         seconds = time.perf_counter() - start
