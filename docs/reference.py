@@ -41,7 +41,7 @@ VALUES = {  # page: (title, introduction, {module: classes})
                 "finetune": ("train_supernet", "Training", "TrainingProgress", "Trained"), "search.sampling": ("Sampling",),
                 "predictions": ("score", "answers"), "scores": ("Score",), "distillation": ("distilled_loss", "task_loss"),
                 "export.huggingface": ("save",),
-                "result": ("Pruned", "Report", "SiteRecord"), "evaluation": ("Measurement",), "cost": ("Cost",), "grams": ("Overlap",),
+                "result": ("Pruned", "Report", "SiteRecord"), "evaluation": ("Measurement", "Example"), "cost": ("Cost",), "grams": ("Overlap",),
                 "known": ("Known", "Sanity", "read_known"), "achieved": ("Counted", "counted", "of_folder"),
                 "uncertainty": ("mean_interval", "difference_interval", "paired_ratio_interval", "share_interval"),
                 "significance": ("mcnemar", "sign_flips", "of_seeds", "Seeds", "holm"),
