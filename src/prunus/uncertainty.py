@@ -55,7 +55,7 @@ def share_interval(right: int, count: int, level: float = 0.95) -> Interval:
     share, size = right / count, 1 + z**2 / count
     middle = (share + z**2 / (2 * count)) / size
     half = z / size * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    return min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share)  # rounding must not leave the share itself out
 
 
 def statistic_interval(statistic: Callable[[Tensor], float], count: int, level: float = 0.95) -> Interval:
