@@ -78,7 +78,9 @@ def test_intervals_of_accuracy_cover_the_truth_as_often_as_they_promise() -> Non
 
 def test_wilson_s_interval_is_the_textbook_s_and_has_a_width_where_nothing_is_wrong() -> None:
     assert share_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I: method 3
-    assert all(low <= right / count <= high for count in (20, 50, 277) for right in (0, count) for low, high in [share_interval(right, count)])
+    for right, count in ((0, 20), (20, 20), (50, 50), (277, 277)):
+        low, high = share_interval(right, count)
+        assert low <= right / count <= high
     low, high = share_interval(20, 20)
     assert high == 1
     assert low == pytest.approx(20 / (20 + 1.959964**2))
