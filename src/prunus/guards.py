@@ -77,7 +77,7 @@ def remarks(before: Sequence[Measurement], after: Sequence[Measurement], found: 
 def _beating(before: Sequence[Measurement], after: Sequence[Measurement]) -> list[tuple[tuple[Measurement, Measurement], float]]:
     """Where the pruned model is better than the dense one, and the p-value of no difference, corrected for the number of such metrics."""
     pairs = [(dense, pruned) for dense, pruned in zip(before, after, strict=True) if dense.kind != "rounds"
-             and all(map(math.isfinite, (*dense.parts, *pruned.parts))) and dense.value != pruned.value
+             and not dense.draws and all(map(math.isfinite, (*dense.parts, *pruned.parts))) and dense.value != pruned.value
              and (pruned.value < dense.value) == (dense.better == "lower")]
     corrected = holm({place: p_value(dense.parts, pruned.parts) for place, (dense, pruned) in enumerate(pairs)})
     return [(pair, corrected[place]) for place, pair in enumerate(pairs)]

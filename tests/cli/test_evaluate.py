@@ -51,6 +51,9 @@ def test_several_texts_are_measured_beside_the_dense_model(prunus: Prunus, pair:
         assert f" {old.value:.{digits}f} " in line
         assert f" {new.value:.{digits}f} " in line
         assert new.protocol.removeprefix(new.label) in ran.out
+    told = [prunus(*order, "--corpora", text_file, "--length", 32, "--tokens", 2048).out.splitlines()
+            for order in (words[:4], ["evaluate", pair[0], "--dense", pair[1]])]
+    assert ["May be reward-hacked: text.txt" in lines[0] for lines in told].count(True) == 1  # of two, one is better than "dense"
     found = json.loads(prunus(*words, "--json").out)
     assert [row["model"] for row in found] == [str(pair[0])] * 8 + [str(pair[1])] * 8
 

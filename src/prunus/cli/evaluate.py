@@ -127,6 +127,7 @@ def _print(rows: list[tuple[str, Any]], as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
+    from ..guards import flags
     from ..report.json import standard
     from ..scores import Score
 
@@ -141,4 +142,6 @@ def _print(rows: list[tuple[str, Any]], as_json: bool) -> None:
         (_, pruned), (_, dense) = rows
         value, (low, high) = pruned.above(dense) if on_task else pruned.over(dense)
         typer.echo(f"{'difference' if on_task else 'ratio'}: {value:.4f} [{low:.4f}, {high:.4f}] (paired)")
+        for line in () if on_task else flags([dense], [pruned], ()):
+            typer.secho(line, bold=True)
     typer.echo(f"In brackets: 95 % bootstrap interval over {'examples' if on_task else 'windows'}.\nProtocol: {rows[0][1].protocol}.")

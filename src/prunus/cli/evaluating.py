@@ -18,6 +18,7 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
     """Measure every model by the flags of `prunus evaluate`, and print a table or JSON."""
     from ..evaluation import Context
     from ..generations import generate, prompts_of
+    from ..guards import flags
     from ..loading import load
 
     metrics = _metrics(said)
@@ -38,6 +39,9 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
     if as_json:
         _as_json(sources, found, prompts, answers)
         return
+    if len(found) == 2:
+        for line in flags(found[0], found[1], ()):
+            typer.secho(line, bold=True)
     if found[0]:
         _table(sources, found)
     for prompt, *given in zip(prompts, *answers, strict=bool(answers[0])):
