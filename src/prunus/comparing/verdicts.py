@@ -129,7 +129,7 @@ def _sized(models: Sequence[Contender], label: str, unit: str, better: Literal["
             share = item / values[0]
             limits: Interval = (share, share)
             beside = Beside("ratio", share, limits, None, _direction(share, 1.0, better))
-        standings.append(Standing(item, None, beside, bool(better) and place > 0 and item == min(known) < (values[0] or 0.0)))
+        standings.append(Standing(float(item), None, beside, bool(better) and place > 0 and item == min(known) < (values[0] or 0.0)))
     return Row("Size", label, unit, better, "", tuple(standings))
 
 
