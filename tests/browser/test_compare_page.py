@@ -123,9 +123,13 @@ def test_sections_fold_and_open(browser: Any, page: Path) -> None:
 
 
 def test_a_link_opens_its_section(browser: Any, page: Path) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
     shown(browser, page)
+    body = browser.find_element("css selector", "#protocols > details > div")
+    assert not body.is_displayed()
     browser.find_element("link text", "Protocols").click()
-    assert browser.find_element("css selector", "#protocols > details > div").is_displayed()
+    WebDriverWait(browser, 10).until(lambda _: body.is_displayed())
 
 
 def test_dark_and_light_are_two(browser: Any, page: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .content import lead_of, main_table, protocols_of
-from .markdown import escaped, table_lines
+from .markdown import escaped, quoted, table_lines
 from .values import Compared, Contender, Row
 
 __all__ = ["cards"]
@@ -25,12 +25,11 @@ def _card(found: Compared, place: int) -> str:
     model = found.models[place]
     pair = replace(found, models=(found.dense, model), rows=tuple(_only(row, place) for row in found.rows))
     lead = [line for line in lead_of(pair) if not line.startswith("Note: ")]
-    named = (f"{other.name} " for other in found.pruned if other is not model)
-    others = tuple(named)
-    flags = [flag for flag in found.flags if not flag.startswith(others)] if others else list(found.flags)
+    others = tuple(f"{other.name} " for other in found.pruned if other is not model)
+    flags = [flag for flag in found.flags if not flag.startswith(others)]
     made = ["## How it was made", f"```\n{model.made.command}\n```"] if model.made and model.made.command else []
     blocks = [f"---\n{_front(found, model, place)}\n---", f"# {escaped(model.name)}",
-              *(f"> **{escaped(flag.partition(':')[0])}:**{escaped(flag.partition(':')[2])}" for flag in flags), *map(escaped, lead),
+              *(["\n>\n".join(map(quoted, flags))] if flags else []), *map(escaped, lead),
               "## Beside the dense model", table_lines(main_table(pair)),
               "In brackets: 95 % intervals; of speed, the least and the most of all rounds. ≈ means that this does not show a difference.",
               *made, "## Protocols", *map(escaped, protocols_of(pair.rows)), "## Measured by", f"```\n{found.command}\n```"]

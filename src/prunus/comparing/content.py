@@ -35,8 +35,9 @@ def lead_of(found: Compared) -> tuple[str, ...]:
     """A sentence on what was compared, one on each pruned model, and what a reader should know."""
     looked = [_some(len(names), word) for names, word in ((found.asked.corpora, "text"), (found.asked.tasks, "task")) if names]
     measured = sum(row.group in ("Texts", "Tasks") for row in found.rows)
-    first = (f"{found.dense.name} is the dense model, with {found.dense.parameters / 1e6:,.1f} million parameters. All models were "
-             f"measured in the same way: {_some(measured, 'number')} on {' and '.join(looked)}.")
+    size = found.dense.parameters
+    first = (f"{found.dense.name} is the dense model, with {f'{size / 1e6:,.1f} million' if size >= 1e6 else f'{size:,}'} parameters. "
+             f"All models were measured in the same way: {_some(measured, 'number')} on {' and '.join(looked)}.")
     others = [f"{model.name}: {_gone(model, found.dense)}{_counts(found.rows, index)}." for index, model in enumerate(found.pruned, 1)]
     return (first, *others, *(f"Note: {note}" for note in found.notes))
 
