@@ -38,6 +38,6 @@ _ROWS: dict[str, Any] = {
     "boolq": lambda rng, words, place: {"passage": words(3), "question": words(1), "label": rng.randint(0, 1), "idx": place},
     "gsm8k": lambda rng, words, place: {"question": words(2), "answer": f"{words(1)} #### {rng.randint(1, 9)}"},
     "humaneval": lambda rng, words, place: {
-        "task_id": f"HumanEval/{place}", "prompt": f"def f{place}(x):\n", "entry_point": f"f{place}", "canonical_solution": "    return x\n",
+        "task_id": f"HumanEval/{place}", "prompt": f"def f{place}(x):\n", "entry_point": f"f{place}", "canonical_solution": "",
         "test": "def check(f):\n    assert f(3) == 3\n"},
 }

@@ -9,6 +9,7 @@ import torch
 from prunus.evaluation import Context, Measurement, Metric
 from prunus.lookup import find, names
 
+from ..asked import rows_of, written
 from ..tiny import tiny_model, tiny_tokenizer
 
 every_metric = pytest.mark.parametrize("name", names("evaluation"))
@@ -17,11 +18,17 @@ every_exact_metric = pytest.mark.parametrize("name", [name for name in names("ev
 
 
 @pytest.fixture
-def measure(text_file: Path) -> Any:
+def measure(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("PRUNUS_DATA", str(text_file.parent))
+    written(text_file.parent / "piqa", validation=rows_of("piqa"))
+
     def run(name: str, model: Any) -> Measurement:
         """The first number of the metric."""
         known = find("evaluation", name).__dataclass_fields__
-        settings = {"corpus": str(text_file), "length": 32, "tokens": 256, "prompt": 16, "answer": 2, "repetitions": 8}
+        if name == "tasks":
+            pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'prunus[tasks]')")
+        settings = {"corpus": str(text_file), "corpora": (str(text_file),), "length": 32, "tokens": 256, "prompt": 16, "answer": 2,
+                    "repetitions": 8, "names": ("piqa",), "limit": 8}
         metric = find("evaluation", name)(**{key: value for key, value in settings.items() if key in known})
         assert isinstance(metric, Metric)
         found = metric.measure(model, Context(tiny_tokenizer()))
@@ -37,7 +44,8 @@ def test_the_same_model_has_the_same_number_bit_for_bit(name: str, measure: Any)
 
 @every_exact_metric
 def test_another_model_has_another_number(name: str, measure: Any) -> None:
-    assert measure(name, tiny_model()).value != measure(name, tiny_model(seed=1)).value
+    first, other = measure(name, tiny_model()), measure(name, tiny_model(seed=1))
+    assert (first.value, first.examples) != (other.value, other.examples)
 
 
 @every_metric

@@ -13,7 +13,7 @@ from prunus.surgery.cut import cut, skip
 
 from ..tiny import CAUSAL, tiny_model, tiny_tokenizer
 
-pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'prunus[dev]')")
+pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'prunus[tasks]')")
 PAIRS = [("A cherry is", " a fruit."), ("A plum", " is a drupe, and so is a peach."), ("", "stones")]
 
 

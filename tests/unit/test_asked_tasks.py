@@ -62,7 +62,7 @@ def test_a_folder_with_a_configuration_is_a_task(data: Path) -> None:
     assert by_path.label == "fruit acc_norm"
     assert (by_path.parts, by_path.protocol) == (by_name.parts, by_name.protocol)
     (folder / "task.toml").unlink()
-    (folder / "task.yaml").write_text(f"doc_to_text: '{{{{question}}}}'\ndoc_to_target: '{{{{label}}}}'\ndoc_to_choice: [plum, pear]\n")
+    (folder / "task.yaml").write_text("doc_to_text: '{{question}}'\ndoc_to_target: '{{label}}'\ndoc_to_choice: [plum, pear]\n")
     assert measured(folder)[0].parts == by_path.parts
 
 
@@ -89,7 +89,7 @@ def test_tasks_that_weigh_the_same_do_so_whatever_their_sizes() -> None:
 
 def test_code_is_run_only_when_that_is_said(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(data / "humaneval", test=rows_of("humaneval", 3))
-    with pytest.raises(RecipeError, match="runs code that the model writes. Say execute = 'sandbox'"):
+    with pytest.raises(RecipeError, match="runs code that the model writes\\. Say execute = 'sandbox'"):
         measured("humaneval")
     (found,) = measured("humaneval", execute="here")
     assert (found.label, found.value) == ("humaneval pass@1 create_test", 0.0)

@@ -120,3 +120,13 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], reason
 def test_models_that_predict_nothing_are_refused() -> None:
     with pytest.raises(RecipeError, match="predicts the next token"):
         Fidelity().measure(tiny_model("bert"), Context(tiny_tokenizer()))
+
+
+def test_two_metrics_of_one_text_do_not_mix_what_they_remember(texts: tuple[str, ...]) -> None:
+    context = Context(tiny_tokenizer(), dense={})
+    metrics = [Fidelity((texts[0],), length=length, tokens=320) for length in (32, 16)]
+    for model in (tiny_model(), tiny_model(seed=1)):
+        found = [by_name(metric.measure(model, context))["divergence from dense"].value for metric in metrics]
+    alone = Context(tiny_tokenizer(), dense={})
+    metrics[1].measure(tiny_model(), alone)
+    assert found[1] == by_name(metrics[1].measure(tiny_model(seed=1), alone))["divergence from dense"].value > 0

@@ -37,6 +37,7 @@ def theirs(model: Any, task: str, monkeypatch: pytest.MonkeyPatch, tokenizer: An
     import datasets
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+
     from prunus.harness.catalogue import _manager
 
     rows = {SPLITS[task]: rows_of(task), "train": rows_of(task, 8, seed=1)}
@@ -80,6 +81,19 @@ def test_every_example_is_right_where_the_harness_has_it_right(family: str, task
         assert list(found.parts) == [sample[metric] for sample in samples]
         for example, sample in zip(found.examples, samples, strict=True):
             assert example.likelihoods == pytest.approx([value for value, _ in sample["filtered_resps"]], abs=1e-3)
+
+
+def test_documents_of_the_hub_and_of_a_folder_make_the_same_prompts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    (local,) = ours(tiny_model(max_position_embeddings=1024), "arc_easy", shots=2)
+    rows = {"test": rows_of("arc_easy"), "train": rows_of("arc_easy", 8, seed=1), "validation": rows_of("arc_easy", 3, seed=2)}
+    hub = datasets.DatasetDict({split: datasets.Dataset.from_list(list(found)) for split, found in rows.items()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: hub)
+    monkeypatch.setattr("prunus.harness.catalogue.reachable", lambda: True)
+    monkeypatch.delenv("PRUNUS_DATA")
+    (found,) = ours(tiny_model(max_position_embeddings=1024), "arc_easy", shots=2)
+    assert (found.protocol, found.parts) == (local.protocol, local.parts)
 
 
 @pytest.mark.parametrize("shots", [0, 3])
@@ -135,6 +149,7 @@ def test_a_context_that_choices_share_is_read_once(data: Path) -> None:
 
 def test_a_long_context_is_cut_as_the_harness_cuts_it(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval.models.huggingface import HFLM
+
     from prunus.harness.scorer import Scorer
 
     requests = [(None, [place % 250 for place in range(200)], [3, 4, 5]), (None, [1, 2, 3, 4], [5, 6])]
@@ -150,7 +165,8 @@ def test_in_half_precision_every_pass_is_the_harness_s_own(data: Path, monkeypat
     monkeypatch.undo()
     monkeypatch.setenv("PRUNUS_DATA", str(data))
     (found,) = ours(model, "arc_easy", batch=1)
-    assert [example.likelihoods for example in found.examples] == [tuple(value for value, _ in sample["filtered_resps"]) for sample in samples]
+    exact = [tuple(value for value, _ in sample["filtered_resps"]) for sample in samples]
+    assert [example.likelihoods for example in found.examples] == exact
     assert found.protocol.endswith("1 together")
 
 

@@ -10,7 +10,7 @@ import pytest
 from prunus.achieved import Counted
 from prunus.budget import Budget
 from prunus.cost import Cost
-from prunus.evaluation import Measurement
+from prunus.evaluation import Example, Measurement
 from prunus.grams import Overlap
 from prunus.granularity import NM
 from prunus.known import Sanity
@@ -125,6 +125,24 @@ def test_the_card_tells_zeros_from_what_is_gone() -> None:
     assert "in 5.7 of 8.0 MiB of weights: 28.5% less" in card(channels, left=1_500_000)
     assert zeros not in card(channels, left=1_500_000)
     assert zeros in card(channels, Stage(), left=1_500_000)
+
+
+def test_means_are_compared_by_their_difference() -> None:
+    def share(label: str, *parts: float) -> Measurement:
+        return Measurement(sum(parts) / len(parts), "share", "higher", f"{label}, 0 shots", parts, 1.0, "means",
+                           examples=(Example("q1", "0", "1", (-1.5, -0.5)),))
+
+    before = (measurement(10.0), share("piqa acc", 1.0, 1.0, 1.0, 0.0))
+    after = (measurement(12.5), share("piqa acc", 1.0, 0.0, 1.0, 0.0))
+    report = replace(REPORT, before=before, after=after)
+    quality, tasks = find("report", "markdown")().render(report).split("## Tasks and predictions")
+    assert "piqa" not in quality
+    assert "| | dense | pruned | pruned - dense | better |" in tasks
+    low, high = after[1].above(before[1])[1]
+    assert f"| piqa acc | 0.7500 [0.3006, 0.9544] | 0.5000 [0.1500, 0.8500] | -0.2500 [{low:+.4f}, {high:+.4f}] | higher |" in tasks
+    assert "Protocol: piqa acc, 0 shots." in tasks
+    kept = json.loads(find("report", "json")().render(report))["after"][1]
+    assert kept["examples"] == [{"name": "q1", "right": "0", "said": "1", "likelihoods": [-1.5, -0.5]}]
 
 
 def test_the_card_keeps_speed_apart_and_says_which_way_is_better() -> None:

@@ -56,8 +56,7 @@ def compare(
     values = read_known(known) if known else ()
     with Screen(quiet or json) as screen:
         try:
-            found = run(models, asked, out, known=values, trust=trust_remote_code,
-                        watch=lambda phase, done, total: screen.working(phase, float(done), float(total)))
+            found = run(models, asked, out, known=values, trust=trust_remote_code, watch=screen.working)
         except KeyboardInterrupt:
             screen.warn(f"Interrupted: what was measured is kept in {out}. The same command goes on from there.")
             raise

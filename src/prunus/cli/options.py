@@ -77,8 +77,8 @@ EvaluationText = Annotated[str | None, typer.Option(
     "--evaluate", help="Text for the perplexity before and after; none for no measurement. [default: builtin]")]
 EvaluationLength = Annotated[int | None, typer.Option("--evaluate-length", help="Tokens per window of that text. [default: 512]")]
 Metrics = Annotated[list[str] | None, typer.Option(
-    help="What is measured before and after beside that perplexity: speed, or another perplexity; settings after commas: "
-         "speed,prompt=512; may be repeated.")]
+    help="What is measured before and after beside that perplexity: tasks, fidelity, speed, or another perplexity; settings after commas: "
+         "tasks,names=['piqa'],limit=200; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(help="Chooses the calibration sequences. [default: 0]")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")]

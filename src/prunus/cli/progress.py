@@ -54,7 +54,7 @@ class Screen:
             self._shown = time.perf_counter()
             self._console.print(line)
 
-    def working(self, phase: str, done: float, total: float) -> None:
+    def working(self, phase: str, done: int | float, total: int | float) -> None:
         """Show how far a repair, or a measurement, has come."""
         from ..pipeline import Progress
 

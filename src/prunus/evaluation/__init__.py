@@ -25,7 +25,7 @@ class Context:
 
     tokenizer: Any
     device: str = "cpu"
-    watch: Callable[[str, float, float], None] = lambda phase, done, total: None  # told how far a metric that takes long is
+    watch: Callable[[str, int | float, int | float], None] = lambda phase, done, total: None  # told how far a metric that takes long is
     dense: dict[str, Any] | None = None  # what metrics that compare remember of the first model they measure; None: nothing is compared
 
 

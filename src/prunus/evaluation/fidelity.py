@@ -72,15 +72,17 @@ class Fidelity:
 
     def _on(self, model: nn.Module, table: Int[Tensor, "windows length"], dense: dict[str, Any] | None, name: str,
             how: str) -> list[Measurement]:
-        start, key = time.perf_counter(), f"fidelity {name}, {self.top}, {how}"
-        if dense and key not in dense and any(known.startswith(f"fidelity {name}, ") for known in dense):
-            raise RecipeError(f"fidelity: {name}: the dense model has read other tokens than this one ({how}). Compare models that share "
-                              "a tokenizer and a dtype.")
+        start, key = time.perf_counter(), f"{self} {name}"
+        first = dense is not None and key not in dense
+        known, predicted = (dense or {}).get(key, (how, None))
+        if known != how:
+            raise RecipeError(f"fidelity: {name}: the dense model has read other tokens than this one ({known}; {how}). Compare models "
+                              "that share a tokenizer and a dtype.")
         with evaluating(model):
-            seen = _read(model, table, self.bins, self.top if dense is not None and key not in dense else 0, (dense or {}).get(key))
+            seen = _read(model, table, self.bins, self.top if first else 0, predicted)
         seconds = time.perf_counter() - start
-        if dense is not None and key not in dense:
-            dense[key] = seen.predicted
+        if dense is not None and first:
+            dense[key] = how, seen.predicted
         mean = math.fsum(seen.losses) / len(seen.losses)
         perplexity = Measurement(math.exp(mean) if mean < 700 else math.inf, self.unit, self.better, f"{name} perplexity, {how}",
                                  seen.losses, seconds)

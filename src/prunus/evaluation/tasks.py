@@ -135,8 +135,8 @@ def _measurement(one: Any, outcomes: Sequence[Any], which: tuple[str, str], prot
     examples = tuple(Example(f"{prefix}{given.name}", given.right, given.said, given.likelihoods)
                      for prefix, found in zip(prefixes, outcomes, strict=True) for given in found.examples[read])
     if which not in outcomes[0].items:
-        raise RecipeError(f"tasks: task '{one.name}' gave no {metric}, but {', '.join(sorted({name for name, _ in outcomes[0].items}))}. Name "
-                          "one of these in metrics.")
+        given = ", ".join(sorted({name for name, _ in outcomes[0].items}))
+        raise RecipeError(f"tasks: task '{one.name}' gave no {metric}, but {given}. Name one of these in metrics.")
     items = [item for found in outcomes for item in found.items[which]]
     if aggregate is perplexity:
         losses = tuple(-float(item) for item in items)

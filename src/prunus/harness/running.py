@@ -47,8 +47,7 @@ def asked(task: Any, model: Any, limit: int | None) -> Outcome:
         requests[instance.request_type] += [instance] * instance.repeats
     for kind, several in requests.items():
         try:
-            with quiet():
-                answers = getattr(model, kind)(several, disable_tqdm=True)
+            answers = getattr(model, kind)(several, disable_tqdm=True)  # in the open, as it tells how far it is
         except AssertionError as error:  # how the harness says that a model's positions are too few
             raise RecipeError(f"task '{task.task_name}': {' '.join(str(error).split()) or 'an example does not fit the model'}") from None
         for instance, answer in zip(several, answers, strict=True):

@@ -79,9 +79,10 @@ class Scorer(HFLM):
         for row in rows:
             if row.size <= self.max_length + 1:
                 groups[row.context].append(row)
-        together = [group for group in groups.values() if self._shares and self._is_worth_it(group)]
+        together = {context for context, group in groups.items() if self._shares and self._is_worth_it(group)}
+        alone = [row for context, group in groups.items() if context not in together for row in group]
         with torch.no_grad():
-            for part in (self._alone([row for group in groups.values() if group not in together for row in group]), self._shared(together)):
+            for part in (self._alone(alone), self._shared([groups[context] for context in groups if context in together])):
                 for answers in part:
                     found |= answers
                     self._count(len(answers))
