@@ -125,12 +125,12 @@ def test_another_protocol_or_other_weights_are_never_taken_for_the_same(sources:
     first = compare(sources, asked(), tmp_path / "out")
     longer = compare(sources, asked(length=64), tmp_path / "out")
     assert "windows of 64" in longer.rows[0].protocol
-    assert longer.rows[0].standings[0].value != first.rows[0].standings[0].value
+    assert longer.rows[0].entries[0].value != first.rows[0].entries[0].value
     saved(Path(sources[1]), without(tiny_model(), 0.6))
     other = compare(sources, asked(), tmp_path / "out")
     assert other.models[1].weights != first.models[1].weights
-    assert other.rows[0].standings[1].value != first.rows[0].standings[1].value
-    assert other.rows[0].standings[0] == first.rows[0].standings[0]
+    assert other.rows[0].entries[1].value != first.rows[0].entries[1].value
+    assert other.rows[0].entries[0] == first.rows[0].entries[0]
 
 
 def test_a_damaged_or_foreign_file_of_measurements_is_measured_again(sources: list[str], tmp_path: Path) -> None:
@@ -147,14 +147,14 @@ def test_a_damaged_or_foreign_file_of_measurements_is_measured_again(sources: li
 def test_what_is_said_is_what_the_test_allows(sources: list[str], tmp_path: Path) -> None:
     found = compare([*sources, saved(tmp_path / "same", without(tiny_model(), 0.501))], asked(tokens=2048), tmp_path / "out")
     agreement = row(found, "builtin test agreement with dense")
-    assert [standing.best for standing in agreement.standings] == [False, True, False, True]
+    assert [entry.best for entry in agreement.entries] == [False, True, False, True]
     assert "half is better than wreck" in agreement.verdict or "same is better than wreck" in agreement.verdict
     assert agreement.comparisons == 3
-    assert all(standing.beside is None for standing in agreement.standings)  # the dense model agrees with itself
+    assert all(entry.beside is None for entry in agreement.entries)  # the dense model agrees with itself
     perplexity = row(found, "builtin test perplexity")
     assert perplexity.comparisons == 6
-    for standing in perplexity.standings[1:]:
-        assert (standing.beside.said == "open") == (standing.beside.p >= 0.05)
+    for entry in perplexity.entries[1:]:
+        assert (entry.beside.said == "open") == (entry.beside.p >= 0.05)
 
 
 def test_a_model_of_another_tokenizer_is_refused_before_anything_is_measured(sources: list[str], tmp_path: Path,
@@ -206,8 +206,8 @@ def test_losses_that_are_no_numbers_are_flagged_and_take_part_in_no_test(sources
     found = compare(sources, asked(tasks=("piqa",), limit=8), tmp_path / "out")
     assert found.flags[0].startswith("ruined is ruined or overflows: builtin test perplexity is not finite in 16 of 16 windows")
     for label in ("builtin test perplexity", "builtin test divergence from dense", "piqa acc_norm"):
-        standing = row(found, label).standings[2]
-        assert (standing.beside, standing.best, standing.interval) == (None, False, None)
+        entry = row(found, label).entries[2]
+        assert (entry.beside, entry.best, entry.interval) == (None, False, None)
     assert row(found, "builtin test perplexity").comparisons == 1
     files = write(found, tmp_path / "out")
     assert "ruined is ruined" in files[0].read_text().partition("<h2>")[0]

@@ -49,13 +49,13 @@ def test_every_form_has_every_section_table_and_number(found: Compared) -> None:
         for cell in (cell for _, rows in table.groups for row in rows for cell in row if not cell.marked):
             assert escaped(cell.text) in text
     for row in found.rows:
-        assert len(row.standings) == 3
+        assert len(row.entries) == 3
         assert f'<th scope="row">{row.label}' in html
     assert html.index("half may be wrong:") < html.index("<h2>")
     assert text.splitlines()[2] == "> **half may be wrong:** look"
     assert text.count("half may be wrong") == 1
     for row in data["rows"]:
-        assert len(row["standings"]) == 3
+        assert len(row["entries"]) == 3
     assert data["models"][1]["measured"][0]["parts"] == pytest.approx(found.models[1].measured[0].parts)
     assert data["comparisons"] == found.comparisons == sum(row.comparisons for row in found.rows)
 

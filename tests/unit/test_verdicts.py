@@ -49,8 +49,8 @@ def first(rows: Sequence[Row], label: str) -> Row:
 
 def test_bold_are_the_best_pruned_model_and_those_that_cannot_be_told_from_it() -> None:
     row = rows_of([model("d", shifted(0, 1)), model("a", shifted(0.1, 2)), model("b", shifted(0.1, 3)), model("c", shifted(0.5, 4))], "")[0]
-    assert [standing.best for standing in row.standings] == [False, True, True, False]
-    assert [standing.beside and standing.beside.said for standing in row.standings] == [None, "worse", "worse", "worse"]
+    assert [entry.best for entry in row.entries] == [False, True, True, False]
+    assert [entry.beside and entry.beside.said for entry in row.entries] == [None, "worse", "worse", "worse"]
     assert row.comparisons == 3 + 3
     assert row.verdict.startswith("a, b, c are worse than the dense model. ")
     assert "better than c (p < 0.05 after Holm's correction for 3 comparisons)" in row.verdict
@@ -59,7 +59,7 @@ def test_bold_are_the_best_pruned_model_and_those_that_cannot_be_told_from_it() 
 def test_better_is_said_of_a_model_that_beats_dense_and_it_is_flagged() -> None:
     models = [model("d", shifted(0, 1)), model("a", shifted(-0.1, 2))]
     row = rows_of(models, "")[0]
-    assert row.standings[1].beside.said == "better"
+    assert row.entries[1].beside.said == "better"
     assert row.verdict == "a is better than the dense model."
     flag, = flags_of(models, {"a": ()})
     assert flag.startswith("a may be reward-hacked: plums test perplexity is better than the dense model's")
@@ -67,21 +67,21 @@ def test_better_is_said_of_a_model_that_beats_dense_and_it_is_flagged() -> None:
 
 def test_a_difference_within_noise_is_left_open() -> None:
     row = rows_of([model("d", shifted(0, 1)), model("a", shifted(0, 5))], "")[0]
-    assert row.standings[1].beside.said == "open"
-    assert row.standings[1].beside.p >= 0.05
+    assert row.entries[1].beside.said == "open"
+    assert row.entries[1].beside.p >= 0.05
     assert row.verdict == "a cannot be told from the dense model."
-    assert row.standings[1].best  # alone among the pruned models
+    assert row.entries[1].best  # alone among the pruned models
 
 
 def test_p_values_are_corrected_for_the_number_of_pruned_models() -> None:
     dense = answers([1, 0] * 10)
     worse = answers([0 if place < 12 else part for place, part in enumerate([1, 0] * 10)])  # 6 of 20 lost: p = 2 / 2**6
     alone = rows_of([model("d", dense), model("a", worse)], "")[0]
-    assert alone.standings[1].beside.p == 2 / 2**6
-    assert alone.standings[1].beside.said == "worse"
+    assert alone.entries[1].beside.p == 2 / 2**6
+    assert alone.entries[1].beside.said == "worse"
     both = rows_of([model("d", dense), model("a", worse), model("b", worse)], "")[0]
-    assert both.standings[1].beside.p == 4 / 2**6
-    assert both.standings[1].beside.said == "open"
+    assert both.entries[1].beside.p == 4 / 2**6
+    assert both.entries[1].beside.said == "open"
 
 
 def test_a_number_that_is_no_mean_of_its_parts_has_no_test_but_its_interval() -> None:
@@ -91,17 +91,17 @@ def test_a_number_that_is_no_mean_of_its_parts_has_no_test_but_its_interval() ->
 
     row = rows_of([model("d", error(0.1)), model("a", error(0.2))], "")[0]
     assert row.comparisons == 0
-    assert row.standings[1].beside.p is None
-    assert row.standings[1].beside.said == "worse"
-    assert not row.standings[1].best
+    assert row.entries[1].beside.p is None
+    assert row.entries[1].beside.said == "worse"
+    assert not row.entries[1].best
 
 
 def test_what_is_not_finite_takes_part_in_nothing() -> None:
     ruined = losses([math.nan] * 40)
     models = [model("d", shifted(0, 1)), model("a", ruined), model("b", shifted(0.1, 2))]
     row = rows_of(models, "")[0]
-    assert (row.standings[1].beside, row.standings[1].interval, row.standings[1].best) == (None, None, False)
-    assert row.standings[2].best
+    assert (row.entries[1].beside, row.entries[1].interval, row.entries[1].best) == (None, None, False)
+    assert row.entries[2].best
     assert row.comparisons == 1
     assert flags_of(models, {"a": (), "b": ()}) == (
         "a is ruined or overflows: plums test perplexity is not finite in 40 of 40 windows or examples, the first is 0. It takes part in "
@@ -110,14 +110,14 @@ def test_what_is_not_finite_takes_part_in_nothing() -> None:
 
 def test_choices_by_likelihoods_that_are_no_numbers_count_for_nothing() -> None:
     models = [model("d", answers([0, 1] * 5)), model("a", answers([1] * 10, math.nan))]
-    assert not rows_of(models, "")[0].standings[1].best
+    assert not rows_of(models, "")[0].entries[1].best
     assert "a is ruined" in flags_of(models, {"a": ()})[0]
 
 
 def test_a_ruined_dense_model_is_compared_with_nothing() -> None:
     row = rows_of([model("d", losses([math.inf] * 40)), model("a", shifted(0, 1)), model("b", shifted(1, 1))], "")[0]
-    assert [standing.beside for standing in row.standings] == [None, None, None]
-    assert [standing.best for standing in row.standings] == [False, True, False]
+    assert [entry.beside for entry in row.entries] == [None, None, None]
+    assert [entry.best for entry in row.entries] == [False, True, False]
 
 
 def test_two_protocols_are_never_in_one_row() -> None:
@@ -132,22 +132,22 @@ def test_speed_is_better_where_every_round_says_so() -> None:
     models = [model(name, timing=timing) for name, timing in (("d", base), ("a", faster), ("b", same))]
     rows = rows_of(models, "in turn")
     read = first(rows, "tokens read per second")
-    assert read.standings[1].beside.value == pytest.approx(1.3)
-    assert [standing.beside and standing.beside.said for standing in read.standings] == [None, "better", "open"]
-    assert [standing.best for standing in read.standings] == [False, True, False]
+    assert read.entries[1].beside.value == pytest.approx(1.3)
+    assert [entry.beside and entry.beside.said for entry in read.entries] == [None, "better", "open"]
+    assert [entry.best for entry in read.entries] == [False, True, False]
     assert read.protocol == "tokens read per second, in turn"
     latency = first(rows, "milliseconds to the first token")
-    assert latency.standings[0].value == pytest.approx(100.0)
-    assert latency.standings[1].beside.said == "open"
-    assert [standing.best for standing in latency.standings] == [False, True, True]
+    assert latency.entries[0].value == pytest.approx(100.0)
+    assert latency.entries[1].beside.said == "open"
+    assert [entry.best for entry in latency.entries] == [False, True, True]
 
 
 def test_sizes_are_exact_and_what_nobody_knows_has_no_row() -> None:
     rows = rows_of([model("d"), model("a", parameters=800, file_bytes=None), model("b")], "")
     sizes = first(rows, "parameters")
-    assert [standing.best for standing in sizes.standings] == [False, True, False]
-    assert sizes.standings[1].beside.value == 0.8
-    assert first(rows, "weight files").standings[1] is None
+    assert [entry.best for entry in sizes.entries] == [False, True, False]
+    assert sizes.entries[1].beside.value == 0.8
+    assert first(rows, "weight files").entries[1] is None
     assert "peak memory of a process" not in [row.label for row in rows]
 
 

@@ -38,8 +38,8 @@ def _card(found: Compared, place: int) -> str:
 
 def _only(row: Row, place: int) -> Row:
     """With one pruned model there is no best of them."""
-    kept = row.standings[place]
-    return replace(row, standings=(row.standings[0], None if kept is None else replace(kept, best=False)))
+    kept = row.entries[place]
+    return replace(row, entries=(row.entries[0], None if kept is None else replace(kept, best=False)))
 
 
 def _front(found: Compared, model: Contender, place: int) -> str:
@@ -59,11 +59,11 @@ def _on_hub(source: str) -> bool:
 
 def _results(found: Compared, place: int) -> Iterator[str]:
     for row in found.rows:
-        standing = row.standings[place]
-        if row.group not in ("Texts", "Tasks") or standing is None or standing.value != standing.value:
+        entry = row.entries[place]
+        if row.group not in ("Texts", "Tasks") or entry is None or entry.value != entry.value:
             continue
         data, _, metric = row.label.partition(" ")
         yield "  - task:\n      type: text-generation"
         yield f"    dataset:\n      name: {json.dumps(data)}\n      type: {json.dumps(data)}"
         yield f"    metrics:\n    - type: {json.dumps(row.unit if row.unit == 'perplexity' else metric or row.unit)}"
-        yield f"      value: {standing.value:.6g}\n      name: {json.dumps(row.label)}"
+        yield f"      value: {entry.value:.6g}\n      name: {json.dumps(row.label)}"
