@@ -42,10 +42,10 @@ VALUES = {  # page: (title, introduction, {module: classes})
                 "predictions": ("score", "answers"), "scores": ("Score",), "distillation": ("distilled_loss", "task_loss"),
                 "export.huggingface": ("save",),
                 "result": ("Pruned", "Report", "SiteRecord"), "evaluation": ("Measurement", "Example"), "cost": ("Cost",),
-                "grams": ("Overlap",),
-                "known": ("Known", "Sanity", "read_known"), "achieved": ("Counted", "counted", "of_folder"),
+                "grams": ("Overlap",), "known": ("Known", "Sanity", "read_known"), "achieved": ("Counted", "counted", "of_folder"),
                 "uncertainty": ("mean_interval", "difference_interval", "paired_ratio_interval", "share_interval"),
                 "significance": ("mcnemar", "sign_flips", "of_seeds", "Seeds", "holm"),
+                "comparing.run": ("compare", "write"), "comparing.values": ("Asked", "Compared", "Contender", "Row", "Entry", "Beside"),
                 "comparison": ("ranked", "Ranking", "Standing", "check_pair"),
                 "sites": ("Anatomy", "Block", "LinearSite", "ChannelSite", "Producer", "SublayerSite")}),
 }

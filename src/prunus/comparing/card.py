@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .content import lead_of, main_table, protocols_of
-from .markdown import escaped, table_lines
+from .markdown import escaped, quoted, table_lines
 from .values import Compared, Contender, Row
 
 __all__ = ["cards"]
@@ -25,12 +25,11 @@ def _card(found: Compared, place: int) -> str:
     model = found.models[place]
     pair = replace(found, models=(found.dense, model), rows=tuple(_only(row, place) for row in found.rows))
     lead = [line for line in lead_of(pair) if not line.startswith("Note: ")]
-    named = (f"{other.name} " for other in found.pruned if other is not model)
-    others = tuple(named)
-    flags = [flag for flag in found.flags if not flag.startswith(others)] if others else list(found.flags)
+    others = tuple(f"{other.name} " for other in found.pruned if other is not model)
+    flags = [flag for flag in found.flags if not flag.startswith(others)]
     made = ["## How it was made", f"```\n{model.made.command}\n```"] if model.made and model.made.command else []
     blocks = [f"---\n{_front(found, model, place)}\n---", f"# {escaped(model.name)}",
-              *(f"> **{escaped(flag.partition(':')[0])}:**{escaped(flag.partition(':')[2])}" for flag in flags), *map(escaped, lead),
+              *(["\n>\n".join(map(quoted, flags))] if flags else []), *map(escaped, lead),
               "## Beside the dense model", table_lines(main_table(pair)),
               "In brackets: 95 % intervals; of speed, the least and the most of all rounds. ≈ means that this does not show a difference.",
               *made, "## Protocols", *map(escaped, protocols_of(pair.rows)), "## Measured by", f"```\n{found.command}\n```"]
@@ -39,8 +38,8 @@ def _card(found: Compared, place: int) -> str:
 
 def _only(row: Row, place: int) -> Row:
     """With one pruned model there is no best of them."""
-    kept = row.standings[place]
-    return replace(row, standings=(row.standings[0], None if kept is None else replace(kept, best=False)))
+    kept = row.entries[place]
+    return replace(row, entries=(row.entries[0], None if kept is None else replace(kept, best=False)))
 
 
 def _front(found: Compared, model: Contender, place: int) -> str:
@@ -60,11 +59,11 @@ def _on_hub(source: str) -> bool:
 
 def _results(found: Compared, place: int) -> Iterator[str]:
     for row in found.rows:
-        standing = row.standings[place]
-        if row.group not in ("Texts", "Tasks") or standing is None or standing.value != standing.value:
+        entry = row.entries[place]
+        if row.group not in ("Texts", "Tasks") or entry is None or entry.value != entry.value:
             continue
         data, _, metric = row.label.partition(" ")
         yield "  - task:\n      type: text-generation"
         yield f"    dataset:\n      name: {json.dumps(data)}\n      type: {json.dumps(data)}"
         yield f"    metrics:\n    - type: {json.dumps(row.unit if row.unit == 'perplexity' else metric or row.unit)}"
-        yield f"      value: {standing.value:.6g}\n      name: {json.dumps(row.label)}"
+        yield f"      value: {entry.value:.6g}\n      name: {json.dumps(row.label)}"

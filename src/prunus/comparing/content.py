@@ -9,7 +9,7 @@ from ..figures import place
 from ..search.pareto import front
 from .drawing import Point, heat, lines, scatter
 from .page import Cell, Chart, Code, Page, Section, Table, Text
-from .values import Beside, Compared, Contender, Made, Row, Standing
+from .values import Beside, Compared, Contender, Entry, Made, Row
 
 __all__ = ["compared_page", "lead_of", "main_table", "protocols_of", "shown", "words_of"]
 
@@ -35,8 +35,9 @@ def lead_of(found: Compared) -> tuple[str, ...]:
     """A sentence on what was compared, one on each pruned model, and what a reader should know."""
     looked = [_some(len(names), word) for names, word in ((found.asked.corpora, "text"), (found.asked.tasks, "task")) if names]
     measured = sum(row.group in ("Texts", "Tasks") for row in found.rows)
-    first = (f"{found.dense.name} is the dense model, with {found.dense.parameters / 1e6:,.1f} million parameters. All models were "
-             f"measured in the same way: {_some(measured, 'number')} on {' and '.join(looked)}.")
+    size = found.dense.parameters
+    first = (f"{found.dense.name} is the dense model, with {f'{size / 1e6:,.1f} million' if size >= 1e6 else f'{size:,}'} parameters. "
+             f"All models were measured in the same way: {_some(measured, 'number')} on {' and '.join(looked)}.")
     others = [f"{model.name}: {_gone(model, found.dense)}{_counts(found.rows, index)}." for index, model in enumerate(found.pruned, 1)]
     return (first, *others, *(f"Note: {note}" for note in found.notes))
 
@@ -52,8 +53,8 @@ def _gone(model: Contender, dense: Contender) -> str:
 
 def _counts(rows: Sequence[Row], index: int) -> str:
     """Of the numbers that are measured, how many are better and worse."""
-    places = [row.standings[index] for row in rows if row.group in ("Texts", "Tasks")]
-    said = [standing.beside.said for standing in places if standing and standing.beside]
+    places = [row.entries[index] for row in rows if row.group in ("Texts", "Tasks")]
+    said = [entry.beside.said for entry in places if entry and entry.beside]
     worse, better, unclear = (said.count(word) for word in ("worse", "better", "open"))
     return (f"; of {_some(len(said), 'number')} beside the dense model's {worse} worse, {better} better, {unclear} not to be told apart"
             if said else "")
@@ -71,15 +72,15 @@ def main_table(found: Compared) -> Table:
 def _line(row: Row) -> tuple[Cell, ...]:
     told = [row.unit if row.unit not in row.label else "", f"{row.better} is better" if row.better else ""]
     notes = tuple(word for word in told if word)
-    return (Cell(row.label, notes[:1] if len(notes) < 2 else (", ".join(notes),)), *(_cell(standing, row) for standing in row.standings))
+    return (Cell(row.label, notes[:1] if len(notes) < 2 else (", ".join(notes),)), *(_cell(entry, row) for entry in row.entries))
 
 
-def _cell(standing: Standing | None, row: Row) -> Cell:
-    if standing is None:
+def _cell(entry: Entry | None, row: Row) -> Cell:
+    if entry is None:
         return Cell("not known")
-    notes = [] if standing.interval is None else ["[{}, {}]".format(*(shown(value, row) for value in standing.interval))]
-    notes += [] if standing.beside is None else [_beside(standing.beside, row)]
-    return Cell(shown(standing.value, row), tuple(notes), standing.best)
+    notes = [] if entry.interval is None else ["[{}, {}]".format(*(shown(value, row) for value in entry.interval))]
+    notes += [] if entry.beside is None else [_beside(entry.beside, row)]
+    return Cell(shown(entry.value, row), tuple(notes), entry.best)
 
 
 def _beside(beside: Beside, row: Row) -> str:
@@ -134,7 +135,7 @@ def _plots(found: Compared) -> Section | None:
 
 
 def _values(row: Row) -> list[float]:
-    return [math.nan if standing is None else standing.value for standing in row.standings]
+    return [math.nan if entry is None else entry.value for entry in row.entries]
 
 
 def _plot(found: Compared, index: int, quality: tuple[str, str, list[float]], cost: Row) -> Chart | None:

@@ -7,9 +7,10 @@ from html import escape
 
 __all__ = ["Point", "heat", "lines", "scatter"]
 
-_WIDTH, _HEIGHT = 360, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
-_LINE = 13  # between labels
+_WIDTH, _HEIGHT = 360.0, 260.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 12.0, 40.0
+_NAMES = 96.0  # at the right of lines
+_LINE = 13.0  # between labels
 _NAME = 22  # characters of a name that are shown
 
 
@@ -46,62 +47,62 @@ def lines(ident: str, title: str, told: str, series: Mapping[str, Sequence[tuple
           up: str) -> str:
     """A line per name over whole numbers, each in a colour of the page."""
     every = [pair for pairs in series.values() for pair in pairs]
-    x, ticks_x = _axis([float(place) for place, _ in every], _LEFT, _WIDTH - 96, False, whole=True)
+    x, ticks_x = _axis([float(place) for place, _ in every], _LEFT, _WIDTH - _NAMES, False, whole=True)
     y, ticks_y = _axis([0.0, *(value for _, value in every)], _HEIGHT - _BOTTOM, _TOP, False)
-    parts = _frame(ticks_x, ticks_y, across, up, x, y, right=96)
+    parts = _frame(ticks_x, ticks_y, across, up, x, y, right=_NAMES)
     ends = _apart([y(pairs[-1][1]) + 4 for pairs in series.values()], _TOP + 8, _HEIGHT - _BOTTOM)
     for place, (name, pairs), end in zip(colours, series.items(), ends, strict=True):
-        path = " ".join(f"{x(where):.1f},{y(value):.1f}" for where, value in pairs)
+        path = " ".join(f"{x(float(where)):.1f},{y(value):.1f}" for where, value in pairs)
         marks = "".join(f"<g><title>{escape(name)}, {across} {where}: {_number(value)}</title>"
-                        f"{_mark(x(where), y(value), place, False, 2.5)}</g>" for where, value in pairs)
+                        f"{_mark(x(float(where)), y(value), place, False, 2.5)}</g>" for where, value in pairs)
         parts.append(f'<g class="s{place % 6}"><polyline class="line d{place % 3}" points="{path}"/>{marks}'
-                     f'<text class="name" x="{_WIDTH - 90}" y="{end:.1f}">{_short(name, 13)}</text></g>')
+                     f'<text class="name" x="{_WIDTH - _NAMES + 6:g}" y="{end:.1f}">{_short(name, 13)}</text></g>')
     return _svg(ident, title, told, _HEIGHT, parts)
 
 
 def heat(ident: str, title: str, told: str, kinds: Sequence[str], depths: Sequence[int], shares: Mapping[tuple[str, int], float]) -> str:
     """Shares in [0, 1] by kind and depth, from the page's colour to full."""
-    left, tall = 74, 20
+    left, tall = 74.0, 20.0
     wide = (_WIDTH - left - 8) / max(len(depths), 1)
-    bottom = 6 + tall * len(kinds)
+    bottom = 6.0 + tall * len(kinds)
     parts = []
     for row, kind in enumerate(kinds):
         middle = 6 + tall * row + tall / 2 + 4
-        parts.append(f'<text class="tick" x="{left - 6}" y="{middle:.1f}" text-anchor="end">{_short(kind, 12)}</text>')
+        parts.append(f'<text class="tick" x="{left - 6:g}" y="{middle:.1f}" text-anchor="end">{_short(kind, 12)}</text>')
         for column, depth in enumerate(depths):
             share = shares.get((kind, depth))
             told_here = "not there" if share is None else f"{share:.3f}"
             fill = "" if share is None else f' fill-opacity="{min(max(share, 0.0), 1.0):.3f}"'
-            parts.append(f'<rect class="{"none" if share is None else "cell"}" x="{left + wide * column:.2f}" y="{6 + tall * row}" '
-                         f'width="{wide:.2f}" height="{tall}"{fill}><title>block {depth}, {escape(kind)}: {told_here}</title></rect>')
+            parts.append(f'<rect class="{"none" if share is None else "cell"}" x="{left + wide * column:.2f}" y="{6 + tall * row:g}" '
+                         f'width="{wide:.2f}" height="{tall:g}"{fill}><title>block {depth}, {escape(kind)}: {told_here}</title></rect>')
     step = max(1, math.ceil(len(depths) * 16 / (_WIDTH - left)))
-    parts += [f'<text class="tick" x="{left + wide * (column + 0.5):.1f}" y="{bottom + 13}" text-anchor="middle">{depth}</text>'
+    parts += [f'<text class="tick" x="{left + wide * (column + 0.5):.1f}" y="{bottom + 13:g}" text-anchor="middle">{depth}</text>'
               for column, depth in enumerate(depths) if column % step == 0]
-    parts.append(f'<text class="label" x="{left + (_WIDTH - left) / 2}" y="{bottom + 28}" text-anchor="middle">block</text>')
+    parts.append(f'<text class="label" x="{left + (_WIDTH - left) / 2:g}" y="{bottom + 28:g}" text-anchor="middle">block</text>')
     for place in range(5):  # the legend
         begin = left + 44 * place
-        parts.append(f'<rect class="cell" x="{begin}" y="{bottom + 38}" width="14" height="12" fill-opacity="{place / 4}"/>'
-                     f'<text class="tick" x="{begin + 17}" y="{bottom + 48}">{place / 4:g}</text>')
+        parts.append(f'<rect class="cell" x="{begin:g}" y="{bottom + 38:g}" width="14" height="12" fill-opacity="{place / 4}"/>'
+                     f'<text class="tick" x="{begin + 17:g}" y="{bottom + 48:g}">{place / 4:g}</text>')
     return _svg(ident, title, told, bottom + 56, parts)
 
 
 def _svg(ident: str, title: str, told: str, height: float, parts: Sequence[str]) -> str:
-    return (f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-labelledby="{ident}-title {ident}-desc">'
+    return (f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-labelledby="{ident}-title {ident}-desc">'
             f'<title id="{ident}-title">{escape(title)}</title><desc id="{ident}-desc">{escape(told)}</desc>{"".join(parts)}</svg>')
 
 
 def _frame(ticks_x: Sequence[float], ticks_y: Sequence[float], across: str, up: str, x: Callable[[float], float],
-           y: Callable[[float], float], right: int = _RIGHT) -> list[str]:
+           y: Callable[[float], float], right: float = _RIGHT) -> list[str]:
     """Axes with their ticks and names."""
     bottom, end = _HEIGHT - _BOTTOM, _WIDTH - right
-    parts = [f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{end}"/>']
+    parts = [f'<path class="axis" d="M{_LEFT:g} {_TOP:g}V{bottom:g}H{end:g}"/>']
     for tick in ticks_x:
-        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{_number(tick)}</text>')
+        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 14:g}" text-anchor="middle">{_number(tick)}</text>')
     for tick in ticks_y:
-        parts.append(f'<path class="grid" d="M{_LEFT} {y(tick):.1f}H{end}"/>'
-                     f'<text class="tick" x="{_LEFT - 5}" y="{y(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+        parts.append(f'<path class="grid" d="M{_LEFT:g} {y(tick):.1f}H{end:g}"/>'
+                     f'<text class="tick" x="{_LEFT - 5:g}" y="{y(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
     middle = (_TOP + bottom) / 2
-    parts.append(f'<text class="label" x="{(_LEFT + end) / 2:g}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(across)}</text>')
+    parts.append(f'<text class="label" x="{(_LEFT + end) / 2:g}" y="{_HEIGHT - 8:g}" text-anchor="middle">{escape(across)}</text>')
     turned = f'transform="translate(11 {middle:g}) rotate(-90)"'
     parts.append(f'<text class="label" {turned} text-anchor="middle">{_short(up, 44)}</text>')
     return parts
@@ -113,7 +114,8 @@ def _axis(values: Sequence[float], begin: float, end: float, log: bool,
     size: Callable[[float], float] = math.log10 if log else float
     low, high = min(values), max(values)
     room = (size(high) - size(low)) * 0.08 or (0.1 if log else abs(high) * 0.1 or 1.0)
-    first, last = size(low) - (0 if low == 0 or whole else room), size(high) + (0 if whole and high > low else room)
+    first, last = size(low) - (0 if whole else room), size(high) + (0 if whole and high > low else room)
+    first = max(first, 0.0) if low >= 0 and not log else first  # what cannot be negative is not drawn as if it could
     ticks = _logarithmic(10**first, 10**last) if log else _linear(first, last, whole)
 
     def place(value: float) -> float:
@@ -124,7 +126,7 @@ def _axis(values: Sequence[float], begin: float, end: float, log: bool,
 
 def _linear(first: float, last: float, whole: bool) -> list[float]:
     rough = (last - first) / 4
-    power = 10 ** math.floor(math.log10(rough))
+    power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     step = max(1.0, math.ceil(step)) if whole else step
     count = math.floor(last / step + 1e-9)

@@ -44,7 +44,7 @@ def opened(source: str, dtype: str, device: str, trust: bool) -> Loaded:
 
 
 def looked_at(sources: Sequence[str], dtype: str, device: str, trust: bool,
-              watch: Callable[[str, float, float], None]) -> tuple[tuple[Contender, ...], str]:
+              watch: Callable[[str, int | float, int | float], None]) -> tuple[tuple[Contender, ...], str]:
     """Every model, loaded one at a time, and the dtype of all: the dense model's, where `dtype` is auto.
 
     Raises LoadError, RecipeError, and ComparisonError where two models read other tokens.

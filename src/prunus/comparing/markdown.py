@@ -4,23 +4,24 @@ import re
 
 from .page import Cell, Chart, Code, Page, Part, Table, Text
 
-__all__ = ["as_markdown", "escaped", "table_lines"]
+__all__ = ["as_markdown", "escaped", "quoted", "table_lines"]
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
 
 
 def as_markdown(page: Page) -> str:
     """The whole file."""
-    flags = ["\n>\n".join(_flag(flag) for flag in page.flags)] if page.flags else []
+    flags = ["\n>\n".join(map(quoted, page.flags))] if page.flags else []
     blocks = [f"# {escaped(page.title)}", *flags, *map(escaped, page.lead)]
     for section in page.sections:
         blocks += [f"## {section.title}", *(block for part in section.parts for block in _blocks(part))]
     return "\n\n".join(blocks) + "\n"
 
 
-def _flag(flag: str) -> str:
+def quoted(flag: str) -> str:
+    """A warning, up to its first colon in bold."""
     before, colon, after = flag.partition(":")
-    return f"> **{escaped(before)}{colon}**{escaped(after)}"
+    return f"> **{escaped(before)}{colon}** {escaped(after)}".rstrip()
 
 
 def _blocks(part: Part) -> list[str]:

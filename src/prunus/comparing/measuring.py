@@ -25,7 +25,7 @@ from .values import Asked, Contender
 
 __all__ = ["Measuring", "Piece", "pieces_of"]
 
-Watch = Callable[[str, float, float], None]
+Watch = Callable[[str, int | float, int | float], None]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..result import SiteRecord
 from ..speed import Timing
 from ..uncertainty import Interval
 
-__all__ = ["Asked", "Beside", "Compared", "Contender", "Group", "Made", "Row", "Standing"]
+__all__ = ["Asked", "Beside", "Compared", "Contender", "Entry", "Group", "Made", "Row"]
 
 Group = Literal["Texts", "Tasks", "Speed", "Size"]
 
@@ -91,7 +91,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Entry:
     """One model's place in one row."""
 
     value: float
@@ -109,7 +109,7 @@ class Row:
     unit: str
     better: Literal["lower", "higher", ""]  # empty: neither
     protocol: str
-    standings: tuple[Standing | None, ...]  # one per model; None where there is no such number
+    entries: tuple[Entry | None, ...]  # one per model; None where there is no such number
     verdict: str = ""  # what can be said, in a sentence
     comparisons: int = 0  # tests
 

@@ -12,7 +12,7 @@ from ..guards import flags, shortfall
 from ..significance import holm
 from ..speed import ratio
 from ..uncertainty import Interval
-from .values import Beside, Contender, Group, Row, Standing
+from .values import Beside, Contender, Entry, Group, Row
 
 __all__ = ["LEVEL", "flags_of", "notes_of", "rows_of"]
 
@@ -35,7 +35,7 @@ def rows_of(models: Sequence[Contender], speed: str) -> tuple[Row, ...]:
     if all(model.timing is not None for model in models):
         rows += [_timed(names, models, *which, speed) for which in _SPEEDS]
     sizes = [_sized(models, *which) for which in _SIZES]
-    return (*rows, *(row for row in sizes if any(row.standings)))
+    return (*rows, *(row for row in sizes if any(row.entries)))
 
 
 def _measured(names: Sequence[str], several: Sequence[Measurement]) -> Row:
@@ -58,13 +58,13 @@ def _measured(names: Sequence[str], several: Sequence[Measurement]) -> Row:
         ranking = ranked({names[place]: item for place, item in pruned.items()}, LEVEL)
         best, comparisons = ranking.tied, comparisons + ranking.comparisons
         said = ranking.verdict if len(pruned) > 1 else ""
-    standings: list[Standing] = []
+    entries: list[Entry] = []
     for place, item in enumerate(several):
         beside = _beside(item, dense, tested.get(place)) if place in pruned and 0 in finite and not of_dense else None
         interval = item.interval if place in finite and (place or not of_dense) else None
-        standings.append(Standing(item.value, interval, beside, place > 0 and names[place] in best))
-    verdict = " ".join(part for part in (_against_dense(names, standings), said) if part)
-    return Row(group, dense.label, dense.unit, dense.better, dense.protocol, tuple(standings), verdict, comparisons)
+        entries.append(Entry(item.value, interval, beside, place > 0 and names[place] in best))
+    verdict = " ".join(part for part in (_against_dense(names, entries), said) if part)
+    return Row(group, dense.label, dense.unit, dense.better, dense.protocol, tuple(entries), verdict, comparisons)
 
 
 def _beside(item: Measurement, dense: Measurement, p: float | None) -> Beside:
@@ -80,12 +80,12 @@ def _direction(value: float, same: float, better: str) -> Literal["better", "wor
     return "better" if (value < same) == (better == "lower") else "worse"
 
 
-def _against_dense(names: Sequence[str], standings: Sequence[Standing | None]) -> str:
+def _against_dense(names: Sequence[str], entries: Sequence[Entry | None]) -> str:
     """"A is worse than dense; B cannot be told from it.\""""
     said = []
     for way in ("worse", "better", "open"):
-        which = [name for name, standing in zip(names, standings, strict=True)
-                 if standing and standing.beside and standing.beside.said == way]
+        which = [name for name, entry in zip(names, entries, strict=True)
+                 if entry and entry.beside and entry.beside.said == way]
         if which:
             word = "cannot be told from" if way == "open" else f"{'is' if len(which) == 1 else 'are'} {way} than"
             said.append(f"{', '.join(which)} {word} the dense model")
@@ -98,15 +98,15 @@ def _timed(names: Sequence[str], models: Sequence[Contender], label: str, unit: 
     rounds: list[tuple[float, ...]] = [getattr(model.timing, field) for model in models]
     middles = [statistics.median(each) * scale for each in rounds]
     first = max(range(1, len(models)), key=lambda place: middles[place] if better == "higher" else -middles[place])
-    standings = []
+    entries = []
     for place, each in enumerate(rounds):
         interval = (min(each) * scale, max(each) * scale)
         beside = None
         if place:
             middle, low, high = ratio(rounds[0], each)
             beside = Beside("ratio", middle, (low, high), None, "open" if low <= 1 <= high else _direction(middle, 1.0, better))
-        standings.append(Standing(middles[place], interval, beside, place > 0 and _touches(rounds[first], each)))
-    return Row("Speed", label, unit, better, f"{label}, {protocol}", tuple(standings), _against_dense(names, standings))
+        entries.append(Entry(middles[place], interval, beside, place > 0 and _touches(rounds[first], each)))
+    return Row("Speed", label, unit, better, f"{label}, {protocol}", tuple(entries), _against_dense(names, entries))
 
 
 def _touches(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -119,18 +119,18 @@ def _sized(models: Sequence[Contender], label: str, unit: str, better: Literal["
     """A number that is exact."""
     values = [value(model) for model in models]
     known = [item for item in values[1:] if item is not None]
-    standings: list[Standing | None] = []
+    entries: list[Entry | None] = []
     for place, item in enumerate(values):
         if item is None:
-            standings.append(None)
+            entries.append(None)
             continue
         beside = None
         if place and better and values[0]:
             share = item / values[0]
             limits: Interval = (share, share)
             beside = Beside("ratio", share, limits, None, _direction(share, 1.0, better))
-        standings.append(Standing(item, None, beside, bool(better) and place > 0 and item == min(known) < (values[0] or 0.0)))
-    return Row("Size", label, unit, better, "", tuple(standings))
+        entries.append(Entry(float(item), None, beside, bool(better) and place > 0 and item == min(known) < (values[0] or 0.0)))
+    return Row("Size", label, unit, better, "", tuple(entries))
 
 
 def flags_of(models: Sequence[Contender], overlaps: Mapping[str, Sequence[Overlap]]) -> tuple[str, ...]:
