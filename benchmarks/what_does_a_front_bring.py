@@ -221,14 +221,14 @@ def _volumes(rows: list[dict[str, Any]]) -> str:
             found.setdefault(name, {}).setdefault(task, []).append(4 - regret(ranked))
         for row in ours:
             for name in row["points"]:
-                spent = row["seconds"]["training"] + row["seconds"][name]
-                seconds.setdefault(f"{row['strategy']}, {name}", []).append(spent)
+                if name in row["seconds"]:  # rows of before 28 November 2026 have none that were a processor's
+                    seconds.setdefault(f"{row['strategy']}, {name}", []).append(row["seconds"]["training"] + row["seconds"][name])
     if not found:
         return ""
     ranks = bootstrap_ranks({name: [[4 - volume for volume in volumes] for volumes in by.values()] for name, by in found.items()})
     tasks = list(dict.fromkeys(task for by in found.values() for task in by))
     lines = [[name, *(_spread(found[name][task]) for task in tasks), f"{rank.mean:.1f} [{rank.low:.1f}, {rank.high:.1f}]",
-              f"{statistics.mean(seconds[name]):.0f}"] for name, rank in sorted(ranks.items(), key=lambda entry: entry[1].mean)]
+              f"{statistics.mean(seconds[name]):.0f}" if name in seconds else ""] for name, rank in sorted(ranks.items(), key=lambda entry: entry[1].mean)]
     return table(["training, and who searches", *tasks, "rank [95 %]", "seconds"], lines)
 
 
