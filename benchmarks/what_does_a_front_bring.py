@@ -228,7 +228,8 @@ def _volumes(rows: list[dict[str, Any]]) -> str:
     ranks = bootstrap_ranks({name: [[4 - volume for volume in volumes] for volumes in by.values()] for name, by in found.items()})
     tasks = list(dict.fromkeys(task for by in found.values() for task in by))
     lines = [[name, *(_spread(found[name][task]) for task in tasks), f"{rank.mean:.1f} [{rank.low:.1f}, {rank.high:.1f}]",
-              f"{statistics.mean(seconds[name]):.0f}" if name in seconds else ""] for name, rank in sorted(ranks.items(), key=lambda entry: entry[1].mean)]
+              f"{statistics.mean(seconds[name]):.0f}" if name in seconds else ""]
+             for name, rank in sorted(ranks.items(), key=lambda entry: entry[1].mean)]
     return table(["training, and who searches", *tasks, "rank [95 %]", "seconds"], lines)
 
 
