@@ -55,6 +55,7 @@ class Made:
     seconds: float | None  # of the whole run; None where the folder does not say
     tokens: float | None  # forwarded, in passes through the whole dense model
     host_bytes: int | None  # the most memory the run has held
+    joules: float | None  # of the whole machine meanwhile; None where it could not be read
 
 
 @dataclass(frozen=True)
