@@ -140,7 +140,7 @@ def _values(row: Row) -> list[float]:
 
 def _plot(found: Compared, index: int, quality: tuple[str, str, list[float]], cost: Row) -> Chart | None:
     label, better, ups = quality
-    scale = 1e6 if cost.label == "parameters" and found.dense.parameters >= 1e6 else 1.0
+    scale = 1e6 if cost.label == "parameters" and found.dense.parameters >= 1e5 else 1.0
     across = "million parameters" if scale > 1 else cost.label
     crosses = [value / scale for value in _values(cost)]
     there = [place for place in range(len(ups)) if math.isfinite(ups[place]) and math.isfinite(crosses[place])]
