@@ -186,6 +186,8 @@ def test_what_cannot_be_compared_is_refused(sources: list[str], tmp_path: Path) 
         compare([*sources, sources[1]], asked(), tmp_path / "out")
     with pytest.raises(RecipeError, match="neither corpora nor tasks"):
         asked(corpora=())
+    with pytest.raises(RecipeError, match="'builtin' is named twice"):
+        asked(corpora=("builtin", "builtin"))
     with pytest.raises(LoadError, match="no such file or folder"):
         compare([sources[0], "./none"], asked(), tmp_path / "out")
     encoder = saved(tmp_path / "bert", tiny_model("bert"))

@@ -152,7 +152,7 @@ def test_sizes_are_exact_and_what_nobody_knows_has_no_row() -> None:
 
 
 def test_notes_tell_of_weights_that_are_not_what_was_asked() -> None:
-    made = Made("", (SiteRecord("x", 0.5, 0.5, None, 0.0),), None, None, None)
+    made = Made("", (SiteRecord("x", 0.5, 0.5, None, 0.0),), None, None, None, None)
     short = model("a", matrices=(Counted("x", 100, 20, 0),), made=made, sparsity=0.2)
     assert notes_of([model("d"), short, model("b", sparsity=None)]) == (
         "a: In 1 of 1 matrices less is zero or gone than was asked of them, most of all in x: 20.00% counted, 50.00% asked.",

@@ -13,7 +13,7 @@ from .values import Beside, Compared, Contender, Entry, Made, Row
 
 __all__ = ["compared_page", "lead_of", "main_table", "protocols_of", "shown", "words_of"]
 
-_NOTHING = Made("", (), None, None, None)
+_NOTHING = Made("", (), None, None, None, None)
 _LOG = 10.0  # from which ratio of the largest to the least on an axis is logarithmic
 
 
@@ -140,7 +140,7 @@ def _values(row: Row) -> list[float]:
 
 def _plot(found: Compared, index: int, quality: tuple[str, str, list[float]], cost: Row) -> Chart | None:
     label, better, ups = quality
-    scale = 1e6 if cost.label == "parameters" and found.dense.parameters >= 1e6 else 1.0
+    scale = 1e6 if cost.label == "parameters" and found.dense.parameters >= 1e5 else 1.0
     across = "million parameters" if scale > 1 else cost.label
     crosses = [value / scale for value in _values(cost)]
     there = [place for place in range(len(ups)) if math.isfinite(ups[place]) and math.isfinite(crosses[place])]
@@ -260,7 +260,8 @@ def _costs(found: Compared) -> Section:
     made = [model.made or _NOTHING for model in found.models]
     making = ((Cell("seconds"), *(_known(one.seconds, 0) for one in made)),
               (Cell("tokens forwarded"), *(_known(one.tokens, 0) for one in made)),
-              (Cell("peak memory, MiB"), *(_known(None if one.host_bytes is None else one.host_bytes / 2**20, 0) for one in made)))
+              (Cell("peak memory, MiB"), *(_known(None if one.host_bytes is None else one.host_bytes / 2**20, 0) for one in made)),
+              (Cell("energy, J"), *(_known(one.joules, 0) for one in made)))
     table = Table("What it cost to measure and to make each model", ("", *(model.name for model in found.models)),
                   (("Measuring, seconds", tuple(rows)), ("Pruning, as the folder's report says", making)))
     machine = "; ".join(f"{name}: {value}" for name, value in found.environment.items())

@@ -12,6 +12,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 12.0, 40.0
 _NAMES = 96.0  # at the right of lines
 _LINE = 13.0  # between labels
 _NAME = 22  # characters of a name that are shown
+_LETTER = 7.0  # how wide one of them may be
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def scatter(ident: str, title: str, told: str, points: Sequence[Point], across: 
         parts.append(f'<polyline class="front" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in front)}"/>')
     heights = _apart([y(point.y) + 4 for point in points], _TOP + 8, _HEIGHT - _BOTTOM - 2)
     for place, (point, height) in enumerate(zip(points, heights, strict=True)):
-        left = x(point.x) > (_LEFT + _WIDTH) / 2
+        left = x(point.x) + 9 + _LETTER * min(len(point.name), _NAME) > _WIDTH
         beside, anchor = (x(point.x) - 9, "end") if left else (x(point.x) + 9, "start")
         label = f'<text class="name" x="{beside:.1f}" y="{height:.1f}" text-anchor="{anchor}">{_short(point.name)}</text>'
         parts.append(f'<g class="s{place % 6}"><title>{escape(point.name)}: {across} {_number(point.x)}, {up} {_number(point.y)}</title>'

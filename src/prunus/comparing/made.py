@@ -26,9 +26,9 @@ def made_of(source: str) -> Made | None:
         return None
     cost = report.get("cost") or {}
     seconds = [value for name, value in (cost.get("seconds") or {}).items() if name != "solving"]  # it is a part of another stage
-    tokens = list((cost.get("tokens") or {}).values())
+    tokens, joules = (list((cost.get(name) or {}).values()) for name in ("tokens", "joules"))
     return Made(_command(source, report["environment"]), tuple(_records(report.get("sites", ()))), sum(seconds) if seconds else None,
-                sum(tokens) if tokens else None, cost.get("host_bytes") or None)
+                sum(tokens) if tokens else None, cost.get("host_bytes") or None, sum(joules) if joules else None)
 
 
 def _command(source: str, environment: Mapping[str, str]) -> str:
@@ -52,9 +52,11 @@ def seen_of(source: str, texts: Sequence[tuple[Text, Text]]) -> tuple[tuple[Over
     and search text; and a remark for each of these that cannot be read here."""
     found, remarks = [], []
     hashed: dict[str, Grams] = {}
-    for role, corpus in _read_before(source):
-        name = f"{role} text ({corpus.corpus} {corpus.split})"
+    for role, table in _read_before(source):
+        name = f"{role} text"
         try:
+            corpus: Calibration = build(Calibration, table, f"{source}/recipe.toml: {role}")
+            name = f"{name} ({corpus.corpus} {corpus.split})"
             before = corpus.text()
         except PrunusError as error:
             remarks.append(f"Its {name} cannot be read here, so how much of the report texts stands in it is not known: {error}")
@@ -69,16 +71,18 @@ def seen_of(source: str, texts: Sequence[tuple[Text, Text]]) -> tuple[tuple[Over
     return tuple(found), tuple(remarks)
 
 
-def _read_before(source: str) -> Iterator[tuple[str, Calibration]]:
-    """The texts that the recipe of a folder names, of the ones that were read."""
+def _read_before(source: str) -> Iterator[tuple[str, Any]]:
+    """The texts that the recipe of a folder names, of the ones that were read, as plain data."""
     try:
         recipe = tomllib.loads((Path(source) / "recipe.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
-    report = readable(Path(source) / "report.json") or {}
-    forwarded = (report.get("cost") or {}).get("tokens")
+    report = readable(Path(source) / "report.json")
+    forwarded = (report.get("cost") or {}).get("tokens") if isinstance(report, dict) else None
     if forwarded is None or forwarded.get("pruning"):  # a criterion of weights alone reads nothing
-        yield "calibration", build(Calibration, recipe.get("calibration", {}), "recipe.calibration")
-    for stage in recipe.get("stage", ()):
-        if "search" in stage:
-            yield "search", build(Calibration, stage["search"].get("text", {"corpus": "self"}), "recipe.stage.search.text")
+        yield "calibration", recipe.get("calibration", {})
+    stages = recipe.get("stage", ())
+    for stage in stages if isinstance(stages, list) else ():
+        search = stage.get("search") if isinstance(stage, dict) else None
+        if isinstance(search, dict):
+            yield "search", search.get("text", {"corpus": "self"})

@@ -22,7 +22,7 @@ __all__ = ["KEPT", "compare", "write"]
 KEPT = "measured"  # the folder of measurements, in that of the report
 
 
-def compare(sources: Sequence[str], asked: Asked, out: Path, *, known: Sequence[Known] = (), trust: bool = False, command: str = "",
+def compare(sources: Sequence[str], asked: Asked, out: Path, *, known: Sequence[Known] = (), trust: bool = False,
             watch: Watch = lambda phase, done, total: None) -> Compared:
     """The first source is the dense model, the others are compared with it. Measurements are kept in a folder in `out`, by a hash of
     the weights and of all that is asked, and not made again.
@@ -44,7 +44,7 @@ def compare(sources: Sequence[str], asked: Asked, out: Path, *, known: Sequence[
     environment = {"dtype": dtype, "device": asked.device, **machine(), "peak resident memory": f"{peak_bytes() / 2**20:.0f} MiB"}
     notes = (*map(str, sanity), *notes_of(models), *remarks)
     return Compared(asked, prompts, models, rows, flags_of(models, overlaps), notes, overlaps, sanity, environment,
-                    command or _command(models, asked, out))
+                    _command(models, asked, out, trust))
 
 
 def check_folder(out: Path) -> None:
@@ -63,7 +63,7 @@ def _of_speed(asked: Asked, dtype: str) -> str:
             f"{asked.rounds} rounds after one that warms up, all models in turn, {dtype}, {asked.device}, {machine()['machine']}")
 
 
-def _command(models: Sequence[Contender], asked: Asked, out: Path) -> str:
+def _command(models: Sequence[Contender], asked: Asked, out: Path, trust: bool) -> str:
     """The command that asks this, with what is not the default."""
     words = ["prunus", "compare", *(model.source for model in models)]
     usual = Asked(tasks=("any",))
@@ -73,7 +73,7 @@ def _command(models: Sequence[Contender], asked: Asked, out: Path) -> str:
         words += [f"--{name}", str(value)] if value != getattr(usual, name) else []
     for prompt in (asked.prompts or ("none",)) if asked.prompts != usual.prompts else ():
         words += ["--prompt", prompt]
-    return shlex.join([*words, "--out", str(out)])
+    return shlex.join([*words, *(["--trust-remote-code"] if trust else []), "--out", str(out)])
 
 
 def write(compared: Compared, out: Path) -> tuple[Path, ...]:

@@ -41,6 +41,9 @@ class Asked:
     def __post_init__(self) -> None:
         if not (self.corpora or self.tasks):
             raise RecipeError("compare: neither corpora nor tasks: expected at least one.")
+        twice = [name for names in (self.corpora, self.tasks) for name in names if names.count(name) > 1]
+        if twice:
+            raise RecipeError(f"compare: '{twice[0]}' is named twice: expected every text and every task once.")
         if self.rounds < 0 or min(self.answer, self.read, self.write) < 1:
             raise RecipeError(f"compare: rounds = {self.rounds}, answer = {self.answer}, read = {self.read}, write = {self.write}: "
                               "expected at least 1 of each, or 0 rounds.")
@@ -55,6 +58,7 @@ class Made:
     seconds: float | None  # of the whole run; None where the folder does not say
     tokens: float | None  # forwarded, in passes through the whole dense model
     host_bytes: int | None  # the most memory the run has held
+    joules: float | None  # of the whole machine meanwhile; None where it could not be read
 
 
 @dataclass(frozen=True)
