@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prunus.anatomy import describe
 from prunus.sites import ChannelSite, SublayerSite
+from prunus.surgery.cut import cut, skip
 
 WORDS = 260
 
@@ -83,3 +84,12 @@ def branches_of(model: Any) -> tuple[SublayerSite, ...]:
 def channels_of(model: Any) -> tuple[ChannelSite, ...]:
     """Its sites of channels, in depth order."""
     return tuple(site for site in describe(model).sites("channel") if isinstance(site, ChannelSite))
+
+
+def uneven(family: str) -> Any:
+    """Blocks of different widths, and one without attention."""
+    model = tiny_model(family)
+    sites = describe(model).sites("channel")
+    cut(model, describe(model), {site.name: torch.arange(site.count) % (2 + index) != 0 for index, site in enumerate(sites)})
+    skip(model, describe(model), [next(site.name for site in describe(model).sites("sublayer") if site.block == 1)])
+    return model

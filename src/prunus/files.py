@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["fingerprint", "intact", "keep_tensors", "put_in_place", "readable", "whole_folder"]
+__all__ = ["fingerprint", "intact", "keep_tensors", "put_in_place", "put_text", "readable", "whole_folder"]
 
 
 def fingerprint(*parts: str) -> str:
@@ -27,6 +27,13 @@ def put_in_place(draft: Path, target: Path, wait: bool = True) -> None:
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
     draft.replace(target)
+
+
+def put_text(file: Path, text: str) -> None:
+    """Write a text file, which a crash leaves as it was or whole."""
+    draft = file.with_name(f".{file.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    put_in_place(draft, file)
 
 
 def keep_tensors(file: Path, tensors: Mapping[str, Any], **facts: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from .achieved import Counted
 from .calibration.corpus import Text, check_apart
+from .calibration.reported import beginning_of
 from .comparison import p_value
 from .evaluation import Measurement
 from .grams import Grams, Overlap, grams_of, overlap_of
@@ -30,7 +31,7 @@ def overlaps(recipe: Recipe, calibrated: bool) -> tuple[Overlap, ...]:
     searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
     reported_on = [(metric.text(), getattr(metric, "beginning", metric.text)()) for metric in recipe.metrics if hasattr(metric, "text")]
     several: list[Any] = [metric for metric in recipe.metrics if hasattr(metric, "texts")]
-    reported_on += [(text, text.beginning(8 * metric.tokens) if metric.tokens else text) for metric in several for text in metric.texts()]
+    reported_on += [(text, beginning_of(text, metric.tokens)) for metric in several for text in metric.texts()]
     hashed: dict[str, Grams] = {}
     found: dict[tuple[str, str], Overlap] = {}
 

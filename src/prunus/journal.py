@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import RecipeError
-from .files import put_in_place, readable
+from .files import put_in_place, put_text, readable
 from .result import SiteRecord
 
 __all__ = ["Journal"]
@@ -63,9 +63,7 @@ class Journal:
             return known
         found = measure()
         self._mark(identity)
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(found), encoding="utf-8")
-        put_in_place(draft, file)
+        put_text(file, json.dumps(found))
         return found
 
     def discard(self) -> None:

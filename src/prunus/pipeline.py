@@ -392,4 +392,3 @@ class _Run:
                 names |= {producer.name for producer in site.producers}
         return {f"{name}.{key}": value for name in sorted(names)
                 for key, value in self.model.get_submodule(name).named_parameters()}
-

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from typing import Literal
 
 from .errors import RecipeError
 
-__all__ = ["passes"]
+__all__ = ["Execute", "passes"]
+
+Execute = Literal["off", "sandbox", "here"]  # code that a model wrote: never, confined, or on this machine
 
 _UNCONFINED = 99  # what the process ends with when the system does not let it be confined
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .uncertainty import by_cluster
+
 __all__ = ["Seeds", "holm", "mcnemar", "of_seeds", "sign_flips"]
 
 Name = TypeVar("Name", bound=Hashable)
@@ -41,11 +43,7 @@ def sign_flips(one: Sequence[float], other: Sequence[float], clusters: Sequence[
     the differences of a cluster change their signs together.
     """
     differences = torch.tensor(other, dtype=torch.float64) - torch.tensor(one, dtype=torch.float64)
-    if clusters is not None:
-        places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
-        where = torch.tensor([places[name] for name in clusters])
-        differences = torch.zeros(len(places), dtype=torch.float64).index_add_(0, where, differences)
-    return _flipped(differences)
+    return _flipped(by_cluster(differences, clusters)[0])
 
 
 def _flipped(differences: Float[Tensor, "count"]) -> float:

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from .errors import LoadError, MissingExtra, RecipeError
 from .traits import model_bytes, predicts_next
 
-__all__ = ["Timing", "in_llama_cpp", "in_pytorch", "memory_in_llama_cpp", "memory_in_pytorch", "now", "ratio"]
+__all__ = ["NUMBERS", "Timing", "in_llama_cpp", "in_pytorch", "memory_in_llama_cpp", "memory_in_pytorch", "now", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ class Timing:
     decode: tuple[float, ...]  # tokens of the answer per second, one sequence, with the cache
     bytes: int  # of the weights: in memory (PyTorch), or of the file (llama.cpp)
 
+
+# What is said of rounds: label, unit, which values are better, and the value of every round.
+NUMBERS: tuple[tuple[str, str, Literal["lower", "higher"], Callable[[Timing], tuple[float, ...]]], ...] = (
+    ("tokens read per second", "tokens/s", "higher", lambda timing: timing.prefill),
+    ("milliseconds to the first token", "ms", "lower", lambda timing: tuple(1000 * first for first in timing.first)),
+    ("tokens written per second", "tokens/s", "higher", lambda timing: timing.decode))
 
 _Round = tuple[float, float, float]  # the first three, once
 

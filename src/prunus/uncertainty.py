@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Interval", "difference_interval", "draws_interval", "mean_bounds", "mean_interval", "paired_ratio_interval",
+__all__ = ["Interval", "by_cluster", "difference_interval", "draws_interval", "mean_bounds", "mean_interval", "paired_ratio_interval",
            "perplexity_interval", "share_interval", "statistic_draws", "statistic_interval"]
 
 Interval = tuple[float, float]
@@ -83,7 +83,7 @@ def mean_bounds(values: Float[Tensor, "*sets count"], level: float = 0.95,
     what it says it covers.
     """
     large = values.nan_to_num(math.nan, _BEYOND, -_BEYOND)  # as 0 times infinity is no number
-    sums, sizes = _by_cluster(large, clusters)
+    sums, sizes = by_cluster(large, clusters)
     means = []
     for drawn in _drawn(len(sizes)):
         times = torch.zeros(drawn.shape, dtype=values.dtype).scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=values.dtype))
@@ -92,7 +92,7 @@ def mean_bounds(values: Float[Tensor, "*sets count"], level: float = 0.95,
     return _again(low), _again(high)
 
 
-def _by_cluster(values: Tensor, clusters: Sequence[Hashable] | None) -> tuple[Tensor, Tensor]:
+def by_cluster(values: Tensor, clusters: Sequence[Hashable] | None) -> tuple[Tensor, Tensor]:
     """The sum of every cluster, and its size; every value is one where none are named."""
     if clusters is None:
         return values, torch.ones(values.shape[-1], dtype=values.dtype)

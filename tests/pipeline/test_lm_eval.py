@@ -6,24 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from prunus.anatomy import describe
 from prunus.export.huggingface import save
 from prunus.loading import Loaded
-from prunus.surgery.cut import cut, skip
 
-from ..tiny import CAUSAL, tiny_model, tiny_tokenizer
+from ..tiny import CAUSAL, tiny_tokenizer, uneven
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'prunus[tasks]')")
 PAIRS = [("A cherry is", " a fruit."), ("A plum", " is a drupe, and so is a peach."), ("", "stones")]
-
-
-def uneven(family: str) -> Any:
-    """Blocks of different widths, and one without attention."""
-    model = tiny_model(family)
-    sites = describe(model).sites("channel")
-    cut(model, describe(model), {site.name: torch.arange(site.count) % (2 + index) != 0 for index, site in enumerate(sites)})
-    skip(model, describe(model), [next(site.name for site in describe(model).sites("sublayer") if site.block == 1)])
-    return model
 
 
 @torch.no_grad()

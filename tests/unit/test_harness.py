@@ -9,13 +9,11 @@ import torch
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'prunus[tasks]')")
 
-from prunus.anatomy import describe
 from prunus.evaluation import Context, Measurement
 from prunus.evaluation.tasks import Tasks
-from prunus.surgery.cut import cut, skip
 
 from ..asked import rows_of, written
-from ..tiny import CAUSAL, tiny_model, tiny_tokenizer
+from ..tiny import CAUSAL, tiny_model, tiny_tokenizer, uneven
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPLITS = {"piqa": "validation", "arc_easy": "test", "winogrande": "validation", "lambada_openai": "test", "boolq": "validation",
@@ -53,15 +51,6 @@ def theirs(model: Any, task: str, monkeypatch: pytest.MonkeyPatch, tokenizer: An
 
 def ours(model: Any, *tasks: str, tokenizer: Any = None, **settings: Any) -> list[Measurement]:
     return list(Tasks(tasks, **settings).measure(model, Context(tokenizer or tiny_tokenizer())))
-
-
-def uneven(family: str) -> Any:
-    """Blocks of different widths, and one without attention."""
-    model = tiny_model(family)
-    sites = describe(model).sites("channel")
-    cut(model, describe(model), {site.name: torch.arange(site.count) % (2 + index) != 0 for index, site in enumerate(sites)})
-    skip(model, describe(model), [next(site.name for site in describe(model).sites("sublayer") if site.block == 1)])
-    return model
 
 
 @pytest.mark.parametrize("task", ["piqa", "arc_easy", "winogrande", "lambada_openai", "boolq"])

@@ -9,7 +9,7 @@ from ..errors import RecipeError
 from .corpus import Text, has_split, read, windows
 from .sample import check_length, check_tokenizer, how_read, with_bos
 
-__all__ = ["check_windows", "report_text", "windows_of"]
+__all__ = ["beginning_of", "check_windows", "report_text", "windows_of"]
 
 
 def check_windows(length: int, tokens: int, where: str) -> None:
@@ -23,6 +23,11 @@ def check_windows(length: int, tokens: int, where: str) -> None:
 def report_text(corpus: str, split: str | None) -> Text:
     """A split of a corpus; None: test, or validation where there is no test. Raises CorpusError."""
     return read(corpus, split or ("test" if has_split(corpus, "test") else "validation"))
+
+
+def beginning_of(text: Text, tokens: int) -> Text:
+    """As much of a text as is measured, and some more: 8 characters per token; with 0 tokens all of it."""
+    return text.beginning(8 * tokens) if tokens else text
 
 
 def windows_of(text: Text, tokenizer: Any, model: Any, length: int, tokens: int, bos: bool | None,

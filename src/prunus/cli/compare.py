@@ -51,7 +51,7 @@ def compare(
     from .progress import Screen
 
     said: dict[str, Any] = {} if prompt is None else {"prompts": () if prompt == ["none"] else tuple(prompt)}
-    asked = Asked(() if corpora == "none" else _words(corpora), _words(tasks or ""), limit, shots, split, length, tokens, answer=answer,
+    asked = Asked(() if corpora == "none" else o.words(corpora), o.words(tasks or ""), limit, shots, split, length, tokens, answer=answer,
                   rounds=rounds, read=read, write=write, device=device, dtype=dtype, **said)
     values = read_known(known) if known else ()
     with Screen(quiet or json) as screen:
@@ -65,10 +65,6 @@ def compare(
         typer.echo((out / "report.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         _print(found, files)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _print(found: "Compared", files: tuple[Path, ...]) -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from . import options as o
 from .progress import Screen, compared
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
 
     metrics = _metrics(said)
     dense: dict[str, Any] | None = {} if len(sources) == 2 else None
-    prompts = prompts_of(tuple(f"@{name}" for name in _words(said.get("prompts", ""))))
+    prompts = prompts_of(tuple(f"@{name}" for name in o.words(said.get("prompts", ""))))
     found: list[list[Measurement]] = []
     answers: list[tuple[str, ...]] = []
     with Screen(quiet or as_json) as screen:
@@ -50,24 +51,21 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
             typer.echo(f"  {source}: {' '.join(answer.split()) or '(nothing)'}")
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
 def _metrics(said: dict[str, Any]) -> list[Any]:
     """What is measured; texts and tasks are looked for before a model is loaded."""
     from ..evaluation.fidelity import Fidelity
-    from ..evaluation.tasks import Execute, Tasks
+    from ..evaluation.tasks import Tasks
     from ..recipe import build
+    from ..sandbox import Execute
 
     metrics: list[Any] = []
     if "corpora" in said:
-        text = Fidelity(_words(said["corpora"]), **{name: said[name] for name in ("split", "length", "tokens") if name in said})
+        text = Fidelity(o.words(said["corpora"]), **{name: said[name] for name in ("split", "length", "tokens") if name in said})
         text.texts()
         metrics.append(text)
     if "tasks" in said:
         settings = {name: said[name] for name in ("limit", "shots", "batch") if name in said}
-        tasks = Tasks(_words(said["tasks"]), metrics=tuple(said.get("metric", ())),
+        tasks = Tasks(o.words(said["tasks"]), metrics=tuple(said.get("metric", ())),
                       execute=build(Execute, said.get("execute", "off"), "--execute"), **settings)
         tasks.opened()
         metrics.append(tasks)
@@ -89,6 +87,8 @@ def _as_json(sources: list[str], found: "list[list[Measurement]]", prompts: tupl
 
 def _table(sources: list[str], found: "list[list[Measurement]]") -> None:
     """The dense model's numbers first where there are two models, then the other's, and how far apart they are."""
+    from ..evaluation import protocols_of
+
     if len(sources) == 1:
         head = ["", "value", "95 %", "better"]
         rows = [[item.label, f"{item.value:.4f}", "[{:.4f}, {:.4f}]".format(*item.interval), item.better] for item in found[0]]
@@ -101,8 +101,5 @@ def _table(sources: list[str], found: "list[list[Measurement]]") -> None:
     for row in [head, *rows]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     typer.echo(f"{brackets}.")
-    protocols: dict[str, list[str]] = {}  # what several numbers have in common is said once
-    for item in found[0]:
-        protocols.setdefault(item.protocol.removeprefix(item.label), []).append(item.label)
-    for rest, labels in protocols.items():
-        typer.echo(f"Protocol: {'; '.join(labels)}{rest}.")
+    for protocol in protocols_of((item.label, item.protocol) for item in found[0]):
+        typer.echo(f"Protocol: {protocol}")

@@ -105,10 +105,10 @@ def _say_scores(loaded: "Loaded", read: "Labelled | None", screen: Any) -> None:
     from ..calibration.tasks import Split, encoded
     from ..predictions import score
 
+    if read is None:
+        return
     splits: tuple[Split, ...] = ("validation", "test")
     for split in splits:
-        if read is None:
-            return
         found = score(loaded.model, encoded(read, split, loaded.model, loaded.tokenizer))
         low, high = found.interval
         screen.say(f"{found.metric} on the {split} split: {found.value:.4f} [{low:.4f}, {high:.4f}]")

@@ -13,6 +13,7 @@ __all__ = [
     "LatencyBatch", "Length", "Metrics", "Model", "Multiple", "Objective", "Objectives", "Order", "Out", "Overwrite", "Quiet",
     "RecipeFile", "Recovery", "Repaired", "Resume", "Samples", "Search", "SearchText", "Searcher", "Seed", "Sites", "Skip", "Solver",
     "Space", "Sparsity", "Task", "Train", "TrustRemoteCode", "front_settings", "given", "named", "of_corpus", "recipe_of",
+    "words",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -131,6 +132,11 @@ def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
     if "evaluations" in said:
         settings["evaluations"] = int(said["evaluations"])
     return settings
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def of_corpus(text: str, where: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .content import lead_of, main_table, protocols_of
+from .content import lead_of, main_table, protocol_lines
 from .markdown import escaped, quoted, table_lines
 from .values import Compared, Contender, Row
 
@@ -32,7 +32,7 @@ def _card(found: Compared, place: int) -> str:
               *(["\n>\n".join(map(quoted, flags))] if flags else []), *map(escaped, lead),
               "## Beside the dense model", table_lines(main_table(pair)),
               "In brackets: 95 % intervals; of speed, the least and the most of all rounds. ≈ means that this does not show a difference.",
-              *made, "## Protocols", *map(escaped, protocols_of(pair.rows)), "## Measured by", f"```\n{found.command}\n```"]
+              *made, "## Protocols", *map(escaped, protocol_lines(pair.rows)), "## Measured by", f"```\n{found.command}\n```"]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -5,13 +5,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from ..evaluation import protocols_of
 from ..figures import place
 from ..search.pareto import front
 from .drawing import Point, heat, lines, scatter
 from .page import Cell, Chart, Code, Page, Section, Table, Text
 from .values import Beside, Compared, Contender, Entry, Made, Row
 
-__all__ = ["compared_page", "lead_of", "main_table", "protocols_of", "shown", "words_of"]
+__all__ = ["compared_page", "lead_of", "main_table", "protocol_lines", "shown", "words_of"]
 
 _NOTHING = Made("", (), None, None, None, None)
 _LOG = 10.0  # from which ratio of the largest to the least on an axis is logarithmic
@@ -269,17 +270,13 @@ def _costs(found: Compared) -> Section:
                             Text(f"{machine}.")), opened=False)
 
 
-def protocols_of(rows: Sequence[Row]) -> tuple[str, ...]:
-    """What several numbers have in common is said once."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        if row.protocol:
-            found.setdefault(row.protocol.removeprefix(row.label), []).append(row.label)
-    return tuple(f"{'; '.join(labels)}{rest}." for rest, labels in found.items())
+def protocol_lines(rows: Sequence[Row]) -> tuple[str, ...]:
+    """How every number came about."""
+    return protocols_of((row.label, row.protocol) for row in rows if row.protocol)
 
 
 def _protocols(found: Compared) -> Section:
-    return Section("Protocols", tuple(map(Text, protocols_of(found.rows))), opened=False)
+    return Section("Protocols", tuple(map(Text, protocol_lines(found.rows))), opened=False)
 
 
 def _again(found: Compared) -> Section:

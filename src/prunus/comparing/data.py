@@ -15,8 +15,8 @@ __all__ = ["as_json"]
 def as_json(found: Compared) -> str:
     """The whole file."""
     data = asdict(found)
-    for model in data["models"]:
-        model["matrices"] = [{**matrix, "sparsity": (matrix["zeros"] + matrix["gone"]) / matrix["weights"]} for matrix in model["matrices"]]
+    for row, model in zip(data["models"], found.models, strict=True):
+        row["matrices"] = [{**asdict(matrix), "sparsity": matrix.sparsity} for matrix in model.matrices]
     data["comparisons"] = found.comparisons
     data["tables"] = _tables(compared_page(found))
     return json.dumps(standard(data), indent=1, ensure_ascii=False) + "\n"

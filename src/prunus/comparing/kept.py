@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import Example, Measurement
-from ..files import fingerprint, put_in_place, readable
+from ..files import fingerprint, put_text, readable
 
 __all__ = ["Kept", "measurement_of"]
 
@@ -32,10 +32,7 @@ class Kept:
             return found["result"]
         result = json.loads(json.dumps(_plain(measure())))
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self._file(identity)
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps({"identity": identity, "result": result}, ensure_ascii=False), encoding="utf-8")
-        put_in_place(draft, file)
+        put_text(self._file(identity), json.dumps({"identity": identity, "result": result}, ensure_ascii=False))
         return result
 
     def _read(self, identity: Mapping[str, Any]) -> Any:

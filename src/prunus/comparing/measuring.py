@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..calibration.corpus import Text
+from ..calibration.reported import beginning_of
 from ..environment import machine, release_memory
 from ..evaluation import Context, Measurement
 from ..evaluation.fidelity import Fidelity
@@ -50,7 +51,7 @@ def pieces_of(asked: Asked) -> tuple[Piece, ...]:
         metric = Fidelity((corpus,), asked.split, asked.length, asked.tokens)
         text, = metric.texts()
         identity = {"part": "text", "metric": asdict(metric), "text": text.digest, "joined": text.joined, "prunus": version("prunus")}
-        found.append(Piece(f"text {corpus}", metric, identity, (text, text.beginning(8 * asked.tokens) if asked.tokens else text)))
+        found.append(Piece(f"text {corpus}", metric, identity, (text, beginning_of(text, asked.tokens))))
     for name in asked.tasks:
         tasks = Tasks((name,), asked.limit, asked.shots)
         documents = [_digest(task) for one in tasks.opened() for task in one.tasks]

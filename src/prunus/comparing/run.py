@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..environment import machine, peak_bytes
 from ..errors import ExportError
-from ..files import put_in_place
+from ..files import put_text
 from ..generations import prompts_of
 from ..known import Known, checked
 from .kept import Kept
@@ -90,9 +90,7 @@ def write(compared: Compared, out: Path) -> tuple[Path, ...]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            draft = out / f".{name}.tmp"
-            draft.write_text(text, encoding="utf-8")
-            put_in_place(draft, out / name)
+            put_text(out / name, text)
             written.append(out / name)
     except OSError as error:
         raise ExportError(f"{out}: cannot be written: {error.strerror or error}.") from error

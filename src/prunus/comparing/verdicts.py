@@ -10,16 +10,13 @@ from ..evaluation import Measurement
 from ..grams import Overlap
 from ..guards import flags, shortfall
 from ..significance import holm
-from ..speed import ratio
+from ..speed import NUMBERS, Timing, ratio
 from ..uncertainty import Interval
 from .values import Beside, Contender, Entry, Group, Row
 
 __all__ = ["LEVEL", "flags_of", "notes_of", "rows_of"]
 
 LEVEL = 0.05  # of p-values after correction
-_SPEEDS: tuple[tuple[str, str, Literal["lower", "higher"], str, float], ...] = (
-    ("tokens read per second", "tokens/s", "higher", "prefill", 1.0), ("milliseconds to the first token", "ms", "lower", "first", 1000.0),
-    ("tokens written per second", "tokens/s", "higher", "decode", 1.0))
 _SIZES: tuple[tuple[str, str, Literal["lower", "higher", ""], Callable[[Contender], float | None]], ...] = (
     ("parameters", "", "lower", lambda model: model.parameters),
     ("weights in memory", "MiB", "lower", lambda model: model.bytes / 2**20),
@@ -33,7 +30,7 @@ def rows_of(models: Sequence[Contender], speed: str) -> tuple[Row, ...]:
     names = [model.name for model in models]
     rows = [_measured(names, several) for several in zip(*(model.measured for model in models), strict=True)]
     if all(model.timing is not None for model in models):
-        rows += [_timed(names, models, *which, speed) for which in _SPEEDS]
+        rows += [_timed(names, models, *which, speed) for which in NUMBERS]
     sizes = [_sized(models, *which) for which in _SIZES]
     return (*rows, *(row for row in sizes if any(row.entries)))
 
@@ -92,15 +89,15 @@ def _against_dense(names: Sequence[str], entries: Sequence[Entry | None]) -> str
     return f"{'; '.join(said)}." if said else ""
 
 
-def _timed(names: Sequence[str], models: Sequence[Contender], label: str, unit: str, better: Literal["lower", "higher"], field: str,
-           scale: float, protocol: str) -> Row:
+def _timed(names: Sequence[str], models: Sequence[Contender], label: str, unit: str, better: Literal["lower", "higher"],
+           values: Callable[[Timing], tuple[float, ...]], protocol: str) -> Row:
     """Rounds were run in turn, so that each is a pair; better or worse is what every round says."""
-    rounds: list[tuple[float, ...]] = [getattr(model.timing, field) for model in models]
-    middles = [statistics.median(each) * scale for each in rounds]
+    rounds = [values(model.timing) for model in models if model.timing is not None]
+    middles = [statistics.median(each) for each in rounds]
     first = max(range(1, len(models)), key=lambda place: middles[place] if better == "higher" else -middles[place])
     entries = []
     for place, each in enumerate(rounds):
-        interval = (min(each) * scale, max(each) * scale)
+        interval = (min(each), max(each))
         beside = None
         if place:
             middle, low, high = ratio(rounds[0], each)

@@ -1,6 +1,6 @@
 """Metrics: is the model still good? One file each; the file name is the name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ from ..uncertainty import (
     share_interval,
 )
 
-__all__ = ["Context", "Example", "Measurement", "Metric"]
+__all__ = ["Context", "Example", "Measurement", "Metric", "protocols_of"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,14 @@ class Measurement:
     def beside(self, dense: "Measurement") -> tuple[Literal["ratio", "difference"], float, Interval]:
         """How such numbers are compared: means by their difference, others by their ratio."""
         return ("difference", *self.above(dense)) if self.kind == "means" else ("ratio", *self.over(dense))
+
+
+def protocols_of(numbers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """From labels and protocols, which begin with them: sentences in which what several numbers have in common is said once."""
+    found: dict[str, list[str]] = {}
+    for label, protocol in numbers:
+        found.setdefault(protocol.removeprefix(label), []).append(label)
+    return tuple(f"{'; '.join(labels)}{rest}." for rest, labels in found.items())
 
 
 @runtime_checkable

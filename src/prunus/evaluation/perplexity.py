@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..calibration.blocks import evaluating
 from ..calibration.corpus import Text
 from ..calibration.readout import window_logits
-from ..calibration.reported import check_windows, report_text, windows_of
+from ..calibration.reported import beginning_of, check_windows, report_text, windows_of
 from ..errors import RecipeError
 from ..traits import predicts_next
 from . import Context, Measurement
@@ -45,8 +45,8 @@ class Perplexity:
         return report_text(self.corpus, self.split)
 
     def beginning(self) -> Text:
-        """As much of it as is measured, and some more: 8 characters per token."""
-        return self.text().beginning(8 * self.tokens) if self.tokens else self.text()
+        """As much of it as is measured, and some more."""
+        return beginning_of(self.text(), self.tokens)
 
     def measure(self, model: nn.Module, context: Context) -> Measurement:
         start = time.perf_counter()

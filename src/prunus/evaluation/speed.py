@@ -11,7 +11,7 @@ from torch import nn
 from ..calibration.blocks import evaluating
 from ..calibration.sample import check_length
 from ..errors import RecipeError
-from ..speed import in_pytorch
+from ..speed import NUMBERS, in_pytorch
 from . import Context, Measurement
 
 __all__ = ["Speed"]
@@ -44,10 +44,7 @@ class Speed:
         with evaluating(model):
             timing, = in_pytorch([model], self.prompt, self.answer, self.repetitions)
         protocol, seconds = self._protocol(model), time.perf_counter() - start
-        rows: list[tuple[str, str, Literal["lower", "higher"], tuple[float, ...]]] = [
-            ("tokens read per second", self.unit, self.better, timing.prefill),
-            ("milliseconds to the first token", "ms", "lower", tuple(1000 * first for first in timing.first)),
-            ("tokens written per second", self.unit, self.better, timing.decode)]
+        rows = [(label, unit, better, rounds(timing)) for label, unit, better, rounds in NUMBERS]
         return tuple(Measurement(statistics.median(parts), unit, better, f"{label}, {protocol}", parts, seconds, "rounds")
                      for label, unit, better, parts in rows)
 

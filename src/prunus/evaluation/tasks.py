@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ..calibration.blocks import evaluating
 from ..calibration.sample import check_tokenizer, how_read
 from ..errors import MissingExtra, RecipeError, nearest
+from ..sandbox import Execute
 from ..traits import predicts_next
 from ..uncertainty import statistic_draws
 from . import Context, Example, Measurement
 
-__all__ = ["Tasks", "Execute"]
+__all__ = ["Tasks"]
 
-Execute = Literal["off", "sandbox", "here"]
 
 _FIRST = ("acc_norm", "acc")  # of a task's metrics, the one that is reported where none is named
 _DRAWS = 200  # of a number that is computed from all examples together

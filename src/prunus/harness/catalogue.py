@@ -10,19 +10,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lm_eval
 from lm_eval.tasks import TaskManager
 
 from ..errors import CorpusError, PrunusError, RecipeError, nearest
 from ..hub import reachable
-from ..sandbox import passes
+from ..sandbox import Execute, passes
 from .documents import Documents, local, of_folder, settings_of
 
-__all__ = ["Execute", "Opened", "opened", "quiet"]
+__all__ = ["Opened", "opened", "quiet"]
 
-Execute = Literal["off", "sandbox", "here"]
 _ROOT = Path(lm_eval.__file__).parent / "tasks"
 _SAID = re.compile(r"""^\s*-?\s*["']?(?:task|group|tag)["']?\s*:\s*["']?([\w.:+-]+)["']?\s*$""", re.MULTILINE)
 _TAGS = re.compile(r"""^\s*["']?tag["']?\s*:\s*\n((?:\s*-\s*["']?[\w.+-]+["']?\s*\n)+)""", re.MULTILINE)

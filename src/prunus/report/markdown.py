@@ -93,10 +93,8 @@ def _measured(title: str, pairs: list[tuple[Measurement, Measurement]], brackets
     rows = [title, "", f"| | dense | pruned | {compared} | better |", "|---|---|---|---|---|"]
     rows += [_row(before, after) for before, after in pairs]
     rows += ["", brackets, ""]
-    protocols: dict[str, list[str]] = {}  # what several numbers of one look have in common is said once
-    for before, _ in pairs:
-        protocols.setdefault(before.protocol.removeprefix(before.label), []).append(before.label)
-    return "\n".join([*rows, *(f"Protocol: {'; '.join(labels)}{rest}." for rest, labels in protocols.items())])
+    protocols = protocols_of((before.label, before.protocol) for before, _ in pairs)
+    return "\n".join([*rows, *(f"Protocol: {protocol}" for protocol in protocols)])
 
 
 def _row(before: Measurement, after: Measurement) -> str:

@@ -33,19 +33,22 @@ def likeliest(state: Explored, values: Array, told: Told, hidden: int, rng: rand
     """
     taken = {*state.seen, *asked}
     answered = [trial.candidate for trial in state.trials]
+    members = [answered[index] for index in front(values)]
     predict = _process(state.genome.sizes, answered, values[:, hidden])
-    costs = _Costs(told, hidden)
+
+    def costs(candidates: Sequence[Candidate]) -> Array:
+        rows = [told(candidate) for candidate in candidates]
+        return numpy.array([[value for index, value in enumerate(row) if index != hidden] for row in rows])
+
     believed = numpy.concatenate((values[:, hidden], predict(asked)[0] if asked else []))
     known = _Staircase.of(costs([*answered, *asked]), believed)
-    pool = dict.fromkeys(_drawn(state, rng, taken))
     gains: dict[Candidate, float] = {}
-    for _ in range(_ROUNDS + 1):
-        new = [candidate for candidate in pool if candidate not in gains]
+    for turn in range(_ROUNDS + 1):
+        best = sorted(gains, key=lambda candidate: -gains[candidate])[:_BEST]
+        pool = _neighbours([*best, *members], state.genome.sizes, taken, rng) if turn else _drawn(state, rng, taken)
+        new = [candidate for candidate in dict.fromkeys(pool) if candidate not in gains]
         if new:
             gains.update(zip(new, known.gains(costs(new), *predict(new)).tolist(), strict=True))
-        best = sorted(gains, key=lambda candidate: -gains[candidate])[:_BEST]
-        members = [answered[index] for index in front(values)]
-        pool = dict.fromkeys(_neighbours([*best, *members], state.genome.sizes, taken, rng))
     return max(gains, key=lambda candidate: gains[candidate], default=None)
 
 
@@ -89,18 +92,6 @@ def _process(sizes: Sequence[int], candidates: Sequence[Candidate], values: Arra
         return mean, numpy.maximum(deviation, 1e-9)
 
     return predict
-
-
-@dataclass(frozen=True)
-class _Costs:
-    """The objectives that are known."""
-
-    told: Told
-    hidden: int
-
-    def __call__(self, candidates: Sequence[Candidate]) -> Array:
-        rows = [self.told(candidate) for candidate in candidates]
-        return numpy.array([[value for index, value in enumerate(row) if index != self.hidden] for row in rows])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..calibration.placement import Placement
 from ..calibration.stream import View, stream
 from ..errors import ExportError, LoadError, RecipeError
-from ..files import intact, keep_tensors, put_in_place, readable
+from ..files import intact, keep_tensors, put_text, readable
 from ..granularity import Granularity
 from ..problem import LayerProblem, LayerSolution
 from ..sites import Anatomy, LinearSite
@@ -175,9 +175,7 @@ def _check(folder: Path, identity: str, levels: Sequence[float]) -> None:
             what = next(key for key in ours if known.get(key) != ours[key])
             raise RecipeError(f"{folder}: holds levels of another run ({what} differs). Name another folder, or delete this one.")
         return
-    draft = folder / "manifest.json.tmp"
-    draft.write_text(json.dumps(ours))
-    put_in_place(draft, mark)
+    put_text(mark, json.dumps(ours))
 
 
 def _finished(folder: Path, levels: int) -> dict[str, Entry]:
