@@ -19,6 +19,7 @@ from .list import list_names
 from .prune import prune
 from .recipe import recipe
 from .speed import speed
+from .study import study
 
 __all__ = ["app", "run"]
 
@@ -36,6 +37,7 @@ app.command("front")(front)
 app.command("extract")(extract)
 app.command("evaluate")(evaluate)
 app.command("compare")(compare)
+app.command("study")(study)
 app.command("analyse")(analyse)
 app.command("export")(export)
 app.command("speed")(speed)
