@@ -267,8 +267,9 @@ def plugin(folder: str, data: Any, where: str) -> Any:
         return find(folder, "mask")(criterion)
     try:
         kind = find(folder, name)
-    except UnknownName as error:
-        raise RecipeError(f"{where}: {str(error).partition(': ')[2]}") from None
+    except UnknownName:
+        known = [*names(folder), *(names("criteria") if folder == "solvers" else ())]  # criteria stand for solvers
+        raise RecipeError(f"{where}: {str(UnknownName(folder, name, known)).partition(': ')[2]}") from None
     if not is_dataclass(kind):
         raise RecipeError(f"{where}: '{name}' is no plug-in: expected a dataclass.")
     return _record(kind, settings, where)

@@ -90,9 +90,8 @@ def _told(screen: "Screen") -> Any:
     from .progress import clock
 
     def begins(cell: "Cell", state: "State") -> None:
-        done, left = len(state.cells) - len(state.missing), state.left
-        estimate = "" if left is None else f" About {clock(left)} left in all."
-        screen.say(f"Cell {done + len(state.failed) + 1} of {len(state.cells)}: {cell.name}.{estimate}")
+        estimate = "" if state.left is None else f" About {clock(state.left)} left in all."
+        screen.say(f"Cell {state.cells.index(cell) + 1} of {len(state.cells)}: {cell.name}.{estimate}")
 
     def ends(cell: "Cell", result: Mapping[str, Any]) -> None:
         if "failed" in result:

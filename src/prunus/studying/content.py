@@ -47,6 +47,10 @@ def _some(count: int, word: str) -> str:
     return f"{count} {word}{'s' * (count != 1)}"
 
 
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
 def lead_of(found: Gathered) -> tuple[str, ...]:
     """What was studied, how much of it is there, and what a reader should know."""
     study = found.study
@@ -54,9 +58,9 @@ def lead_of(found: Gathered) -> tuple[str, ...]:
     looked = [_some(len(names), word) for names, word in ((study.metrics.corpora, "text"), (study.metrics.tasks, "task")) if names]
     first = (f"{_some(len(study.recipes), 'recipe')} with {_some(len(study.seeds), 'seed')} on "
              f"{', '.join(model.name for model in study.models)}, measured in the same way on {' and '.join(looked)}.")
-    left = [f"{_some(there, 'cell')} are here."]
+    left = [f"{_some(there, 'cell')} {_are(there)} here."]
     left += [f"{_some(len(found.failed), 'cell')} failed."] if found.failed else []
-    left += [f"{_some(found.missing, 'cell')} were not run yet: what is said here may change."] if found.missing else []
+    left += [f"{_some(found.missing, 'cell')} {_are(found.missing)} missing: what is said here may change."] if found.missing else []
     return (first, " ".join(left), *(f"Note: {note}" for note in found.notes))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..comparing.verdicts import ruined
 from ..evaluation import Measurement
 from ..guards import flags
-from ..significance import of_seeds
+from ..significance import remark_on
 from .cells import Cell, measurements
 from .numbers import Number, Series, number_of
 from .plan import Study, Subject, Treatment
@@ -35,7 +35,7 @@ class Costs:
     seconds: float | None  # of pruning
     deviation: float | None  # of these, over seeds
     tokens: float | None  # forwarded, in passes through the whole dense model
-    host_bytes: float | None  # the most memory that a cell has held
+    host_bytes: int | None  # the most memory that a cell has held
     joules: float | None  # of the whole machine
     measuring: float | None  # seconds
 
@@ -72,7 +72,7 @@ def gathered(state: State, file: Path) -> Gathered:
     models = tuple(_rows(state, model) for model in study.models)
     there = [cell for cell in state.cells if state.found(cell)]
     machines = dict.fromkeys(_took(state, cell)["environment"]["machine"] for cell in there)
-    versions = state.results[there[0].file]["identity"]["versions"] if there else {}
+    versions = state.plan.identity(state.cells[0])["versions"]  # files of others are not taken
     failed = {cell.name: str(state.results[cell.file]["failed"]["line"]) for cell in state.failed}
     words = ["prunus", "study", str(file), "--out", str(state.plan.store.folder), *(["--keep"] if study.keep else []),
              *(["--trust-remote-code"] if state.plan.trust else [])]
@@ -161,7 +161,7 @@ def _flags(state: State) -> Iterator[str]:
 def _notes(state: State, there: Sequence[Cell], machines: int) -> Iterator[str]:
     study = state.plan.study
     drawn = [one for one in study.recipes if not one.fixed]
-    if drawn and (remark := of_seeds(study.seeds, study.seeds).remark):
+    if drawn and (remark := remark_on(len(study.seeds))):
         yield remark
     if fixed := [one.name for one in study.recipes if one.fixed]:
         yield f"The same with every seed, so run once: {', '.join(fixed)}."

@@ -243,13 +243,13 @@ def _label(path: str, value: Any) -> str:
             return ",".join(str(each) if key == "name" else f"{key}={_label('', each)}" for key, each in value.items())
         case list():
             return "+".join(_label("", each) for each in value)
-    named = "" if "." not in path else f"{path.rpartition('.')[2]} "
-    return f"{named}{value:g}" if isinstance(value, float) else f"{named}{value}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _named(name: str, labels: Mapping[str, str], varied: set[str], where: str) -> str:
     """A name with the labels of its point: where it says so, and at its end where it says nothing of them. Raises RecipeError."""
-    missing = [label for path, label in labels.items() if path in varied and f"{{{path}}}" not in name]
+    missing = [f"{path.rpartition('.')[2]} {label}" if re.match(r"[\d-]", label) and path != "sparsity" else label
+               for path, label in labels.items() if path in varied and f"{{{path}}}" not in name]
     for path, label in labels.items():
         name = name.replace(f"{{{path}}}", label)
     if wrong := re.search(r"\{[^{}]*\}", name):

@@ -77,7 +77,7 @@ class State:
 
     def seconds(self, cell: Cell) -> float | None:
         """What a cell may take: as other seeds of it did, or other recipes with its model; None where none is there."""
-        took = [(other, float(self.results[other.file]["took"]["whole"])) for other in self.cells if self.found(other)]
+        took = [(other, float(self.results[other.file]["took"]["whole"])) for other in self.cells if self.found(other) is not None]
         took = [(other, seconds) for other, seconds in took if (other.recipe is None) == (cell.recipe is None)]
         near = [(other.recipe == cell.recipe, other.model == cell.model) for other, _ in took]  # the recipe says more than the model
         return fmean(seconds for (_, seconds), how in zip(took, near, strict=True) if how == max(near)) if took else None
@@ -170,14 +170,14 @@ def carry_out(plan: Plan, worker: Worker, tell: Told = Told()) -> State:
     """
     study = plan.study
     looks = {model.name: worker.look(model, study.device, plan.trust) for model in study.models}
-    state = state_of(plan, looks)
+    state, pieces = state_of(plan, looks), tuple(map(_light, plan.pieces))
     for cell in state.missing:
         identity = plan.identity(cell, looks[cell.model.name])
         tell.begins(cell, state)
         unfinished = plan.store.unfinished(identity)
         again = unfinished.is_dir()
         dense = state.found(Cell(cell.model))
-        answer = worker.work(Job(cell.model, cell.planned(), plan.pieces, study.device, plan.trust, unfinished,
+        answer = worker.work(Job(cell.model, cell.planned(), pieces, study.device, plan.trust, unfinished,
                                  plan.store.model(cell) if study.keep and cell.recipe else None,
                                  plan.overlaps[cell.recipe.name] if cell.recipe else (), dense), tell.watch)
         result = _result(answer, again)
@@ -187,6 +187,11 @@ def carry_out(plan: Plan, worker: Worker, tell: Told = Told()) -> State:
     if not state.missing:
         shutil.rmtree(plan.store.folder / UNFINISHED, ignore_errors=True)
     return state
+
+
+def _light(piece: Piece) -> Piece:
+    """Without documents, which the metric reads itself."""
+    return replace(piece, text=tuple(replace(text, documents=()) for text in piece.text)) if piece.text else piece  # type: ignore[arg-type]
 
 
 def _result(answer: Mapping[str, Any] | Failed, again: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..calibration.placement import Placement
 from ..comparing.looking import hash_of, opened
@@ -63,6 +63,7 @@ class Job:
     dense: Mapping[str, Any] | None = None  # what was found of the dense model
 
 
+@runtime_checkable
 class Worker(Protocol):
     """What carries out cells."""
 
