@@ -7,7 +7,7 @@ import typer
 __all__ = ["list_names"]
 
 _FOLDERS = {"solvers": "solvers", "criteria": "criteria", "allocators": "allocation", "strategies": "search.strategies",
-            "spaces": "search.spaces", "searchers": "search.searchers", "trainings": "supernet", "recoveries": "recovery",
+            "spaces": "search.spaces", "searchers": "search.searchers", "trainings": "supernet", "recoveries": "recovery", "quantisers": "quantisers",
             "metrics": "evaluation", "families": "anatomy", "formats": "export", "reports": "report"}
 
 
