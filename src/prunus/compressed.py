@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .checkpoint import check_target, folder, save_model
 from .errors import MissingExtra
-
 from .quantisation import Grid, Rounded
 from .quantising import Plan, Quantised
 from .recipe import plain

@@ -15,7 +15,7 @@ BITS = (4, 8)
 
 @dataclass(frozen=True)
 class Grid:
-    """Which numbers weights may be: in every group of a row a scale times the whole numbers from -2^(bits - 1) to 2^(bits - 1) - 1.
+    """Which numbers weights may be: in every group of a row a scale times the whole numbers from -(2^(bits - 1) - 1) to 2^(bits - 1) - 1.
 
     0 is always one of them. Grids that are not symmetric around it are left out: transformers 5.23 loads no such file.
     """
@@ -51,8 +51,8 @@ class Grid:
 
     def codes(self, weight: Tensor, scale: Tensor) -> Tensor:
         """The nearest code of every weight, in float32; scales are broadcast."""
-        half = 2 ** (self.bits - 1)
-        return (weight / scale).round().clamp(-half, half - 1)
+        most = 2 ** (self.bits - 1) - 1
+        return (weight / scale).round().clamp(-most, most)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ def _rounded(views: list[View], plan: Plan, placement: Placement) -> Iterator[tu
         alike = list(group)
         weights = [read_weight(view.module).to(placement.device) for view in alike]
         whole = torch.cat(weights)
-        found = plan.method.quantise(whole, whole != 0, plan.grid, alike[0].stats, alike[0].module.weight.dtype)
+        module: Any = alike[0].module
+        found = plan.method.quantise(whole, whole != 0, plan.grid, alike[0].stats, module.weight.dtype)
         row = 0
         for view, weight in zip(alike, weights, strict=True):
             part = found.rows(row, row + len(weight))

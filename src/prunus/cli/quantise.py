@@ -43,14 +43,15 @@ def quantise(
     text = {"corpus": calibration, "samples": samples, "length": length}
     said = {key: value for key, value in text.items() if value is not None}
     if said and made.needs == "nothing":
-        raise RecipeError(f"--{'calibration' if calibration else next(iter(said))} says nothing with --method {method}, which reads no text.")
+        raise RecipeError(f"--calibration, --samples and --length say nothing with --method {method}, which reads no text.")
     plan = Plan(made, Grid(bits, group), build(Calibration, said, "calibration"), seed or 0)
     check_compressed(out.absolute(), overwrite)
     placement = Placement(device)
     with Screen(quiet) as screen:
         loaded = opened(model, placement, dtype, trust_remote_code, screen)
         if loaded.quantised:
-            raise RecipeError(f"model '{model}': its weights are quantised already ({loaded.stored}). Name the model that it was made from.")
+            raise RecipeError(f"model '{model}': its weights are quantised already ({loaded.stored}). Name the model that it was made "
+                              "from.")
         found = run(loaded.model, plan, tokenizer=loaded.tokenizer, placement=placement, watch=screen.working)
         facts = save_compressed(found, out.absolute(), model, overwrite)
         for line in _summary(model, found, facts):

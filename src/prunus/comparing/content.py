@@ -37,8 +37,8 @@ def lead_of(found: Compared) -> tuple[str, ...]:
     looked = [_some(len(names), word) for names, word in ((found.asked.corpora, "text"), (found.asked.tasks, "task")) if names]
     measured = sum(row.group in ("Texts", "Tasks") for row in found.rows)
     size = found.dense.parameters
-    first = (f"{found.dense.name} is the dense model, with {f'{size / 1e6:,.1f} million' if size >= 1e6 else f'{size:,}'} parameters{_stored(found.dense)}. "
-             f"All models were measured in the same way: {_some(measured, 'number')} on {' and '.join(looked)}.")
+    first = (f"{found.dense.name} is the dense model, with {f'{size / 1e6:,.1f} million' if size >= 1e6 else f'{size:,}'} parameters"
+             f"{_stored(found.dense)}. All models were measured in the same way: {_some(measured, 'number')} on {' and '.join(looked)}.")
     others = [f"{model.name}: {_gone(model, found.dense)}{_counts(found.rows, index)}." for index, model in enumerate(found.pruned, 1)]
     return (first, *others, *(f"Note: {note}" for note in found.notes))
 

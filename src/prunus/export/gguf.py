@@ -57,8 +57,8 @@ class GGUF:
             _tokens(pruned.tokenizer)
         for depth, block in enumerate(_blocks(model)):
             if self.dtype.startswith("Q") and block.width % 32:
-                raise ExportError(f"format 'gguf', {self.dtype}: the MLP of block {depth} has {block.width} channels, expected a multiple of 32. "
-                                  "Use F16.")
+                raise ExportError(f"format 'gguf', {self.dtype}: the MLP of block {depth} has {block.width} channels, expected a multiple "
+                                  "of 32. Use F16.")
 
     def save(self, pruned: Savable, path: Path) -> None:
         self.check(pruned, path)
