@@ -25,7 +25,7 @@ from prunus.solvers.sparsegpt import SparseGPT
 MODELS = {"dense": None, "50 %": Unstructured(), "2:4": NM(2, 4)}
 WEIGHTS = {"bfloat16": None, "int8, RTN": Plan(RTN(), Grid(8, 32)), "int4, RTN": Plan(RTN(), Grid(4, 32)),
            "int4, GPTQ": Plan(GPTQ(), Grid(4, 32)), "GGUF Q8_0": "Q8_0", "GGUF Q4_0": "Q4_0"}
-TOKENS = 10_240
+TOKENS = 5120
 BUILD = ROOT / "build" / "what_does_quantisation_add"
 
 
@@ -47,11 +47,11 @@ def main() -> None:
     print(shown)
     if not options.tiny:
         write("what_does_quantisation_add", " / ".join(cells[0]["protocols"]), cells, {"what_does_quantisation_add": shown},
-              calibration="c4 train, 32 sequences of 512 tokens, for pruning (SparseGPT) and for GPTQ")
+              calibration="c4 train, 16 sequences of 512 tokens, for pruning (SparseGPT) and for GPTQ")
 
 
 def _text(tiny: bool) -> Calibration:
-    return Calibration("builtin", samples=4, length=64) if tiny else Calibration("c4", samples=32, length=512)
+    return Calibration("builtin", samples=4, length=64) if tiny else Calibration("c4", samples=16, length=512)
 
 
 def _model(folder: Path, name: str, tiny: bool) -> Path:

@@ -86,7 +86,7 @@ def test_scaling_the_weight_scales_the_answer_and_not_the_codes(quantiser: Any) 
 
 @every_quantiser
 def test_it_survives_groups_of_zeros_dead_inputs_and_a_single_token(quantiser: Any) -> None:
-    weight, mask, _ = matrix(5)
+    weight, _, _ = matrix(5)
     weight[:, :8] = 0
     x = inputs(5)[:1]
     x[:, 3] = 0
@@ -109,10 +109,11 @@ def test_statistics_that_are_no_numbers_are_refused_by_the_name_of_the_site(quan
     weight, mask, _ = matrix(7)
     if quantiser.needs == "nothing":
         return
+    x = inputs(7)
+    x[0, 5] = float("inf")
+    stats = stats_of(x, name="blocks.3.down")
     with pytest.raises(CalibrationError, match=r"blocks\.3\.down: 1 of 24 inputs are not finite"):
-        x = inputs(7)
-        x[0, 5] = float("inf")
-        quantiser.quantise(weight, mask, GRIDS[0], stats_of(x, name="blocks.3.down"))
+        quantiser.quantise(weight, mask, GRIDS[0], stats)
 
 
 @pytest.mark.parametrize("grid", [Grid(4, 8), Grid(4, 0), Grid(8, 8)], ids=str)
