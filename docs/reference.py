@@ -25,7 +25,7 @@ FOLDERS = {  # folder: (title, guide)
     "search.strategies": ("Search strategies", "add-a-search-strategy"),
     "search.spaces": ("Spaces of architectures", ""), "search.searchers": ("Searchers of a front", ""),
     "supernet": ("Super-network training", ""),
-    "recovery": ("Recoveries", ""), "evaluation": ("Metrics", ""),
+    "recovery": ("Recoveries", ""), "quantisers": ("Quantisers", ""), "evaluation": ("Metrics", ""),
     "anatomy": ("Model families", "add-a-model-family"), "export": ("Formats", ""),
     "report": ("Reports", ""),
 }
@@ -41,6 +41,8 @@ VALUES = {  # page: (title, introduction, {module: classes})
                 "finetune": ("train_supernet", "Training", "TrainingProgress", "Trained"), "search.sampling": ("Sampling",),
                 "predictions": ("score", "answers"), "scores": ("Score",), "distillation": ("distilled_loss", "task_loss"),
                 "export.huggingface": ("save",),
+                "quantising": ("quantise", "Plan", "Quantised", "MatrixRecord"), "quantisation": ("Grid", "Rounded"),
+                "compressed": ("save_compressed",),
                 "result": ("Pruned", "Report", "SiteRecord"), "evaluation": ("Measurement", "Example"), "cost": ("Cost",),
                 "grams": ("Overlap",), "known": ("Known", "Sanity", "read_known"), "achieved": ("Counted", "counted", "of_folder"),
                 "uncertainty": ("mean_interval", "difference_interval", "paired_ratio_interval", "share_interval"),

@@ -19,6 +19,7 @@ from .evaluation.perplexity import Perplexity
 from .generations import PROMPTS
 from .granularity import NM, Columns, Granularity, Tile, Unstructured
 from .lookup import find, names
+from .quantisers import Quantiser
 from .recovery import Recovery
 from .search.plan import Search
 from .search.searchers import Searcher
@@ -185,7 +186,8 @@ class Recipe:
 # Plug-in types and the folders they are looked up in.
 _FOLDERS: dict[Any, str] = {Solver: "solvers", Criterion: "criteria", Allocator: "allocation", Metric: "evaluation",
                             Strategy: "search.strategies", Recovery: "recovery",
-                            ArchitectureSpace: "search.spaces", Searcher: "search.searchers", TrainingStrategy: "supernet"}
+                            ArchitectureSpace: "search.spaces", Searcher: "search.searchers", TrainingStrategy: "supernet",
+                            Quantiser: "quantisers"}
 _SHAPES: dict[str, type] = {"unstructured": Unstructured, "nm": NM, "tile": Tile, "columns": Columns}
 
 

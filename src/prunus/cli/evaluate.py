@@ -102,7 +102,7 @@ def _on_text(settings: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
     metric.text()
 
     def measure(loaded: "Loaded") -> "Measurement":
-        return metric.measure(loaded.model, Context(loaded.tokenizer))
+        return metric.measure(loaded.model, Context(loaded.tokenizer, stored=loaded.stored))
 
     return measure, ()
 
@@ -118,7 +118,7 @@ def _on_task(task: str, split: str | None) -> tuple[Any, tuple[str, ...]]:
 
     def measure(loaded: "Loaded") -> "Score":
         check_head(loaded, read)
-        return score(loaded.model, encoded(read, part, loaded.model, loaded.tokenizer))
+        return score(loaded.model, encoded(read, part, loaded.model, loaded.tokenizer, loaded.stored))
 
     return measure, read.labels
 
@@ -127,9 +127,11 @@ def _print(rows: list[tuple[str, Any]], as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
+    from ..comparison import bare
     from ..guards import flags
     from ..report.json import standard
     from ..scores import Score
+    from .evaluating import stored
 
     if as_json:
         typer.echo(json.dumps(standard([{"model": source, **asdict(item), "interval": item.interval} for source, item in rows]), indent=2))
@@ -144,4 +146,6 @@ def _print(rows: list[tuple[str, Any]], as_json: bool) -> None:
         typer.echo(f"{'difference' if on_task else 'ratio'}: {value:.4f} [{low:.4f}, {high:.4f}] (paired)")
         for line in () if on_task else flags([dense], [pruned], ()):
             typer.secho(line, bold=True)
-    typer.echo(f"In brackets: 95 % bootstrap interval over {'examples' if on_task else 'windows'}.\nProtocol: {rows[0][1].protocol}.")
+    typer.echo(f"In brackets: 95 % bootstrap interval over {'examples' if on_task else 'windows'}.")
+    for line in (f"Protocol: {bare(rows[0][1].protocol)}.", *stored((source, item.protocol) for source, item in rows)):
+        typer.echo(line)
