@@ -21,6 +21,7 @@ from .calibration.choices import Choices
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
 from .calibration.stream import View, stream
+from .calibration.target import Target
 from .cost import Meter, metered
 from .environment import Clock, environment, release_memory, reuse_memory
 from .errors import RecipeError
@@ -144,7 +145,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
         check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
     needs = most(*(need for stage in recipe.stage for need in stage.needs))
     searching = any(stage.search for stage in recipe.stage)
-    deriving = [part for stage in recipe.stage for part in stage.loss_needs]
+    deriving = [part for stage in recipe.stage for part in stage.deriving]
     if (searching or deriving) and not predicts_next(model):
         what, how = ("search", "candidates are compared") if searching else (deriving[0], "sensitivity to the loss is measured")
         raise RecipeError(f"{what}: {how} by the next token that a model predicts, which this one does not do.")
@@ -277,9 +278,9 @@ class _Run:
             return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
-    def _stream(self, plan: Mapping[LinearSite, Task], needs: Needs,
-                done: frozenset[int] = frozenset()) -> Iterator[list[View]]:
-        return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, self._batch, done)
+    def _stream(self, plan: Mapping[LinearSite, Task], needs: Needs, done: frozenset[int] = frozenset(),
+                target: Target = Target()) -> Iterator[list[View]]:
+        return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, self._batch, done, target)
 
     @property
     def _batch(self) -> int:
@@ -304,7 +305,7 @@ class _Run:
         before = {name: value.detach().clone() for name, value in self._tensors(plan, plan).items()} if stage.recovery else {}
         with self.clock("pruning"):
             known = self._known(index, stage, sites, "solver")
-            for views in self._stream(plan, stage.solver.needs, done):
+            for views in self._stream(plan, stage.solver.needs, done, stage.target):
                 for view, record in self._group(index, stage, views, plan, allocation, known, done):
                     records.append(record)
                     solved += view.site.size
@@ -339,8 +340,8 @@ class _Run:
         if self.journal and block in done:
             yield from zip(views, self._recalled(self.journal, index, block, allocation), strict=True)
             return
-        problems = [LayerProblem(self._weight(view), view.stats, plan[view.site].granularity, allocation[plan[view.site].site.name],
-                                 view.site.name, known.get(view.site.name), plan[view.site].ranking) for view in views]
+        problems = [LayerProblem(stage.target.goal(self._weight(view), view.stats), view.stats, plan[view.site].granularity,
+                                 allocation[plan[view.site].site.name], view.site.name, known.get(view.site.name), plan[view.site].ranking) for view in views]
         answers, left = solve_all(stage.solver, problems), list(zip(views, problems, strict=True))
         while left:
             start = time.perf_counter()
