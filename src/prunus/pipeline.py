@@ -29,7 +29,7 @@ from .evaluation import Context, Measurement
 from .files import fingerprint
 from .generations import generate, prompts_of
 from .grams import Overlap
-from .guards import flags, overlaps, remarks, shortfall
+from .guards import flags, overlaps, remarks, scarcity, shortfall
 from .journal import Journal
 from .known import Known, checked
 from .matrices import Task, matrices_of, resolved, select
@@ -91,7 +91,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
         looks = math.fsum(found.spent for found in searches)
         cost = meter.cost(looks, sum(found.questions for found in searches), len(before) + len(after))
     matrices = counted(model, run.anatomy, dense)
-    notes = (*_notes(recipe, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks), *map(str, sanity),
+    notes = (*scarcity(recipe, chosen, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks), *map(str, sanity),
              *shortfall(records, matrices), *remarks(before, after, run.overlaps))
     report = Report(recipe, tuple(allocations), tuple(records), sparsity_of(matrices), (parameters, parameters_of(model)),
                     (size, model_bytes(model)), before, after, prompts, answers, answers_after, cost,
@@ -165,11 +165,6 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     if journal:
         journal.begin(identity)
     return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed, seen), chosen
-
-
-def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
-    few = 0 < len(tokens) < (asked := recipe.calibration.samples)
-    return (f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.",) if few else ()
 
 
 def _beyond(index: int, stage: Stage, sites: tuple[Site, ...], shares: Allocation) -> list[str]:
@@ -268,13 +263,14 @@ class _Run:
                  first: Allocation) -> tuple[Allocation, Rankings, SearchRecord]:
         """Levels and trials wait beside the finished blocks, unless the search names a store for levels."""
         plan = {matrix: task.granularity for matrix, task in matrices_of(self.anatomy, sites, stage).items()}
-        solved = fingerprint(_identity(self.model, self.tokens), str(plain(stage.solver)), *map(str, plan.values()))
+        solved = fingerprint(_identity(self.model, self.tokens), str(plain(stage.solver)), *map(str, plan.values()),
+                             *(["weighted"] if stage.target.fisher else []))
         with ExitStack() as stack, self.clock("searching"):
             folder = self.journal.folder if self.journal else Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
             job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget,
                       resolved(stage.granularity, stage.solver), self.tokens,
                       self.texts[index], self.placement, folder / f"search-{index}", solved, self._known(index, stage, sites, "solver"),
-                      stage.recovery)
+                      stage.recovery, stage.target)
             return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
@@ -341,7 +337,8 @@ class _Run:
             yield from zip(views, self._recalled(self.journal, index, block, allocation), strict=True)
             return
         problems = [LayerProblem(stage.target.goal(self._weight(view), view.stats), view.stats, plan[view.site].granularity,
-                                 allocation[plan[view.site].site.name], view.site.name, known.get(view.site.name), plan[view.site].ranking) for view in views]
+                                 allocation[plan[view.site].site.name], view.site.name, known.get(view.site.name),
+                                 plan[view.site].ranking) for view in views]
         answers, left = solve_all(stage.solver, problems), list(zip(views, problems, strict=True))
         while left:
             start = time.perf_counter()

@@ -121,7 +121,7 @@ class InputStats:
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "*batch in"], weights: Float[Tensor, "*tokens"] | None = None,
-               dense: Float[Tensor, "*batch in"] | None = None) -> None:
+               dense: Float[Tensor, "*others in"] | None = None) -> None:
         """Add a batch of inputs; all leading dimensions are tokens.
 
         `weights`, of which the mean over all tokens is to be 1, count them more or less; `dense` is what the dense model reads
