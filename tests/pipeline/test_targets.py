@@ -110,7 +110,7 @@ def test_the_distance_to_what_is_aimed_at_is_that_of_the_goal_and_the_error_that
 
 
 def test_what_was_merged_is_what_was_seen_at_once() -> None:
-    weight, x, dense, stats = drifted()
+    _, x, dense, stats = drifted()
     first, second = InputStats(24, asymmetric=True), InputStats(24, asymmetric=True)
     first.update(x[:80], dense=dense[:80])
     second.update(x[80:], dense=dense[80:])
@@ -334,7 +334,7 @@ def test_settings_that_mean_nothing_are_refused_with_their_place(settings: Any, 
 def test_where_nothing_is_solved_a_target_is_refused() -> None:
     from prunus.allocation.influence import Influence
 
-    with pytest.raises(RecipeError, match="^target: says what matrices are fitted to, and where sublayers go none is solved"):
+    with pytest.raises(RecipeError, match=r"^target: says what matrices are fitted to, and where sublayers go none is solved"):
         Stage(("sublayer",), allocation=Influence(), target=Target(asymmetry=0.5))
 
 

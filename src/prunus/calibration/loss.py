@@ -67,12 +67,13 @@ def channel_loss(model: Any, anatomy: Anatomy, sites: Sequence[ChannelSite | Sub
 
 
 @torch.no_grad()
-def token_weights(model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], batch: int = 4) -> Float[Tensor, "blocks samples length"]:
-    """By block, how much the loss depends on what it gives of every token: the squared norm of the gradient there, at most
-    `_EXTREME` times the mean, scaled to the mean 1. One backward pass per sequence.
+def token_weights(model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"],
+                  batch: int = 4) -> Float[Tensor, "blocks samples length"]:
+    """By block, how much the loss depends on what it gives of every token: the squared norm of the gradient there, that is the trace
+    of the token's empirical Fisher information, at most `_EXTREME` times the mean, and scaled to the mean 1.
 
-    The Gauss-Newton view: an error of a token's output that is as likely in all directions costs so much. The model computes
-    where it is. Raises CalibrationError when a gradient is not finite.
+    One backward pass per sequence, `batch` of them together; the model computes where it is, and its weights are only read.
+    Raises CalibrationError when a gradient is not finite.
     """
     device = next(model.parameters()).device
     found = torch.zeros(len(anatomy.blocks), *tokens.shape)

@@ -128,11 +128,10 @@ def _collect(looks: list[_Look], depth: int, states: States, views: list[View],
             for view in {view.site.reads: view for view in views if view.site.name in caught}.values():
                 name = view.site.name
                 view.stats.update(caught[name], None if weights is None else weights[rows], dense[0][name] if dense else None)
-        reached = list(dict.fromkeys(view.site.reads for view in views if view.site.name in caught)) or [None]
-        for reads in reached:
-            ready = [view for view in views if reads in (view.site.reads, None)]  # none: what no pass comes to
-            views = [view for view in views if view not in ready]
-            for look in looks:
-                look.way.pending -= {view.site.name for view in ready}
-            yield ready
-            del ready  # their statistics are not needed while the next ones are made
+        reached = dict.fromkeys(view.site.reads for view in views if view.site.name in caught)
+        groups = [[view for view in views if view.site.reads == reads] for reads in reached] or [views]  # or what no pass comes to
+        views = [view for view in views if reached and view.site.reads not in reached]
+        for look in looks:
+            look.way.pending = {view.site.name for view in views}
+        while groups:
+            yield groups.pop(0)  # their statistics are not needed while the next ones are made
