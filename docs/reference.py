@@ -34,6 +34,7 @@ VALUES = {  # page: (title, introduction, {module: classes})
                "The values that a recipe is made of. In TOML every one is a table and its fields are keys; a plug-in is its "
                'name or a table with a `name`; a granularity is a string such as "2:4". None is said by leaving the key out.',
                {"recipe": ("Recipe", "Stage"), "budget": ("Budget",), "search.plan": ("Search",), "calibration.sample": ("Calibration",),
+                "calibration.target": ("Target",),
                 "granularity": ("Unstructured", "NM", "Tile", "Columns")}),
     "python": ("Python", "The functions of the package, and the values that they take and give.",
                {"loading": ("load", "Loaded"), "anatomy": ("describe",), "pipeline": ("prune", "Progress"),

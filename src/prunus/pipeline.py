@@ -21,6 +21,7 @@ from .calibration.choices import Choices
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
 from .calibration.stream import View, stream
+from .calibration.target import Target
 from .cost import Meter, metered
 from .environment import Clock, environment, release_memory, reuse_memory
 from .errors import RecipeError
@@ -28,7 +29,7 @@ from .evaluation import Context, Measurement
 from .files import fingerprint
 from .generations import generate, prompts_of
 from .grams import Overlap
-from .guards import flags, overlaps, remarks, shortfall
+from .guards import flags, overlaps, remarks, scarcity, shortfall
 from .journal import Journal
 from .known import Known, checked
 from .matrices import Task, matrices_of, resolved, select
@@ -90,7 +91,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
         looks = math.fsum(found.spent for found in searches)
         cost = meter.cost(looks, sum(found.questions for found in searches), len(before) + len(after))
     matrices = counted(model, run.anatomy, dense)
-    notes = (*_notes(recipe, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks), *map(str, sanity),
+    notes = (*scarcity(recipe, chosen, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks), *map(str, sanity),
              *shortfall(records, matrices), *remarks(before, after, run.overlaps))
     report = Report(recipe, tuple(allocations), tuple(records), sparsity_of(matrices), (parameters, parameters_of(model)),
                     (size, model_bytes(model)), before, after, prompts, answers, answers_after, cost,
@@ -144,7 +145,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
         check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
     needs = most(*(need for stage in recipe.stage for need in stage.needs))
     searching = any(stage.search for stage in recipe.stage)
-    deriving = [part for stage in recipe.stage for part in stage.loss_needs]
+    deriving = [part for stage in recipe.stage for part in stage.deriving]
     if (searching or deriving) and not predicts_next(model):
         what, how = ("search", "candidates are compared") if searching else (deriving[0], "sensitivity to the loss is measured")
         raise RecipeError(f"{what}: {how} by the next token that a model predicts, which this one does not do.")
@@ -164,11 +165,6 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     if journal:
         journal.begin(identity)
     return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed, seen), chosen
-
-
-def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
-    few = 0 < len(tokens) < (asked := recipe.calibration.samples)
-    return (f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.",) if few else ()
 
 
 def _beyond(index: int, stage: Stage, sites: tuple[Site, ...], shares: Allocation) -> list[str]:
@@ -267,19 +263,20 @@ class _Run:
                  first: Allocation) -> tuple[Allocation, Rankings, SearchRecord]:
         """Levels and trials wait beside the finished blocks, unless the search names a store for levels."""
         plan = {matrix: task.granularity for matrix, task in matrices_of(self.anatomy, sites, stage).items()}
-        solved = fingerprint(_identity(self.model, self.tokens), str(plain(stage.solver)), *map(str, plan.values()))
+        solved = fingerprint(_identity(self.model, self.tokens), str(plain(stage.solver)), *map(str, plan.values()),
+                             *(["weighted"] if stage.target.fisher else []))
         with ExitStack() as stack, self.clock("searching"):
             folder = self.journal.folder if self.journal else Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
             job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget,
                       resolved(stage.granularity, stage.solver), self.tokens,
                       self.texts[index], self.placement, folder / f"search-{index}", solved, self._known(index, stage, sites, "solver"),
-                      stage.recovery)
+                      stage.recovery, stage.target)
             return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
-    def _stream(self, plan: Mapping[LinearSite, Task], needs: Needs,
-                done: frozenset[int] = frozenset()) -> Iterator[list[View]]:
-        return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, self._batch, done)
+    def _stream(self, plan: Mapping[LinearSite, Task], needs: Needs, done: frozenset[int] = frozenset(),
+                target: Target = Target()) -> Iterator[list[View]]:
+        return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, self._batch, done, target)
 
     @property
     def _batch(self) -> int:
@@ -304,7 +301,7 @@ class _Run:
         before = {name: value.detach().clone() for name, value in self._tensors(plan, plan).items()} if stage.recovery else {}
         with self.clock("pruning"):
             known = self._known(index, stage, sites, "solver")
-            for views in self._stream(plan, stage.solver.needs, done):
+            for views in self._stream(plan, stage.solver.needs, done, stage.target):
                 for view, record in self._group(index, stage, views, plan, allocation, known, done):
                     records.append(record)
                     solved += view.site.size
@@ -339,8 +336,9 @@ class _Run:
         if self.journal and block in done:
             yield from zip(views, self._recalled(self.journal, index, block, allocation), strict=True)
             return
-        problems = [LayerProblem(self._weight(view), view.stats, plan[view.site].granularity, allocation[plan[view.site].site.name],
-                                 view.site.name, known.get(view.site.name), plan[view.site].ranking) for view in views]
+        problems = [LayerProblem(stage.target.goal(self._weight(view), view.stats), view.stats, plan[view.site].granularity,
+                                 allocation[plan[view.site].site.name], view.site.name, known.get(view.site.name),
+                                 plan[view.site].ranking) for view in views]
         answers, left = solve_all(stage.solver, problems), list(zip(views, problems, strict=True))
         while left:
             start = time.perf_counter()

@@ -12,6 +12,7 @@ from .allocation import Allocator, Denominator
 from .allocation.uniform import Uniform
 from .budget import Budget
 from .calibration.sample import Calibration
+from .calibration.target import Target
 from .criteria import Criterion, loss_needs
 from .errors import RecipeError, UnknownName, nearest
 from .evaluation import Metric
@@ -47,6 +48,7 @@ class Stage:
     multiple: int = 1  # of the MLP channels that stay in a matrix, where channels go
     search: Search | None = None  # improves what the allocator says
     recovery: Recovery | None = None  # repairs what is kept, where sublayers or channels go
+    target: Target = Target()  # what matrices are fitted to, and on which tokens
 
     def __post_init__(self) -> None:
         if len(self.sites) != 1:
@@ -63,13 +65,20 @@ class Stage:
     def needs(self) -> tuple[Needs, ...]:
         """What its parts want to know of the model's inputs; of branches, nothing is solved."""
         repairing: tuple[Needs, ...] = ("power",) if self.recovery else ()
-        return ("power",) if self.sites == ("sublayer",) else (self.solver.needs, self.allocation.needs, *repairing)
+        if self.sites == ("sublayer",):
+            return ("power",)
+        return self.solver.needs, self.allocation.needs, self.target.needs, *repairing
 
     @property
     def loss_needs(self) -> dict[str, LossNeeds]:
         """What its parts want to know of the loss, by part."""
         parts: dict[str, Any] = {"allocation": self.allocation} | ({} if self.sites == ("sublayer",) else {"solver": self.solver})
         return {part: needs for part, plugin in parts.items() if (needs := loss_needs(plugin))}
+
+    @property
+    def deriving(self) -> tuple[str, ...]:
+        """Its parts that look at the gradient of the loss."""
+        return *self.loss_needs, *(["target.fisher"] if self.target.fisher else [])
 
     @property
     def denominators(self) -> frozenset[Denominator]:
@@ -132,6 +141,8 @@ def _check_masks(stage: Stage, search: Search) -> None:
 def _check_branches(stage: Stage) -> None:
     """Whether the search can do what is asked of branches."""
     search = stage.search
+    if stage.target != Target():
+        raise RecipeError("target: says what matrices are fitted to, and where sublayers go none is solved. Leave it out.")
     if search and search.levels:
         raise RecipeError("search.levels: sublayers are there or not; leave it out.")
     if search and getattr(search.strategy, "needs_errors", False):
