@@ -139,14 +139,14 @@ class Windows:
         """Of every row: what the best new pattern of one of these groups changes the error by, the group, and the pattern.
 
         Places T that change sides, whichever way, change the error by c_T^T Q_T^-1 c_T, with c their values, and Q the pivoted
-        matrix with the rows of those that do not stay negated, which makes it symmetric.
+        matrix with the columns of those that do not stay negated, which makes it symmetric.
         """
         width = patterns.shape[1]
         places = groups[:, :, None] * width + torch.arange(width, device=groups.device)
         rows = torch.arange(len(groups), device=groups.device)[:, None, None]
         stays = self.stays[rows, places]
         turned = (stays[:, :, None] ^ patterns).to(self.pivoted)
-        blocks = self.pivoted[rows[..., None], places[..., None], places[:, :, None]] * torch.where(stays, 1.0, -1.0)[..., None]
+        blocks = self.pivoted[rows[..., None], places[..., None], places[:, :, None]] * torch.where(stays, 1.0, -1.0)[:, :, None]
         values = self.values[rows, places][:, :, None] * turned
         system = blocks[:, :, None] * turned[..., None] * turned[..., None, :] + torch.diag_embed(1 - turned)
         solved, failed = torch.linalg.solve_ex(system, values[..., None])
