@@ -1,6 +1,7 @@
 """Better supports by exchange: a weight that is kept for one that is not, priced as if all others were refitted."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ __all__ = ["Windows", "exchange"]
 
 _SHORT = 8  # places on either side whose pairs are priced exactly, before every exchange
 _NEAR = 2  # groups of a row whose patterns are all tried when no exchange helps: where one is nearest to helping
+_ESCAPES = 6  # exchanges that do not help from which every row looks for better ones
 _PATTERNS = 100  # of a group that are tried, at most; where there are more, those that differ by one exchange
 _TOGETHER = 2**22  # numbers in the largest tensor of a batch of rows
 _ROUNDS = 64  # exchanges of one row, at most
@@ -76,6 +78,10 @@ class Windows:
         """Those of some rows, as they are now."""
         return Windows(self.pivoted[rows], self.values[rows], self.stays[rows])
 
+    def put(self, rows: Int[Tensor, "some"], others: "Windows") -> None:
+        """In place of some rows."""
+        self.pivoted[rows], self.values[rows], self.stays[rows] = others.pivoted, others.values, others.stays
+
     def costs(self) -> Float[Tensor, "rows window"]:
         """What the error grows by when a place goes that stays, and what it falls by when one stays that does not."""
         return self.values.square() / self._diagonal()
@@ -100,16 +106,22 @@ class Windows:
         self.pivoted[rows], self.values[rows] = pivoted, values
         self.stays[rows, places] = ~self.stays[rows, places]
 
-    def best_exchanges(self) -> tuple[Float[Tensor, "rows"], Int[Tensor, "rows"], Int[Tensor, "rows"]]:
-        """Of every row: what its best exchange changes the error by, what goes, and what returns."""
-        costs = self.costs()
-        short = min(_SHORT, costs.shape[1])
-        go = costs.masked_fill(~self.stays, torch.inf).topk(short, largest=False).indices
-        back = costs.masked_fill(self.stays, -torch.inf).topk(short).indices
-        rows = torch.arange(len(costs), device=costs.device)[:, None, None]
-        change = self._changes(go, back, self.pivoted[rows, go[:, :, None], back[:, None, :]])
-        best, index = change.flatten(1).min(1)
-        return best, go.gather(1, index[:, None] // short).squeeze(1), back.gather(1, index[:, None] % short).squeeze(1)
+    def exchanges(self, width: int = 0) -> tuple[Float[Tensor, "rows n"], Int[Tensor, "rows n"], Int[Tensor, "rows n"]]:
+        """Of every row, some exchanges: what each changes the error by, what goes, and what returns.
+
+        All those within groups of `width` neighbours; or, without a width, those between the few places on either side that
+        cost least and bring most by themselves.
+        """
+        costs, short = self.costs(), min(_SHORT, self.stays.shape[1])
+        if width:
+            go = back = torch.arange(costs.shape[1], device=costs.device).view(-1, width).expand(len(costs), -1, -1)
+        else:
+            go = costs.masked_fill(~self.stays, torch.inf).topk(short, largest=False).indices[:, None]
+            back = costs.masked_fill(self.stays, -torch.inf).topk(short).indices[:, None]
+        rows = torch.arange(len(costs), device=costs.device)[:, None, None, None]
+        change = self._changes(go, back, self.pivoted[rows, go[..., None], back[:, :, None]])
+        one, other = go[..., None].expand(change.shape), back[:, :, None].expand(change.shape)
+        return change.flatten(1), one.flatten(1), other.flatten(1)
 
     def _changes(self, go: Int[Tensor, "rows *n"], back: Int[Tensor, "rows *n"],
                  share: Float[Tensor, "rows *n n"]) -> Float[Tensor, "rows *n n"]:
@@ -126,13 +138,6 @@ class Windows:
         value = of(self.values, go).unsqueeze(-1) - share * owed / schur
         change = value.square() / (of(diagonal, go).unsqueeze(-1) + share.square() / schur) - owed.square() / schur
         return change.masked_fill(~of(self.stays, go).unsqueeze(-1) | of(self.stays, back).unsqueeze(-2), torch.inf)
-
-    def in_groups(self, width: int) -> Float[Tensor, "rows groups pairs"]:
-        """What exchanges within the groups of `width` neighbours change the error by; pair = width * what goes + what returns."""
-        places = torch.arange(self.stays.shape[1], device=self.stays.device).view(-1, width).expand(len(self.stays), -1, -1)
-        groups = range(0, self.stays.shape[1], width)
-        blocks = torch.stack([self.pivoted[:, start : start + width, start : start + width] for start in groups], 1)
-        return self._changes(places, places, blocks).flatten(2)
 
     def best_patterns(self, patterns: Bool[Tensor, "patterns width"],
                       groups: Int[Tensor, "rows some"]) -> tuple[Float[Tensor, "rows"], Int[Tensor, "rows"], Tensor]:
@@ -168,13 +173,14 @@ def exchange(weight: Float[Tensor, "out in"], fitted: Float[Tensor, "out in"], m
     energy = _RELEVANT * (owed * weight).sum(1)
     places = _places(torch.where(mask, -fitted.square(), gain), mask, granularity, window)
     order = mask.sum(1).argsort(stable=True)  # rows of a batch have about as much to factorise
-    windows = _windows(gram, owed[order], mask[order], places[order], name)
-    if isinstance(granularity, NM):
-        _within_groups(windows, energy[order], granularity)
-    else:
-        _anywhere(windows, energy[order], trade=granularity != Unstructured("row"))
+    search = _Search(_windows(gram, owed[order], mask[order], places[order], name), energy[order], granularity)
+    search.descend()
+    for rank in range(_ESCAPES):
+        search.escape(rank)
+    if search.trades:
+        search.descend()
     better = mask.clone()
-    better[order] = mask[order].scatter(1, places[order], windows.stays)
+    better[order] = mask[order].scatter(1, places[order], search.windows.stays)
     return better
 
 
@@ -216,19 +222,93 @@ def _windows(gram: Tensor, owed: Tensor, mask: Tensor, places: Tensor, name: str
                    torch.cat([part.stays for part in parts]))
 
 
-def _anywhere(windows: Windows, least: Float[Tensor, "rows"], trade: bool) -> None:
-    """Every row's best exchange, again and again; what one row would give away for what another wants, where rows may trade."""
-    rows = torch.arange(len(least), device=least.device)  # where something may have changed since the last look
-    for _ in range(_ROUNDS):
-        change, go, back = windows.at(rows).best_exchanges()
-        better = change < -least[rows]
-        rows = rows[better]
-        windows.move(rows, back[better])
-        windows.move(rows, go[better])
-        if trade:
-            rows = torch.cat([rows, _trade(windows, rows, float(least.mean()))])
+class _Search:
+    """Exchanges in all windows at once, until none helps."""
+
+    def __init__(self, windows: Windows, least: Float[Tensor, "rows"], granularity: Granularity) -> None:
+        self.windows, self.least = windows, least  # what a change has to bring
+        self.width = granularity.m if isinstance(granularity, NM) else 0
+        self.trades = not isinstance(granularity, NM) and granularity != Unstructured("row")
+        self.patterns = _patterns(granularity, least.device)
+
+    def descend(self, rows: Int[Tensor, "some"] | None = None) -> Float[Tensor, "rows"]:
+        """Every row's best exchange, again and again; what the error of every row has changed by, where rows do not trade.
+
+        Where no exchange helps, the best pattern of a group may; and one row may have what another does not need.
+        Only `rows` are looked at, without trade, where they are given.
+        """
+        trades = self.trades and rows is None
+        total = torch.zeros_like(self.least)
+        rows = torch.arange(len(total), device=total.device) if rows is None else rows
+        for _ in range(_ROUNDS):
+            change, go, back = self.windows.at(rows).exchanges(self.width)
+            moved, stuck = self._exchange(rows, change, go, back, total)
+            if self.patterns is not None:
+                moved = torch.cat([moved, self._turn(rows[stuck], change[stuck], total)])
+            if trades:
+                moved = torch.cat([moved, _trade(self.windows, moved, float(self.least.mean()))])
+            rows = moved
+            if not len(rows):
+                break
+        return total
+
+    def _exchange(self, rows: Tensor, change: Tensor, go: Tensor, back: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """The best one of every row, where it helps; which rows those are, and which of the rows are left."""
+        best, index = change.min(1, keepdim=True)
+        better = best.squeeze(1) < -self.least[rows]
+        self.windows.move(rows[better], back.gather(1, index).squeeze(1)[better])
+        self.windows.move(rows[better], go.gather(1, index).squeeze(1)[better])
+        total[rows[better]] += best.squeeze(1)[better]
+        return rows[better], ~better
+
+    def _turn(self, rows: Tensor, change: Tensor, total: Tensor) -> Int[Tensor, "turned"]:
+        """The best of all patterns of a few groups of these rows; which rows it helped."""
+        if not len(rows):
+            return rows
+        assert self.patterns is not None
+        near = change.unflatten(1, (-1, self.width**2)).amin(2)
+        groups = near.topk(min(_NEAR, near.shape[1]), largest=False).indices
+        best, group, pattern = self.windows.at(rows).best_patterns(self.patterns, groups)
+        better = best < -self.least[rows]
+        rows, group, pattern = rows[better], group[better], pattern[better]
+        for place in range(self.width):
+            index = group * self.width + place
+            turns = self.windows.stays[rows, index] ^ pattern[:, place]
+            self.windows.move(rows[turns], index[turns])
+        total[rows] += best[better]
+        return rows
+
+    def escape(self, rank: int) -> None:
+        """Make in every row an exchange that does not help, the `rank`-th best; then the best one elsewhere, and so on down.
+
+        Rows that are no better for it in the end go back to where they were.
+        """
+        before = self.windows.at(torch.arange(len(self.least), device=self.least.device))
+        change, go, back = self.windows.exchanges(self.width)
+        possible = change.isfinite().sum(1) > rank
+        rows = possible.nonzero().flatten()
         if not len(rows):
             return
+        index = change[rows].topk(rank + 1, largest=False).indices[:, -1:]
+        total = torch.zeros_like(self.least)
+        total[rows] = change[rows].gather(1, index).squeeze(1)
+        left, came = go[rows].gather(1, index), back[rows].gather(1, index)
+        self.windows.move(rows, came.squeeze(1))
+        self.windows.move(rows, left.squeeze(1))
+        change, go, back = self.windows.at(rows).exchanges(self.width)
+        same = (go == came) | (back == left)  # or it would only go back
+        moved, _ = self._exchange(rows, change.masked_fill(same, torch.inf), go, back, total)
+        total += self.descend(moved)
+        worse = (total >= -self.least).nonzero().flatten()
+        self.windows.put(worse, before.at(worse))
+
+
+def _patterns(granularity: Granularity, device: torch.device) -> Bool[Tensor, "patterns width"] | None:
+    """All those of n:m; None where there are too many, and exchanges have to do."""
+    if not isinstance(granularity, NM) or math.comb(granularity.m, granularity.n) > _PATTERNS:
+        return None
+    chosen = itertools.combinations(range(granularity.m), granularity.n)
+    return torch.tensor([[place in kept for place in range(granularity.m)] for kept in chosen], device=device)
 
 
 def _trade(windows: Windows, busy: Int[Tensor, "busy"], least: float) -> Int[Tensor, "traded"]:
@@ -248,38 +328,3 @@ def _trade(windows: Windows, busy: Int[Tensor, "busy"], least: float) -> Int[Ten
     windows.move(takers, back[takers])
     windows.move(givers, go[givers])
     return torch.cat([givers, takers])
-
-
-def _within_groups(windows: Windows, least: Float[Tensor, "rows"], granularity: NM) -> None:
-    """Exchanges as long as they help; then, of every row, the best of all patterns of a few groups, the others refitted."""
-    chosen = list(itertools.islice(itertools.combinations(range(granularity.m), granularity.n), _PATTERNS + 1))
-    patterns = torch.zeros(len(chosen), granularity.m, dtype=torch.bool, device=least.device)
-    for index, places in enumerate(chosen):
-        patterns[index, list(places)] = True
-    width, rows = granularity.m, torch.arange(len(least), device=least.device)
-    for _ in range(_ROUNDS):
-        change = windows.at(rows).in_groups(width)
-        best, index = change.flatten(1).min(1)
-        better, start, pair = best < -least[rows], index // width**2 * width, index % width**2
-        moved, stuck = rows[better], rows[~better]
-        windows.move(moved, (start + pair % width)[better])
-        windows.move(moved, (start + pair // width)[better])
-        near = change[~better].amin(2).topk(min(_NEAR, change.shape[1]), largest=False).indices
-        rows = moved if len(chosen) > _PATTERNS else torch.cat([moved, _turn(windows, stuck, least[stuck], patterns, near)])
-        if not len(rows):
-            return
-
-
-def _turn(windows: Windows, rows: Int[Tensor, "stuck"], least: Float[Tensor, "stuck"],
-          patterns: Bool[Tensor, "patterns width"], groups: Int[Tensor, "stuck some"]) -> Int[Tensor, "turned"]:
-    """Each of these rows' best pattern of one of its groups; which rows it helped."""
-    if not len(rows):
-        return rows
-    change, group, pattern = windows.at(rows).best_patterns(patterns, groups)
-    better = change < -least
-    rows, group, pattern = rows[better], group[better], pattern[better]
-    for place in range(patterns.shape[1]):
-        index = group * patterns.shape[1] + place
-        turns = windows.stays[rows, index] ^ pattern[:, place]
-        windows.move(rows[turns], index[turns])
-    return rows
