@@ -1,6 +1,6 @@
 """Data to statistics, one block at a time: a generator whose caller prunes between its yields."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -28,13 +28,15 @@ class View:
 
 def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Int[Tensor, "samples length"],
            needs: Needs, placement: Placement = Placement(), batch: int = 4,
-           done: frozenset[int] = frozenset()) -> Iterator[list[View]]:
+           done: frozenset[int] = frozenset(), leaving: Callable[[int, States], None] | None = None) -> Iterator[list[View]]:
     """Yield, in the order of the forward pass, the Views of the sites that read one activation.
 
     Between two yields the caller may write to the matrices it was given: all later matrices, those of the same block
     too, see what the pruned model computes. No product is computed twice.
     Blocks in `done` are yielded whole and without statistics: their answers are known from an interrupted run.
-    With needs "nothing" the model is not run. Raises CalibrationError when activations are not finite.
+    Once the caller has done with a block, and before the stream goes through it, `leaving` is told its depth and the states at its
+    entry; it may write to any of the block's parameters.
+    With needs "nothing" the model is not run, and nothing is told. Raises CalibrationError when activations are not finite.
     """
     if needs == "nothing":
         for block in anatomy.blocks:
@@ -56,6 +58,9 @@ def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], toke
                     replay = Replay(states, outputs)
                     inner.enter_context(replay.inside(module, block.name, [site.name for site in _linear(block)]))
                     yield from _collect(module, depth, states, replay, _views(model, chosen, needs, device))
+                if leaving:
+                    inner.close()  # what the replay remembers may be changed now
+                    leaving(depth, states)
                 if depth < last:
                     states.advance(module, depth, block.name)
 
