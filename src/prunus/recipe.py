@@ -47,7 +47,7 @@ class Stage:
     skip: tuple[str, ...] = ()  # glob patterns of site names to leave alone
     multiple: int = 1  # of the MLP channels that stay in a matrix, where channels go
     search: Search | None = None  # improves what the allocator says
-    recovery: Recovery | None = None  # repairs what is kept, where sublayers or channels go
+    recovery: Recovery | None = None  # repairs what is kept
     target: Target = Target()  # what matrices are fitted to, and on which tokens
 
     def __post_init__(self) -> None:
@@ -97,8 +97,6 @@ def _check_kind(stage: Stage, kind: Kind) -> None:
                           f"sites.{' Use influence or contiguous.' if kind == 'sublayer' else ''}")
     if stage.multiple < 1 or (stage.multiple > 1 and kind != "channel"):
         raise RecipeError(f"multiple = {stage.multiple}: expected at least 1, and more only where channels go.")
-    if stage.recovery and kind == "linear":
-        raise RecipeError("recovery repairs the loss of sublayers and channels; linear sites are repaired by their solver. Leave it out.")
 
 
 def _check_solved(stage: Stage) -> None:

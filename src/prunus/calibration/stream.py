@@ -1,6 +1,6 @@
 """Data to statistics, one block at a time: a generator whose caller prunes between its yields."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -31,14 +31,17 @@ class View:
 
 def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Int[Tensor, "samples length"],
            needs: Needs, placement: Placement = Placement(), batch: int = 4,
-           done: frozenset[int] = frozenset(), target: Target = Target()) -> Iterator[list[View]]:
+           done: frozenset[int] = frozenset(), target: Target = Target(),
+           leaving: Callable[[int, States], None] | None = None) -> Iterator[list[View]]:
     """Yield, in the order of the forward pass, the Views of the sites that read one activation.
 
     Between two yields the caller may write to the matrices it was given: all later matrices, those of the same block
     too unless `target` says otherwise, see what the pruned model computes. No product is computed twice.
     Blocks in `done` are yielded whole and without statistics: their answers are known from an interrupted run.
-    With needs "nothing", for the target too, the model is not run. With asymmetry the dense model runs beside: its hidden states
-    wait too, and a copy of one block is in memory. Raises CalibrationError when activations are not finite.
+    Once the caller has done with a block, and before the stream goes through it, `leaving` is told its depth and the states at its
+    entry; it may write to any of the block's parameters.
+    With needs "nothing", for the target too, the model is not run, and nothing is told. With asymmetry the dense model runs beside: its
+    hidden states wait too, and a copy of one block is in memory. Raises CalibrationError when activations are not finite.
     """
     needs = most(needs, target.needs)
     if needs == "nothing":
@@ -66,6 +69,9 @@ def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], toke
                     looks = [inner.enter_context(path.through(own, block)) for path, own in zip(paths, modules, strict=True)]
                     yield from _collect(looks, depth, states, _views(model, chosen, needs, states.device, bool(target.asymmetry)),
                                         None if weights is None else weights[depth])
+                if leaving:
+                    inner.close()  # what the replay remembers may be changed now
+                    leaving(depth, states)
                 for path, own in zip(paths, modules, strict=True) if depth < last else ():
                     path.states.advance(own, depth, block.name)
 
