@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import CorpusError, MissingExtra, nearest
 from ..hub import reachable
 
-__all__ = ["HUB", "Text", "check_apart", "files_of", "has_split", "located", "overlap", "read", "rows_of", "windows"]
+__all__ = ["HUB", "QUESTIONS", "Text", "check_apart", "files_of", "has_split", "located", "overlap", "read", "rows_of", "windows"]
 
 HUB = {  # name: (hub id, configuration, column)
     "c4": ("allenai/c4", "en", "text"),
@@ -34,6 +34,7 @@ _FILES = {  # split: how the names of its files begin or what they contain, in t
     "test": ("test",),
 }
 _ENDINGS = (".jsonl.gz", ".jsonl", ".txt.gz", ".txt", ".raw.gz", ".raw", ".md")
+QUESTIONS = "questions with their right answers"  # what the documents of a task are
 _JOINED = "documents joined by '\\n\\n'"
 _JOIN = {"wikitext2": "\n\n", "ptb": " "}  # rows of these corpora are lines of one text (GPTQ's protocol)
 
@@ -51,6 +52,10 @@ class Text:
     def digest(self) -> str:
         """A hash of the content."""
         return hashlib.sha256("\x00".join(self.documents).encode()).hexdigest()[:16]
+
+    def called(self, role: str) -> str:
+        """What it is called beside others: "calibration text (c4 train)", "report questions (piqa validation)"."""
+        return f"{role} {'questions' if self.joined == QUESTIONS else 'text'} ({self.name} {self.split})"
 
     def beginning(self, characters: int) -> "Text":
         """The same text as far as so many characters go, in whole documents but the last."""
