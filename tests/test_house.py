@@ -1,6 +1,7 @@
 """The house stands as its plan says: floors, public names, sizes, plug-ins."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -49,6 +50,19 @@ def test_the_example_of_the_issue_imports() -> None:
     from prunus import NM, Budget, Recipe, Stage, load, prune, save
 
     assert all((prune, save, load, Recipe, Stage, Budget, NM))
+
+
+def test_names_that_are_used_exist() -> None:
+    """ruff takes the shapes of annotations, which are strings, for names; what stands outside of strings is looked at."""
+    ran = subprocess.run([sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "json", "src",
+                          "tests", "benchmarks"], cwd=ROOT, capture_output=True, text=True, check=False)
+    missing = []
+    for found in json.loads(ran.stdout):
+        file, place = Path(found["filename"]), (found["location"]["row"], found["location"]["column"] - 1)
+        strings = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        if not any((node.lineno, node.col_offset) <= place < (node.end_lineno, node.end_col_offset) for node in strings):
+            missing.append(f"{file.relative_to(ROOT)}:{place[0]}: {found['message']}")
+    assert missing == []
 
 
 @every_source

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass
 
-from ..evaluation import Measurement
+from ..evaluation import Measurement, protocols_of
 from ..recipe import Stage
 from ..result import Report, SiteRecord
 from ..search.plan import SearchRecord
