@@ -104,19 +104,21 @@ class Documents(Protocol):
         """By which a text is known again."""
         ...
 
+    @property
+    def run(self) -> int:
+        """How many words of it make a run."""
+        ...
+
 
 class Looked:
     """Texts that are compared with several others: every one is hashed once for each length of its runs."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], Grams] = {}
-        self._runs: dict[str, int] = {}
 
     def overlap(self, before: Documents, text: Documents, names: tuple[str, str]) -> Overlap:
-        """How much of `text` stands in `before`, by runs that are as long as the documents of `text` allow."""
-        digest = text.digest
-        words = self._runs[digest] = self._runs.get(digest) or run_of(text.documents)
-        return overlap_of(self._grams(before, words), self._grams(text, words), names)
+        """How much of `text` stands in `before`, by runs that are as long as those of `text`."""
+        return overlap_of(self._grams(before, text.run), self._grams(text, text.run), names)
 
     def _grams(self, text: Documents, words: int) -> Grams:
         key = text.digest, words
