@@ -14,8 +14,8 @@ from prunus.lookup import names
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "prunus").rglob("*.py"))
-FOLDERS = ("allocation", "anatomy", "criteria", "evaluation", "export", "recovery", "report", "search.searchers", "search.spaces",
-           "search.strategies", "solvers", "supernet")
+FOLDERS = ("allocation", "anatomy", "criteria", "evaluation", "export", "quantisers", "recovery", "report", "search.searchers",
+           "search.spaces", "search.strategies", "solvers", "supernet")
 PLUGINS = [ROOT / "src" / "prunus" / folder.replace(".", "/") / f"{name}.py" for folder in FOLDERS for name in names(folder)]
 every_plugin = pytest.mark.parametrize("file", PLUGINS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 every_source = pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT / "src")))

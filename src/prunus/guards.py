@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from .achieved import Counted
 from .calibration.corpus import Text, check_apart
 from .calibration.reported import beginning_of
@@ -13,10 +15,12 @@ from .grams import Looked, Overlap
 from .recipe import Recipe
 from .result import SiteRecord
 from .significance import holm
+from .sites import ChannelSite, Site, SublayerSite
 
-__all__ = ["SHARED", "flags", "overlaps", "remarks", "shortfall"]
+__all__ = ["SHARED", "flags", "overlaps", "remarks", "scarcity", "shortfall"]
 
 SHARED = 0.02  # of the runs of a text, from which on a text is said to have been seen; two splits of PTB share 0.016 of each other
+_PER_INPUT = 8  # tokens, for what the dense model would give to be guessed from as many inputs
 _LEVEL = 0.05
 _HACKED = "May be reward-hacked:"
 
@@ -82,6 +86,21 @@ def _beating(before: Sequence[Measurement], after: Sequence[Measurement]) -> lis
 
 def _better(dense: Measurement, pruned: Measurement) -> str:
     return f"{dense.label} is better than the dense model's: {pruned.value:.4g} against {dense.value:.4g}"
+
+
+def scarcity(recipe: Recipe, chosen: Sequence[Sequence[Site]], tokens: Tensor) -> tuple[str, ...]:
+    """Where calibration has less text than was asked for, or than the dense model's outputs as the goal need."""
+    notes = []
+    if 0 < len(tokens) < (asked := recipe.calibration.samples):
+        notes.append(f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.")
+    widths = [site.count * site.width if isinstance(site, ChannelSite) else site.shape[1]
+              for stage, sites in zip(recipe.stage, chosen, strict=True) if stage.target.asymmetry
+              for site in sites if not isinstance(site, SublayerSite)]
+    if widths and tokens.numel() < _PER_INPUT * max(widths):
+        notes.append(f"{tokens.numel()} calibration tokens, and matrices with up to {max(widths)} inputs: too few to tell well what the "
+                     f"dense model would give. Damping keeps the goal near the weights; use {_PER_INPUT} tokens for an input, or less "
+                     "asymmetry.")
+    return tuple(notes)
 
 
 def shortfall(records: Sequence[SiteRecord], counted: Sequence[Counted]) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def _on_text(settings: dict[str, Any]) -> tuple[Any, tuple[str, ...], "list[Text
     text = metric.beginning()
 
     def measure(loaded: "Loaded") -> "Measurement":
-        return metric.measure(loaded.model, Context(loaded.tokenizer))
+        return metric.measure(loaded.model, Context(loaded.tokenizer, stored=loaded.stored))
 
     return measure, (), [text]
 
@@ -119,7 +119,7 @@ def _on_task(task: str, split: str | None) -> tuple[Any, tuple[str, ...], "list[
 
     def measure(loaded: "Loaded") -> "Score":
         check_head(loaded, read)
-        return score(loaded.model, encoded(read, part, loaded.model, loaded.tokenizer))
+        return score(loaded.model, encoded(read, part, loaded.model, loaded.tokenizer, loaded.stored))
 
     return measure, read.labels, []
 
@@ -128,9 +128,10 @@ def _print(rows: list[tuple[str, Any]], texts: "list[Text]", as_json: bool) -> N
     import json
     from dataclasses import asdict
 
+    from ..comparison import bare
     from ..report.json import standard
     from ..scores import Score
-    from .evaluating import flagged
+    from .evaluating import flagged, stored
 
     on_task = isinstance(rows[0][1], Score)
     numbers = ([rows[1][1]], [rows[0][1]]) if len(rows) == 2 and not on_task else ([], [])
@@ -150,4 +151,6 @@ def _print(rows: list[tuple[str, Any]], texts: "list[Text]", as_json: bool) -> N
         typer.echo(f"{'difference' if on_task else 'ratio'}: {value:.4f} [{low:.4f}, {high:.4f}] (paired)")
     for line in remarks:
         typer.echo(f"Note: {line}")
-    typer.echo(f"In brackets: 95 % bootstrap interval over {'examples' if on_task else 'windows'}.\nProtocol: {rows[0][1].protocol}.")
+    typer.echo(f"In brackets: 95 % bootstrap interval over {'examples' if on_task else 'windows'}.")
+    for line in (f"Protocol: {bare(rows[0][1].protocol)}.", *stored((source, item.protocol) for source, item in rows)):
+        typer.echo(line)

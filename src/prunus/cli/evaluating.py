@@ -8,12 +8,12 @@ from . import options as o
 from .progress import Screen, compared
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ..calibration.corpus import Text
     from ..evaluation import Measurement
 
-__all__ = ["flagged", "several"]
+__all__ = ["flagged", "several", "stored"]
 
 _ANSWER = 128  # tokens of an answer that is shown, at most
 
@@ -33,7 +33,7 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
         for source in sources:
             screen.say(f"Measuring {source}")
             loaded = load(source, **loading)
-            context, numbers = Context(loaded.tokenizer, watch=screen.working, dense=dense), []
+            context, numbers = Context(loaded.tokenizer, watch=screen.working, dense=dense, stored=loaded.stored), []
             for metric in metrics:
                 numbers += metric.measure(loaded.model, context)
             found.append(numbers)
@@ -107,6 +107,7 @@ def _as_json(sources: list[str], found: "list[list[Measurement]]", prompts: tupl
 
 def _table(sources: list[str], found: "list[list[Measurement]]") -> None:
     """The dense model's numbers first where there are two models, then the other's, and how far apart they are."""
+    from ..comparison import bare
     from ..evaluation import protocols_of
 
     if len(sources) == 1:
@@ -121,5 +122,14 @@ def _table(sources: list[str], found: "list[list[Measurement]]") -> None:
     for row in [head, *rows]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     typer.echo(f"{brackets}.")
-    for protocol in protocols_of((item.label, item.protocol) for item in found[0]):
+    for protocol in protocols_of((item.label, bare(item.protocol)) for item in found[0]):
         typer.echo(f"Protocol: {protocol}")
+    for line in stored((source, items[0].protocol) for source, items in zip(sources, found, strict=True)):
+        typer.echo(line)
+
+
+def stored(models: "Iterable[tuple[str, str]]") -> list[str]:
+    """How the weights of models were stored, by one protocol of each; nothing of plain ones."""
+    from ..comparison import stored_of
+
+    return [f"Weights of {source}: stored as {how}." for source, protocol in models if (how := stored_of(protocol))]

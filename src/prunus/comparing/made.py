@@ -15,6 +15,7 @@ from ..files import readable
 from ..grams import Looked, Overlap
 from ..recipe import build
 from ..result import SiteRecord
+from ..storage import QUANTISATION
 from .values import Made
 
 __all__ = ["made_of", "seen_of"]
@@ -36,9 +37,21 @@ def _command(source: str, environment: Mapping[str, str]) -> str:
     recipe = Path(source) / "recipe.toml"
     if not recipe.is_file():
         return ""
+    again = f"{str(source).rstrip('/')}-again"
     words = ["prunus", "prune", environment.get("model", "MODEL"), "--recipe", str(recipe), "--dtype", environment.get("dtype", "auto"),
-             "--out", f"{str(source).rstrip('/')}-again"]
-    return shlex.join(words)
+             "--out", again]
+    plan = readable(Path(source) / QUANTISATION)
+    return shlex.join(words) if plan is None else f"{shlex.join(words)} && {shlex.join(_rounded_again(again, plan))}"
+
+
+def _rounded_again(pruned: str, plan: Any) -> list[str]:
+    """The words of prunus quantise for the same plan."""
+    method, text = dict(plan["method"]), plan["calibration"] or {}
+    name = method.pop("name")
+    said = {"bits": plan["grid"]["bits"], "group": plan["grid"]["group"], "method": ",".join(
+        [name, *(f"{key}={value}" for key, value in method.items())]), "calibration": text.get("corpus"), "samples": text.get("samples"),
+        "length": text.get("length"), "seed": plan["seed"], "out": f"{pruned}-quantised"}
+    return ["prunus", "quantise", pruned, *(word for key, value in said.items() if value is not None for word in (f"--{key}", str(value)))]
 
 
 def _records(rows: Sequence[Any]) -> Iterator[SiteRecord]:
@@ -69,6 +82,9 @@ def seen_of(source: str, texts: Sequence[Text], looked: Looked) -> tuple[tuple[O
 
 def _read_before(source: str) -> Iterator[tuple[str, Any, bool]]:
     """The texts that the recipe of a folder names, of the ones that were read, as plain data, and whether they are multiple choice."""
+    plan = readable(Path(source) / QUANTISATION)
+    if isinstance(plan, dict) and plan.get("calibration"):
+        yield "quantisation", plan["calibration"], False
     try:
         recipe = tomllib.loads((Path(source) / "recipe.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):

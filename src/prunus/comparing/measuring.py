@@ -127,7 +127,7 @@ class Measuring:
         loaded = at_hand()
         self.watch(f"{piece.name}, {loaded.source}", 0, 1)
         start = time.perf_counter()
-        context = Context(loaded.tokenizer, self.asked.device, self._within(piece.name, loaded.source), dense)
+        context = Context(loaded.tokenizer, self.asked.device, self._within(piece.name, loaded.source), dense, loaded.stored)
         found = piece.metric.measure(loaded.model, context)
         return {"measured": list(found), "seconds": time.perf_counter() - start}
 

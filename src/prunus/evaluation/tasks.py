@@ -88,7 +88,7 @@ class Tasks:
         name, found = "", []
         with evaluating(model):
             scorer = Scorer(model, context.tokenizer, self.batch, lambda done: context.watch(f"task {name}", min(done, total), total))
-            how = how_read(model, context.tokenizer)
+            how = how_read(model, context.tokenizer, context.stored)
             for one in opened:
                 name, start, before = one.name, time.perf_counter(), scorer.done
                 chosen = self._chosen(one)
