@@ -11,7 +11,7 @@ from .calibration.corpus import Text, check_apart
 from .calibration.reported import beginning_of
 from .comparison import p_value
 from .evaluation import Measurement
-from .grams import Grams, Overlap, grams_of, overlap_of
+from .grams import Looked, Overlap
 from .recipe import Recipe
 from .result import SiteRecord
 from .significance import holm
@@ -26,28 +26,28 @@ _HACKED = "May be reward-hacked:"
 
 
 def overlaps(recipe: Recipe, calibrated: bool) -> tuple[Overlap, ...]:
-    """How much of every later text stands in every earlier one: calibration, search, report; of report text as much as is measured.
+    """How much of every later text stands in every earlier one: calibration, search, report; of report text as much as is measured, of
+    tasks the questions that are asked, with their right answers.
 
-    Raises CorpusError where more than a hundredth of the lines of one stand in the other. Text that the model writes itself is
+    Raises CorpusError where more than a hundredth of the lines of one text stand in the other; questions are only counted. Text that the model writes itself is
     not compared.
     """
     pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
     searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
-    reported_on = [(metric.text(), getattr(metric, "beginning", metric.text)()) for metric in recipe.metrics if hasattr(metric, "text")]
+    reported_on: list[tuple[Text | None, Text]] = [
+        (metric.text(), getattr(metric, "beginning", metric.text)()) for metric in recipe.metrics if hasattr(metric, "text")]
     several: list[Any] = [metric for metric in recipe.metrics if hasattr(metric, "texts")]
     reported_on += [(text, beginning_of(text, metric.tokens)) for metric in several for text in metric.texts()]
-    hashed: dict[str, Grams] = {}
+    if any(one for _, one in pruned_on + searched_on):
+        reported_on += [(None, text) for metric in recipe.metrics if hasattr(metric, "questions") for text in metric.questions()]
+    looked = Looked()
     found: dict[tuple[str, str], Overlap] = {}
 
     def compare(ours: str, one: Text | None, theirs: str, other: Text | None, seen: Text | None) -> None:
         check_apart(ours, one, theirs, other)
-        if one is None or seen is None:
-            return
-        for text in (one, seen):
-            if text.digest not in hashed:
-                hashed[text.digest] = grams_of(text.documents)
-        names = _name(ours, one), _name(theirs, seen)
-        found[names] = overlap_of(hashed[one.digest], hashed[seen.digest], names)
+        if one is not None and seen is not None:
+            names = one.called(ours), seen.called(theirs)
+            found[names] = looked.overlap(one, seen, names)
 
     for ours, one in pruned_on + searched_on:
         for theirs, other in searched_on if ours == "calibration" else ():
@@ -55,10 +55,6 @@ def overlaps(recipe: Recipe, calibrated: bool) -> tuple[Overlap, ...]:
         for other, seen in reported_on:
             compare(ours, one, "report", other, seen)
     return tuple(found.values())
-
-
-def _name(role: str, text: Text) -> str:
-    return f"{role} text ({text.name} {text.split})"
 
 
 def flags(before: Sequence[Measurement], after: Sequence[Measurement], found: Sequence[Overlap]) -> tuple[str, ...]:

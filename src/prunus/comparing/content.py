@@ -249,12 +249,13 @@ def words_of(dense: Sequence[str], words: Sequence[str]) -> Cell:
 
 
 def _overlaps(found: Compared) -> Section | None:
-    rows = tuple((Cell(name), Cell(item.text), Cell(item.before), Cell(f"{item.shared:,} of {item.runs:,}"), Cell(f"{item.share:.2%}"))
+    rows = tuple((Cell(name), Cell(item.text), Cell(item.before), Cell(f"{item.shared:,} of {item.runs:,}, of {item.words} words"),
+                  Cell(f"{item.share:.2%}"))
                  for name, items in found.overlaps.items() for item in items)
     if not rows:
         return None
-    head = ("", "text", "was seen in", "shared runs of 13 words", "share")
-    table = Table("How much of each report text stands in what a model has seen, as its recipe says", head, (("", rows),))
+    head = ("", "text", "was seen in", "shared runs", "share")
+    table = Table("How much of each report text, and of the questions of each task, stands in what a model has seen, as its recipe says", head, (("", rows),))
     return Section("Texts seen before", (table,), opened=False)
 
 
