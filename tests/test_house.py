@@ -14,8 +14,8 @@ from prunus.lookup import names
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "prunus").rglob("*.py"))
-FOLDERS = ("allocation", "anatomy", "criteria", "evaluation", "export", "recovery", "report", "search.searchers", "search.spaces",
-           "search.strategies", "solvers", "supernet")
+FOLDERS = ("allocation", "anatomy", "criteria", "evaluation", "export", "quantisers", "recovery", "report", "search.searchers",
+           "search.spaces", "search.strategies", "solvers", "supernet")
 PLUGINS = [ROOT / "src" / "prunus" / folder.replace(".", "/") / f"{name}.py" for folder in FOLDERS for name in names(folder)]
 every_plugin = pytest.mark.parametrize("file", PLUGINS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 every_source = pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT / "src")))
@@ -53,9 +53,9 @@ def test_the_example_of_the_issue_imports() -> None:
 
 
 def test_names_that_are_used_exist() -> None:
-    """ruff takes the shapes of annotations, which are strings, for names; here all that stands outside of a string is looked at."""
-    ran = subprocess.run([sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "json", "src", "tests",
-                          "benchmarks"], cwd=ROOT, capture_output=True, text=True, check=False)
+    """ruff takes the shapes of annotations, which are strings, for names; what stands outside of strings is looked at."""
+    ran = subprocess.run([sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "json", "src",
+                          "tests", "benchmarks"], cwd=ROOT, capture_output=True, text=True, check=False)
     missing = []
     for found in json.loads(ran.stdout):
         file, place = Path(found["filename"]), (found["location"]["row"], found["location"]["column"] - 1)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from .errors import ExportError
 from .files import whole_folder
 from .loading import quiet
 from .modelling import MODELLING, code, plain_config, shaped_config
+from .storage import QUANTISATION
 
 __all__ = ["STALE", "check_target", "folder", "save_model"]
 
-STALE = ("*.safetensors", "*.safetensors.index.json", "*.png", "search.csv", "modeling_*.py")  # of an earlier result in the same folder
+# of an earlier result in the same folder
+STALE = ("*.safetensors", "*.safetensors.index.json", "*.png", "search.csv", "modeling_*.py", QUANTISATION)
 
 
 def check_target(path: Path, overwrite: bool, needed: int) -> None:
@@ -44,12 +46,13 @@ def folder(path: Path) -> Iterator[Path]:
         raise ExportError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def save_model(model: Any, tokenizer: Any, draft: Path, shard: str = "1GB", own_code: bool = False) -> bool:
-    """Weights, config, tokenizer, and a modelling file where no architecture of transformers has the model's shape, or where
-    it is asked for; gives back whether there is one."""
+def save_model(model: Any, tokenizer: Any, draft: Path, shard: str = "1GB", own_code: bool = False,
+               weights: Mapping[str, Any] | None = None) -> bool:
+    """Weights (or others in their stead), config, tokenizer, and a modelling file where no architecture of transformers has the
+    model's shape, or where it is asked for; gives back whether there is one."""
     plain = None if own_code else plain_config(model)
     with quiet():  # a family's older names of weights are understood under its own model_type alone
-        model.save_pretrained(draft, max_shard_size=shard, save_original_format=plain is not None)
+        model.save_pretrained(draft, state_dict=weights, max_shard_size=shard, save_original_format=plain is not None)
         if plain is None:
             file = draft / "config.json"
             data = shaped_config(model, json.loads(file.read_text(encoding="utf-8")))

@@ -10,9 +10,10 @@ from .errors import ComparisonError
 from .significance import holm, mcnemar, sign_flips
 from .uncertainty import Interval, difference_interval
 
-__all__ = ["Ranking", "Sample", "Standing", "check_pair", "difference_of", "p_value", "ranked", "verdict_of"]
+__all__ = ["STORED", "Ranking", "Sample", "Standing", "bare", "check_pair", "difference_of", "p_value", "ranked", "stored_of", "verdict_of"]
 
 _READ_BY = "tokenizer of "  # as protocols begin what they say of it
+STORED = "weights stored as "  # and of the model itself, which is what may differ between two that are compared
 
 
 @runtime_checkable
@@ -89,7 +90,7 @@ def verdict_of(tied: Sequence[str], others: Sequence[str], comparisons: int, lev
 def check_pair(one: Sample, other: Sample, names: tuple[str, str] = ("one", "the other")) -> None:
     """Refuse two results that are no pair. Raises ComparisonError that says why."""
     who = f"{names[0]} and {names[1]}"
-    found = difference_of(one.protocol, other.protocol)
+    found = difference_of(bare(one.protocol), bare(other.protocol))
     if found and all(part.startswith(_READ_BY) for part in found):
         raise ComparisonError(f"{who}: their tokenizers differ ({found[0]}; {found[1]}), so that losses per token are of other tokens. "
                               "Compare what does not count tokens, such as a task's accuracy.")
@@ -106,6 +107,16 @@ def check_pair(one: Sample, other: Sample, names: tuple[str, str] = ("one", "the
         if bad:
             raise ComparisonError(f"{name}: its value of example {bad[0]} is {sample.parts[bad[0]]} ({len(bad)} of {len(sample.parts)} are "
                                   "not finite). The model is ruined or overflows; try --dtype float32, or leave it out.")
+
+
+def bare(protocol: str) -> str:
+    """A protocol without what it says of the model."""
+    return ", ".join(part for part in protocol.split(", ") if not part.startswith(STORED))
+
+
+def stored_of(protocol: str) -> str:
+    """How the model's weights were stored, as a protocol says it; empty where it says nothing."""
+    return next((part.removeprefix(STORED) for part in protocol.split(", ") if part.startswith(STORED)), "")
 
 
 def difference_of(one: str, other: str) -> tuple[str, str] | None:

@@ -4,46 +4,50 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from .achieved import Counted
 from .calibration.corpus import Text, check_apart
 from .calibration.reported import beginning_of
 from .comparison import p_value
 from .evaluation import Measurement
-from .grams import Grams, Overlap, grams_of, overlap_of
+from .grams import Looked, Overlap
 from .recipe import Recipe
 from .result import SiteRecord
 from .significance import holm
+from .sites import ChannelSite, Site, SublayerSite
 
-__all__ = ["SHARED", "flags", "overlaps", "remarks", "shortfall"]
+__all__ = ["SHARED", "flags", "overlaps", "remarks", "scarcity", "shortfall"]
 
 SHARED = 0.02  # of the runs of a text, from which on a text is said to have been seen; two splits of PTB share 0.016 of each other
+_PER_INPUT = 8  # tokens, for what the dense model would give to be guessed from as many inputs
 _LEVEL = 0.05
 _HACKED = "May be reward-hacked:"
 
 
 def overlaps(recipe: Recipe, calibrated: bool) -> tuple[Overlap, ...]:
-    """How much of every later text stands in every earlier one: calibration, search, report; of report text as much as is measured.
+    """How much of every later text stands in every earlier one: calibration, search, report; of report text as much as is measured, of
+    tasks the questions that are asked, with their right answers.
 
-    Raises CorpusError where more than a hundredth of the lines of one stand in the other. Text that the model writes itself is
+    Raises CorpusError where more than a hundredth of the lines of one text stand in the other; questions are only counted. Text that the model writes itself is
     not compared.
     """
     pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
     searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
-    reported_on = [(metric.text(), getattr(metric, "beginning", metric.text)()) for metric in recipe.metrics if hasattr(metric, "text")]
+    reported_on: list[tuple[Text | None, Text]] = [
+        (metric.text(), getattr(metric, "beginning", metric.text)()) for metric in recipe.metrics if hasattr(metric, "text")]
     several: list[Any] = [metric for metric in recipe.metrics if hasattr(metric, "texts")]
     reported_on += [(text, beginning_of(text, metric.tokens)) for metric in several for text in metric.texts()]
-    hashed: dict[str, Grams] = {}
+    if any(one for _, one in pruned_on + searched_on):
+        reported_on += [(None, text) for metric in recipe.metrics if hasattr(metric, "questions") for text in metric.questions()]
+    looked = Looked()
     found: dict[tuple[str, str], Overlap] = {}
 
     def compare(ours: str, one: Text | None, theirs: str, other: Text | None, seen: Text | None) -> None:
         check_apart(ours, one, theirs, other)
-        if one is None or seen is None:
-            return
-        for text in (one, seen):
-            if text.digest not in hashed:
-                hashed[text.digest] = grams_of(text.documents)
-        names = _name(ours, one), _name(theirs, seen)
-        found[names] = overlap_of(hashed[one.digest], hashed[seen.digest], names)
+        if one is not None and seen is not None:
+            names = one.called(ours), seen.called(theirs)
+            found[names] = looked.overlap(one, seen, names)
 
     for ours, one in pruned_on + searched_on:
         for theirs, other in searched_on if ours == "calibration" else ():
@@ -51,10 +55,6 @@ def overlaps(recipe: Recipe, calibrated: bool) -> tuple[Overlap, ...]:
         for other, seen in reported_on:
             compare(ours, one, "report", other, seen)
     return tuple(found.values())
-
-
-def _name(role: str, text: Text) -> str:
-    return f"{role} text ({text.name} {text.split})"
 
 
 def flags(before: Sequence[Measurement], after: Sequence[Measurement], found: Sequence[Overlap]) -> tuple[str, ...]:
@@ -86,6 +86,21 @@ def _beating(before: Sequence[Measurement], after: Sequence[Measurement]) -> lis
 
 def _better(dense: Measurement, pruned: Measurement) -> str:
     return f"{dense.label} is better than the dense model's: {pruned.value:.4g} against {dense.value:.4g}"
+
+
+def scarcity(recipe: Recipe, chosen: Sequence[Sequence[Site]], tokens: Tensor) -> tuple[str, ...]:
+    """Where calibration has less text than was asked for, or than the dense model's outputs as the goal need."""
+    notes = []
+    if 0 < len(tokens) < (asked := recipe.calibration.samples):
+        notes.append(f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.")
+    widths = [site.count * site.width if isinstance(site, ChannelSite) else site.shape[1]
+              for stage, sites in zip(recipe.stage, chosen, strict=True) if stage.target.asymmetry
+              for site in sites if not isinstance(site, SublayerSite)]
+    if widths and tokens.numel() < _PER_INPUT * max(widths):
+        notes.append(f"{tokens.numel()} calibration tokens, and matrices with up to {max(widths)} inputs: too few to tell well what the "
+                     f"dense model would give. Damping keeps the goal near the weights; use {_PER_INPUT} tokens for an input, or less "
+                     "asymmetry.")
+    return tuple(notes)
 
 
 def shortfall(records: Sequence[SiteRecord], counted: Sequence[Counted]) -> tuple[str, ...]:

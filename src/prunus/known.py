@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .comparison import difference_of
+from .comparison import bare, difference_of
 from .errors import ComparisonError
 from .evaluation import Measurement
 
@@ -78,15 +78,15 @@ def checked(measured: Sequence[Measurement], known: Sequence[Known]) -> tuple[Sa
     of nothing that was measured."""
     found, strangers = [], []
     for item in known:
-        if sum(other.protocol == item.protocol for other in known) > 1:
+        if sum(bare(other.protocol) == bare(item.protocol) for other in known) > 1:
             raise ComparisonError(f"known values: {item.source} has several of one protocol ({item.protocol.split(',')[0]}). Leave "
                                   "those of the dense model.")
-        same = next((one for one in measured if one.protocol == item.protocol), None)
+        same = next((one for one in measured if bare(one.protocol) == bare(item.protocol)), None)
         alike = next((one for one in measured if one.label == item.protocol.split(",")[0]), None)
         if same:
             found.append(Sanity(same.label, same.value, item.value, item.source, _units(same, item.value)))
         elif alike:
-            theirs, ours = difference_of(item.protocol, alike.protocol) or ("", "")
+            theirs, ours = difference_of(bare(item.protocol), bare(alike.protocol)) or ("", "")
             raise ComparisonError(f"known values: that of {alike.label} in {item.source} has another protocol: '{theirs}', and here it is "
                                   f"'{ours}'. Measure in the same way, or leave it out.")
         else:

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .hub import reachable
 from .shape import reshape
 from .sparse import FILE as SPARSE
 from .sparse import expand
+from .storage import packed_as, stored_in_gguf
 from .traits import padding_of
 
 __all__ = ["Loaded", "load", "parse_dtype", "quiet", "weight_files"]
@@ -39,6 +40,8 @@ class Loaded:
     source: str  # as it was named
     new_head: bool = False  # whether the head was drawn at random: the checkpoint has none for the labels that were asked for
     outputs: int = 0  # of the head that the checkpoint has, where labels were asked for; 0: it has none
+    stored: str = ""  # how its matrices were stored, where that was in few bits: int4 in groups of 64 by gptq, or GGUF Q8_0
+    quantised: bool = False  # whether the source is a folder of quantised weights
 
     def __iter__(self) -> Iterator[Any]:
         """`model, tokenizer = load(source)`."""
@@ -69,7 +72,9 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu", t
     with quiet(), torch.random.fork_rng(devices=[]):  # transformers draws weights before it reads them
         torch.manual_seed(seed)
         if isinstance(place, Path) and place.suffix == ".gguf":
-            place = _from_gguf(place)
+            folder, stored = _from_gguf(place)
+            return replace(_from_transformers(folder, str(source), parse_dtype(dtype), device, trust_remote_code, tuple(labels)),
+                           stored=stored)
         if isinstance(place, Path):
             _check_folder(place)
         return _from_transformers(place, str(source), parse_dtype(dtype), device, trust_remote_code, tuple(labels))
@@ -160,19 +165,6 @@ def _check_tokenizer(file: Path) -> None:
         raise LoadError(f"{file}: a damaged tokenizer ({error}). Download or copy it again.") from None
 
 
-def _check_gguf(file: Path) -> None:
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(file)
-    except Exception as error:  # numpy's, of many kinds
-        raise LoadError(f"{file}: a damaged or truncated GGUF file ({_reason(error, [])}). Download, copy or export it again.") from None
-    name = reader.fields.get("general.architecture")
-    if name is not None and name.contents() == "deci":
-        raise LoadError(f"{file}: of llama.cpp's architecture 'deci', which transformers does not read. Name the folder that it was "
-                        "exported from.")
-
-
 def _check_safetensors(file: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
@@ -202,7 +194,8 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
         raise LoadError(f"model '{source}': architecture '{config.model_type}' is unknown. "
                         f"Known: {', '.join(names('anatomy'))}.")
     outputs = config.num_labels if any("SequenceClassification" in name for name in config.architectures or ()) else 0
-    if kind is not None or labels:
+    stored = packed_as(config, place, source)
+    if kind is not None or labels or stored:
         common = {**common, "config": config}
     kind = kind or _kind(config, bool(labels))
     if labels:
@@ -221,7 +214,7 @@ def _from_transformers(place: Path | str, source: str, dtype: torch.dtype | None
     tokenizer = _tokenizer(place, common)
     if labels and model.config.pad_token_id is None:  # without one a decoder does not find the end of a sequence
         model.config.pad_token_id = padding_of(tokenizer)
-    return Loaded(model.to(device), tokenizer, source, head, outputs if labels else 0)
+    return Loaded(model.to(device), tokenizer, source, head, outputs if labels else 0, stored, bool(stored))
 
 
 def _kind(config: Any, head: bool) -> Any:
@@ -325,14 +318,14 @@ def _tokenizer(place: Path | str, common: dict[str, bool]) -> Any:
         return None  # a model without a tokenizer can still be pruned by criteria that need no data
 
 
-def _from_gguf(file: Path) -> Path:
-    """A plain checkpoint beside the cache, made once from a GGUF file; named by its content."""
+def _from_gguf(file: Path) -> tuple[Path, str]:
+    """A plain checkpoint beside the cache, made once from a GGUF file; named by its content. And the kind of numbers in the file."""
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
         raise MissingExtra(f"reading {file.name}", "gguf")
-    _check_gguf(file)
+    stored = stored_in_gguf(file)
     folder = _cache() / f"{file.stem}-{_hash(file)}"
     if (folder / "config.json").is_file():
-        return folder
+        return folder, stored
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
@@ -353,7 +346,7 @@ def _from_gguf(file: Path) -> Path:
     except OSError:  # another process was faster
         if not (folder / "config.json").is_file():
             raise
-    return folder
+    return folder, stored
 
 
 def _cache() -> Path:

@@ -1,9 +1,10 @@
 """The matrices that a stage solves, and what is asked of each."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .allocation import columns_of
 from .errors import RecipeError
@@ -13,7 +14,7 @@ from .search.plan import Rankings
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import Solver
 
-__all__ = ["Task", "matrices_of", "resolved", "select"]
+__all__ = ["Task", "changed", "matrices_of", "resolved", "select"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ def matrices_of(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage, ranking
             case ChannelSite():
                 plan[matrices[site.consumer]] = Task(site, columns_of(site), (rankings or {}).get(site.name))
     return plan
+
+
+def changed(model: nn.Module, plan: Mapping[LinearSite, Task], matrices: Iterable[LinearSite]) -> dict[str, Tensor]:
+    """The parameters that solving some of a plan's matrices changes."""
+    names = {matrix.name for matrix in matrices}
+    for matrix in matrices:
+        site = plan[matrix].site
+        if isinstance(site, ChannelSite):
+            names |= {producer.name for producer in site.producers}
+    return {f"{name}.{key}": value for name in sorted(names) for key, value in model.get_submodule(name).named_parameters()}
 
 
 def resolved(granularity: Granularity, solver: Solver) -> Granularity:

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,11 +17,13 @@ from .achieved import counted, sparsity_of
 from .allocation import reach
 from .anatomy import describe
 from .budget import Allocation
+from .calibration.blocks import States
 from .calibration.branches import branch_seconds, branch_stats
 from .calibration.choices import Choices
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
 from .calibration.stream import View, stream
+from .calibration.target import Target
 from .cost import Meter, metered
 from .environment import Clock, environment, release_memory, reuse_memory
 from .errors import RecipeError
@@ -28,18 +31,19 @@ from .evaluation import Context, Measurement
 from .files import fingerprint
 from .generations import generate, prompts_of
 from .grams import Overlap
-from .guards import flags, overlaps, remarks, shortfall
+from .guards import flags, overlaps, remarks, scarcity, shortfall
 from .journal import Journal
 from .known import Known, checked
-from .matrices import Task, matrices_of, resolved, select
+from .matrices import Task, changed, matrices_of, resolved, select
 from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
-from .recovery import Recovery
+from .recovery import BlockRecovery
+from .repairs import Repairs
 from .result import Pruned, Report, Shares, SiteRecord
 from .search.plan import Job, Rankings, Search, SearchRecord, carry_out
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import solve_all
-from .stats import LossNeeds, Needs
+from .stats import LossNeeds, Needs, most
 from .surgery.cut import check_left, cut_unread, skip
 from .surgery.write import clear_rows, read_weight, write
 from .traits import model_bytes, parameters_of, predicts_next, weight_norms
@@ -58,6 +62,7 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+Leaving = Callable[[int, States], None]  # a block's depth, and the states at its entry
 _OTHER_SEED = 7919  # search text that the model writes itself must not be the calibration text
 
 
@@ -90,7 +95,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
         looks = math.fsum(found.spent for found in searches)
         cost = meter.cost(looks, sum(found.questions for found in searches), len(before) + len(after))
     matrices = counted(model, run.anatomy, dense)
-    notes = (*_notes(recipe, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks), *map(str, sanity),
+    notes = (*scarcity(recipe, chosen, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks), *map(str, sanity),
              *shortfall(records, matrices), *remarks(before, after, run.overlaps))
     report = Report(recipe, tuple(allocations), tuple(records), sparsity_of(matrices), (parameters, parameters_of(model)),
                     (size, model_bytes(model)), before, after, prompts, answers, answers_after, cost,
@@ -143,7 +148,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     for site in anatomy.sites("linear"):
         check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
     searching = any(stage.search for stage in recipe.stage)
-    deriving = [part for stage in recipe.stage for part in stage.loss_needs]
+    deriving = [part for stage in recipe.stage for part in stage.deriving]
     if (searching or deriving) and not predicts_next(model):
         what, how = ("search", "candidates are compared") if searching else (deriving[0], "sensitivity to the loss is measured")
         raise RecipeError(f"{what}: {how} by the next token that a model predicts, which this one does not do.")
@@ -163,11 +168,6 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     if journal:
         journal.begin(identity)
     return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed, seen), chosen
-
-
-def _notes(recipe: Recipe, tokens: Tensor) -> tuple[str, ...]:
-    few = 0 < len(tokens) < (asked := recipe.calibration.samples)
-    return (f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.",) if few else ()
 
 
 def _beyond(index: int, stage: Stage, sites: tuple[Site, ...], shares: Allocation) -> list[str]:
@@ -203,6 +203,7 @@ class _Run:
     seed: int
     overlaps: tuple[Overlap, ...]
     losses: dict[tuple[int, LossNeeds], Mapping[str, Any]] = field(default_factory=dict)  # by stage and what it wants to know
+    remarks: list[str] = field(default_factory=list)  # of recoveries
 
     def stages(self, recipe: Recipe, chosen: list[tuple[Site, ...]],
                meter: Meter) -> tuple[list[SiteRecord], list[Allocation], list[SearchRecord], list[str]]:
@@ -220,7 +221,7 @@ class _Run:
             records += self.carry_out(index, stage, sites, shares, rankings)
             beyond += _beyond(index, stage, sites, shares)
             meter.follow(self.model, self.anatomy)  # matrices that were cut are other modules
-        return records, allocations, searches, beyond
+        return records, allocations, searches, beyond + self.remarks
 
     def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, Rankings, SearchRecord | None]:
         """What the stage's allocator says, or what its search makes of that."""
@@ -266,19 +267,21 @@ class _Run:
                  first: Allocation) -> tuple[Allocation, Rankings, SearchRecord]:
         """Levels and trials wait beside the finished blocks, unless the search names a store for levels."""
         plan = {matrix: task.granularity for matrix, task in matrices_of(self.anatomy, sites, stage).items()}
-        solved = fingerprint(_identity(self.model, self.tokens), str(plain(stage.solver)), *map(str, plan.values()))
+        solved = fingerprint(_identity(self.model, self.tokens), str(plain(stage.solver)), *map(str, plan.values()),
+                             *(["weighted"] if stage.target.fisher else []))
         with ExitStack() as stack, self.clock("searching"):
             folder = self.journal.folder if self.journal else Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
             job = Job(self.model, self.anatomy, sites, plan, stage.solver, stage.budget,
                       resolved(stage.granularity, stage.solver), self.tokens,
                       self.texts[index], self.placement, folder / f"search-{index}", solved, self._known(index, stage, sites, "solver"),
-                      stage.recovery)
+                      stage.recovery, stage.target)
             return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
-    def _stream(self, plan: Mapping[LinearSite, Task], needs: Needs,
-                done: frozenset[int] = frozenset()) -> Iterator[list[View]]:
-        return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, self._batch, done)
+    def _stream(self, plan: Mapping[LinearSite, Task], needs: Needs, done: frozenset[int] = frozenset(), target: Target = Target(),
+                leaving: Leaving | None = None) -> Iterator[list[View]]:
+        batch, needs = (self._repairs.together, most(needs, "power")) if leaving else (self._batch, needs)
+        return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, batch, done, target, leaving)
 
     @property
     def _batch(self) -> int:
@@ -300,26 +303,31 @@ class _Run:
         done = self.journal.done(index) if self.journal else frozenset()
         records: list[SiteRecord] = []
         solved = 0
-        before = {name: value.detach().clone() for name, value in self._tensors(plan, plan).items()} if stage.recovery else {}
-        with self.clock("pruning"):
+        later = stage.recovery if not isinstance(stage.recovery, BlockRecovery) else None
+        before = {name: value.detach().clone() for name, value in changed(self.model, plan, plan).items()} if later else {}
+        finish = partial(self._finish, index, plan, records, done, isinstance(stage.recovery, BlockRecovery))
+        with self.clock("pruning"), ExitStack() as stack:
             known = self._known(index, stage, sites, "solver")
-            for views in self._stream(plan, stage.solver.needs, done):
+            leaving = self._repairs.in_turn(stage.recovery, {site.block for site in plan}, done, finish, stack) \
+                if isinstance(stage.recovery, BlockRecovery) else None
+            for views in self._stream(plan, stage.solver.needs, done, stage.target, leaving):
                 for view, record in self._group(index, stage, views, plan, allocation, known, done):
                     records.append(record)
                     solved += view.site.size
                     self.tell(Progress("pruning", solved, total, record))
-                self._finish(index, views[0].site.block, plan, records, done)
+                if leaving is None:
+                    finish(views[0].site.block)
                 del views, view  # statistics go before the next ones are made
-            if stage.recovery:
-                self._repair(stage.recovery, (), before)
+            if later:
+                self._repairs.afterwards(later, (), before)
             if stage.sites == ("channel",):
                 self.anatomy = cut_unread(self.model, self.anatomy, [site for site in sites if isinstance(site, ChannelSite)])
         return records
 
-    def _repair(self, recovery: Recovery, gone: Sequence[SublayerSite], before: Mapping[str, Tensor]) -> None:
-        with self.clock.apart("repairing"):
-            recovery.recover(self.model, self.anatomy, gone, before, self.tokens, self.placement, self._batch,
-                             lambda phase, done, total: self.tell(Progress(phase, done, total)))
+    @property
+    def _repairs(self) -> Repairs:
+        return Repairs(self.model, self.anatomy, self.tokens, self.placement, self._batch, self.clock,
+                       lambda phase, done, total: self.tell(Progress(phase, done, total)), self.remarks)
 
     def _skip(self, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
         """Repair what is kept, and leave branches out of the model."""
@@ -327,7 +335,7 @@ class _Run:
         check_left(self.anatomy, [site.name for site in gone])
         with self.clock("pruning"):
             if stage.recovery:
-                self._repair(stage.recovery, gone, {})
+                self._repairs.afterwards(stage.recovery, gone, {})
             self.anatomy = skip(self.model, self.anatomy, [site.name for site in gone])
         return [SiteRecord(site.name, allocation[site.name], float(site in gone), None, 0.0) for site in sites]
 
@@ -338,8 +346,9 @@ class _Run:
         if self.journal and block in done:
             yield from zip(views, self._recalled(self.journal, index, block, allocation), strict=True)
             return
-        problems = [LayerProblem(self._weight(view), view.stats, plan[view.site].granularity, allocation[plan[view.site].site.name],
-                                 view.site.name, known.get(view.site.name), plan[view.site].ranking) for view in views]
+        problems = [LayerProblem(stage.target.goal(self._weight(view), view.stats), view.stats, plan[view.site].granularity,
+                                 allocation[plan[view.site].site.name], view.site.name, known.get(view.site.name),
+                                 plan[view.site].ranking) for view in views]
         answers, left = solve_all(stage.solver, problems), list(zip(views, problems, strict=True))
         while left:
             start = time.perf_counter()
@@ -364,16 +373,19 @@ class _Run:
         self.model.load_state_dict(tensors, strict=False)
         return records
 
-    def _finish(self, index: int, block: int, plan: Mapping[LinearSite, Task], records: list[SiteRecord],
-              done: frozenset[int]) -> None:
-        """Once all sites of a block are solved, store it, and give back what memory it took."""
+    def _finish(self, index: int, plan: Mapping[LinearSite, Task], records: list[SiteRecord], done: frozenset[int], whole: bool,
+                block: int) -> None:
+        """Once all sites of a block are solved, store it, and give back what memory it took; `whole`, if all of it may have changed."""
         matrices = [site for site in plan if site.block == block]
         names = {plan[site].site.name for site in matrices}
         ours = [record for record in records if record.site in names]
-        if len(ours) < len(matrices):
+        if not ours or len(ours) < len(matrices):
             return
         if self.journal and block not in done:
-            self.journal.keep(self.identity, index, block, self._tensors(matrices, plan), ours)
+            name = self.anatomy.blocks[block].name
+            tensors = {f"{name}.{key}": value for key, value in self.model.get_submodule(name).named_parameters()} if whole else \
+                changed(self.model, plan, matrices)
+            self.journal.keep(self.identity, index, block, tensors, ours)
         release_memory()
 
     def _write(self, view: View, site: Site, solution: LayerSolution) -> None:
@@ -381,13 +393,3 @@ class _Run:
         if isinstance(site, ChannelSite):
             kept = solution.mask[0].view(site.count, site.width)[:, 0].cpu()
             clear_rows(self.model, site.producers, (~kept).nonzero().flatten())
-
-    def _tensors(self, matrices: Iterable[LinearSite], plan: Mapping[LinearSite, Task]) -> dict[str, Tensor]:
-        """The parameters that solving a block has changed."""
-        names = {matrix.name for matrix in matrices}
-        for matrix in matrices:
-            site = plan[matrix].site
-            if isinstance(site, ChannelSite):
-                names |= {producer.name for producer in site.producers}
-        return {f"{name}.{key}": value for name in sorted(names)
-                for key, value in self.model.get_submodule(name).named_parameters()}

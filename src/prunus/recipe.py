@@ -12,6 +12,7 @@ from .allocation import Allocator, Denominator
 from .allocation.uniform import Uniform
 from .budget import Budget
 from .calibration.sample import Calibration
+from .calibration.target import Target
 from .criteria import Criterion, loss_needs
 from .errors import RecipeError, UnknownName, nearest
 from .evaluation import Metric
@@ -19,6 +20,7 @@ from .evaluation.perplexity import Perplexity
 from .generations import PROMPTS
 from .granularity import NM, Columns, Granularity, Tile, Unstructured
 from .lookup import find, names
+from .quantisers import Quantiser
 from .recovery import Recovery
 from .search.plan import Search
 from .search.searchers import Searcher
@@ -45,7 +47,8 @@ class Stage:
     skip: tuple[str, ...] = ()  # glob patterns of site names to leave alone
     multiple: int = 1  # of the MLP channels that stay in a matrix, where channels go
     search: Search | None = None  # improves what the allocator says
-    recovery: Recovery | None = None  # repairs what is kept, where sublayers or channels go
+    recovery: Recovery | None = None  # repairs what is kept
+    target: Target = Target()  # what matrices are fitted to, and on which tokens
 
     def __post_init__(self) -> None:
         if len(self.sites) != 1:
@@ -62,13 +65,20 @@ class Stage:
     def needs(self) -> tuple[Needs, ...]:
         """What its parts want to know of the model's inputs; of branches, nothing is solved."""
         repairing: tuple[Needs, ...] = ("power",) if self.recovery else ()
-        return ("power",) if self.sites == ("sublayer",) else (self.solver.needs, self.allocation.needs, *repairing)
+        if self.sites == ("sublayer",):
+            return ("power",)
+        return self.solver.needs, self.allocation.needs, self.target.needs, *repairing
 
     @property
     def loss_needs(self) -> dict[str, LossNeeds]:
         """What its parts want to know of the loss, by part."""
         parts: dict[str, Any] = {"allocation": self.allocation} | ({} if self.sites == ("sublayer",) else {"solver": self.solver})
         return {part: needs for part, plugin in parts.items() if (needs := loss_needs(plugin))}
+
+    @property
+    def deriving(self) -> tuple[str, ...]:
+        """Its parts that look at the gradient of the loss."""
+        return *self.loss_needs, *(["target.fisher"] if self.target.fisher else [])
 
     @property
     def denominators(self) -> frozenset[Denominator]:
@@ -87,8 +97,6 @@ def _check_kind(stage: Stage, kind: Kind) -> None:
                           f"sites.{' Use influence or contiguous.' if kind == 'sublayer' else ''}")
     if stage.multiple < 1 or (stage.multiple > 1 and kind != "channel"):
         raise RecipeError(f"multiple = {stage.multiple}: expected at least 1, and more only where channels go.")
-    if stage.recovery and kind == "linear":
-        raise RecipeError("recovery repairs the loss of sublayers and channels; linear sites are repaired by their solver. Leave it out.")
 
 
 def _check_solved(stage: Stage) -> None:
@@ -131,6 +139,8 @@ def _check_masks(stage: Stage, search: Search) -> None:
 def _check_branches(stage: Stage) -> None:
     """Whether the search can do what is asked of branches."""
     search = stage.search
+    if stage.target != Target():
+        raise RecipeError("target: says what matrices are fitted to, and where sublayers go none is solved. Leave it out.")
     if search and search.levels:
         raise RecipeError("search.levels: sublayers are there or not; leave it out.")
     if search and getattr(search.strategy, "needs_errors", False):
@@ -165,7 +175,7 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether calibration text is read."""
-        return any(stage.loss_needs or any(need != "nothing" for need in stage.needs) for stage in self.stage)
+        return any(stage.deriving or any(need != "nothing" for need in stage.needs) for stage in self.stage)
 
     @property
     def drawn(self) -> bool:
@@ -195,7 +205,8 @@ class Recipe:
 # Plug-in types and the folders they are looked up in.
 _FOLDERS: dict[Any, str] = {Solver: "solvers", Criterion: "criteria", Allocator: "allocation", Metric: "evaluation",
                             Strategy: "search.strategies", Recovery: "recovery",
-                            ArchitectureSpace: "search.spaces", Searcher: "search.searchers", TrainingStrategy: "supernet"}
+                            ArchitectureSpace: "search.spaces", Searcher: "search.searchers", TrainingStrategy: "supernet",
+                            Quantiser: "quantisers"}
 _SHAPES: dict[str, type] = {"unstructured": Unstructured, "nm": NM, "tile": Tile, "columns": Columns}
 
 

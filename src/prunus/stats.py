@@ -107,7 +107,7 @@ class InputStats:
     """
 
     def __init__(self, width: int, needs: Needs = "gram", device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.float32, name: str = "inputs", readers: int = 1) -> None:
+                 dtype: torch.dtype = torch.float32, name: str = "inputs", readers: int = 1, asymmetric: bool = False) -> None:
         self.name = name
         self.readers = readers  # how many matrices read these inputs, and may share what is kept here
         self.tokens = 0
@@ -115,22 +115,47 @@ class InputStats:
         self._sum = torch.zeros(width, device=device, dtype=dtype)
         self._squares = torch.zeros(width, device=device, dtype=dtype)
         self._products = torch.zeros(width, width, device=device, dtype=dtype) if needs == "gram" else None
+        self._drifts = torch.zeros(width, width, device=device, dtype=dtype) if asymmetric else None  # sum (x_dense - x) x^T
         self._finished = False  # whether the products are E[x x^T] as a whole, or sums on and above the diagonal
         self._kept: dict[Hashable, Any] = {}
 
     @torch.no_grad()
-    def update(self, x: Float[Tensor, "*batch in"]) -> None:
-        """Add a batch of inputs; all leading dimensions are tokens."""
+    def update(self, x: Float[Tensor, "*batch in"], weights: Float[Tensor, "*tokens"] | None = None,
+               dense: Float[Tensor, "*others in"] | None = None) -> None:
+        """Add a batch of inputs; all leading dimensions are tokens.
+
+        `weights`, of which the mean over all tokens is to be 1, count them more or less; `dense` is what the dense model reads
+        there, of asymmetric moments. Raises CalibrationError when these are of other tokens.
+        """
         rows = x.reshape(-1, x.shape[-1]).to(self._sum)
+        if dense is not None and self._drifts is not None:
+            self._check_pair(len(rows), dense.numel() // dense.shape[-1])
+            moved = dense.reshape(rows.shape).to(rows) - rows
+            rows, moved = (self._weighted(values, weights) for values in (rows, moved))
+            self._drifts.addmm_(moved.T, rows)
+        else:
+            rows = self._weighted(rows, weights)
         self._reopen()
         self.tokens += len(rows)
-        self._sum += rows.sum(0)
+        self._sum += self._weighted(rows, weights).sum(0)
         if self._products is None:
             self._squares += rows.square().sum(0)
             return
         for start, stop in _panels(rows.shape[1]):
             self._products[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
         self._squares = self._products.diagonal().clone()
+
+    def _weighted(self, rows: Float[Tensor, "tokens in"], weights: Tensor | None) -> Float[Tensor, "tokens in"]:
+        """Times the roots, so that products are multiplied by the weights."""
+        if weights is None:
+            return rows
+        self._check_pair(len(rows), weights.numel())
+        return rows * weights.reshape(-1, 1).to(rows).sqrt()
+
+    def _check_pair(self, found: int, others: int) -> None:
+        if found != others:
+            raise CalibrationError(f"{self.name}: it reads {found} rows where {others} tokens pass, which cannot be told apart. "
+                                   "Leave asymmetry and fisher out of the stage's target.")
 
     def merge(self, other: "InputStats") -> None:
         """Add the moments of other tokens; the order does not matter beyond rounding."""
@@ -141,6 +166,8 @@ class InputStats:
         self._squares += other._squares.to(self._sum)
         if self._products is not None and other._products is not None:
             self._products += other._products.to(self._sum)
+        if self._drifts is not None and other._drifts is not None:
+            self._drifts += other._drifts.to(self._sum)
 
     @property
     def mean(self) -> Float[Tensor, "in"]:
@@ -169,6 +196,21 @@ class InputStats:
                 panel.copy_(panel.triu() + panel.triu(1).T)
             self._products.div_(max(self.tokens, 1))
         return self._products
+
+    def drift(self, damping: float) -> Float[Tensor, "in in"]:
+        """E[(x' - x) x^T] (G + damping)^-1, with x' what the dense model reads: the best guess of x' - x from x, shared.
+
+        Raises CalibrationError when it was not collected, or the damped Gram is not positive definite.
+        """
+        drifts = self._drifts
+        if drifts is None:
+            raise CalibrationError(f"{self.name}: nothing was collected of what the dense model reads.")
+
+        def guess() -> Tensor:
+            factor = self._inverse_cholesky(damping)  # not shared: it is as large, and not all solvers need one
+            return (drifts / max(self.tokens, 1)) @ factor.T @ factor
+
+        return self.shared(("drift", damping), guess)
 
     def energy(self, weight: Float[Tensor, "out in"]) -> float:
         """E ||W x||^2 = tr(W E[x x^T] W^T), from the panels on and above the diagonal of the Gram."""

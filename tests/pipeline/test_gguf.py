@@ -67,7 +67,7 @@ def test_llama_cpp_says_what_pytorch_says(case: str, family: str, tmp_path: Path
         assert max(abs(float(ours[place, other["id"]]) - other["logprob"]) for other in word["top_logprobs"]) < 1e-3
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [("F32", 32), ("F16", 16), ("Q8_0", 8.5)])
+@pytest.mark.parametrize(("dtype", "bits"), [("F32", 32), ("F16", 16), ("Q8_0", 8.5), ("Q5_0", 5.5), ("Q4_0", 4.5)])
 def test_a_file_is_as_large_as_its_weights(dtype: Any, bits: float, tmp_path: Path) -> None:
     model = tiny_model(**SHAPE)
     GGUF(dtype=dtype).save(Loaded(model, None, "tiny"), tmp_path / "model.gguf")
@@ -85,6 +85,41 @@ def test_transformers_reads_a_plain_file_back(tmp_path: Path) -> None:
         assert (again(input_ids=tokens).logits - model(input_ids=tokens).logits).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(("dtype", "steps"), [("Q8_0", 127), ("Q5_0", 16), ("Q4_0", 8)])
+def test_few_bits_are_read_back_within_a_step_and_zeros_exactly(dtype: Any, steps: int, tmp_path: Path) -> None:
+    """A step is the largest weight of 32 over the codes on one side; the largest of the other sign is half a step further."""
+    model = tiny_model(**SHAPE)
+    for layer in model.model.layers:
+        for projection in (layer.self_attn.v_proj, layer.mlp.down_proj):
+            projection.weight.data[:, ::2] = 0
+    GGUF(dtype=dtype).save(Loaded(model, tokenizer(), "tiny"), tmp_path / "model.gguf")
+    loaded = load(tmp_path / "model.gguf")
+    assert (loaded.stored, loaded.quantised) == (f"GGUF {dtype}", False)
+    again = loaded.model.state_dict()
+    for name, weight in model.state_dict().items():
+        if weight.dim() == 2:
+            blocks, theirs = (value.reshape(-1, 32) for value in (weight, again[name]))
+            step = blocks.abs().amax(1, keepdim=True) / steps
+            assert ((theirs - blocks).abs() <= 1.01 * step).all(), name
+            assert (theirs[blocks == 0] == 0).all(), name
+
+
+@pytest.mark.parametrize("dtype", ["Q8_0", "Q5_0", "Q4_0"])
+def test_llama_cpp_says_of_few_bits_what_pytorch_says_of_the_same_file(dtype: Any, tmp_path: Path) -> None:
+    """llama.cpp rounds activations to 8 bits there, so log-probabilities agree to a tenth in the mean; they are nearer to those of the file
+    as PyTorch reads it than to those of the model before."""
+    model = tiny_model(**SHAPE)
+    GGUF(dtype=dtype).save(Loaded(model, tokenizer(), "tiny"), tmp_path / "model.gguf")
+    said = continued(tmp_path / "model.gguf", PROMPT, 1, n_probs=WORDS, grammar="root ::= [a-zA-Z0-9]+")
+    with torch.no_grad():
+        ours = load(tmp_path / "model.gguf").model(input_ids=torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
+        other = model(input_ids=torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
+    gaps = [abs(float(values[word["id"]]) - word["logprob"]) for values in (ours, other) for word in said[0]["top_logprobs"]]
+    half = len(gaps) // 2
+    assert sum(gaps[:half]) / half < 0.1
+    assert dtype == "Q8_0" or sum(gaps[:half]) < sum(gaps[half:]) / 2  # 8 bits of a weight change less than 8 bits of an activation
+
+
 def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     GGUF(dtype="F32").save(Loaded(tiny_model(**SHAPE), tokenizer(), "tiny"), file)
@@ -98,6 +133,7 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     (lambda: tiny_model("mistral"), None, {}, "a sliding window"),
     (lambda: tiny_model(attention_bias=True), None, {}, "matrices have biases"),
     (lambda: tiny_model(intermediate_size=40), None, {"dtype": "Q8_0"}, "40 channels, expected a multiple of 32"),
+    (lambda: tiny_model(intermediate_size=40), None, {"dtype": "Q4_0"}, "Q4_0: the MLP of block 0 has 40 channels"),
     (tiny_model, tiny_tokenizer, {}, "not byte-level BPE, with merges, as llama.cpp knows it"),
 ])
 def test_what_it_cannot_say_is_refused_before_a_byte_is_written(model: Any, words: Any, settings: Any, reason: str, tmp_path: Path) -> None:

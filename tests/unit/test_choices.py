@@ -29,7 +29,7 @@ def test_the_field_s_layouts_are_read(tmp_path: Path) -> None:
     found = examples(written(tmp_path, ROWS))
     assert found == [Example("The sky is", ("blue", "sour"), 0), Example("Grass is", ("loud", "green", "late"), 1),
                      Example("Ice is", ("hot", "cold"), 1), Example("Two and two", ("five", "four"), 1)]
-    assert as_text(found, "a/examples.jsonl", "train").documents[1] == "Grass is loud green late"
+    assert as_text(found, "a/examples.jsonl", "train").documents[1] == "Grass is loud\nGrass is green\nGrass is late"
 
 
 @pytest.mark.parametrize("row", [

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from prunus.comparison import check_pair, difference_of, p_value, ranked
+from prunus.comparison import bare, check_pair, difference_of, p_value, ranked, stored_of
 from prunus.errors import ComparisonError
 from prunus.evaluation import Measurement
 from prunus.significance import mcnemar, sign_flips
@@ -95,3 +95,13 @@ def test_the_first_part_in_which_protocols_differ_is_named() -> None:
     assert difference_of("a, b, c", "a, b, c") is None
     assert difference_of("a, b, c", "a, x, y") == ("b", "x")
     assert difference_of("a, b", "a, b, c") == ("nothing", "c")
+
+
+def test_how_weights_are_stored_is_said_and_keeps_no_pair_apart() -> None:
+    few = PROTOCOL.replace("float32", "float32, weights stored as int4 in groups of 64 by gptq")
+    check_pair(Found((1.0, 2.0)), Found((1.0, 2.5), protocol=few))
+    check_pair(Found((1.0, 2.0), protocol=few), Found((1.0, 2.5), protocol=few.replace("int4", "int8")))
+    assert bare(few) == bare(PROTOCOL) == PROTOCOL
+    assert (stored_of(few), stored_of(PROTOCOL)) == ("int4 in groups of 64 by gptq", "")
+    with pytest.raises(ComparisonError, match=r"'float32' and 'bfloat16'"):
+        check_pair(Found((1.0, 2.0)), Found((1.0, 2.5), protocol=few.replace("float32", "bfloat16")))

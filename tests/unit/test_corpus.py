@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ import pytest
 import torch
 
 from prunus.calibration.corpus import Text, files_of, overlap, read, windows
+from prunus.calibration.sample import Calibration
+from prunus.criteria.wanda import Wanda
 from prunus.errors import CorpusError, MissingExtra
+from prunus.evaluation.perplexity import Perplexity
+from prunus.guards import SHARED, overlaps
+from prunus.recipe import Recipe, Stage
+from prunus.search.plan import Search
+from prunus.solvers.mask import Mask
 
 from ..tiny import tiny_tokenizer
 
@@ -148,15 +156,23 @@ def test_a_file_goes_before_a_folder_and_a_folder_before_the_hub(data: Path, mon
     assert read("here.txt").documents == ("a file",)
 
 
-def test_the_builtin_halves_are_english_and_share_no_line() -> None:
-    ours, theirs = read("builtin", "train"), read("builtin", "test")
-    assert overlap(ours, theirs) == overlap(theirs, ours) == 0
-    for half in (ours, theirs):
-        assert sum(map(len, half.documents)) > 100_000
-        assert " the " in half.documents[0]
-    assert read("builtin", "validation").documents == theirs.documents
+def test_the_builtin_parts_are_english_and_share_no_line() -> None:
+    parts = {split: read("builtin", split) for split in ("train", "validation", "test")}
+    for one, other in permutations(parts.values(), 2):
+        assert overlap(one, other) == 0
+    for part in parts.values():
+        assert sum(map(len, part.documents)) > 50_000
+        assert any(" the " in document for document in part.documents)
+    assert not set(parts["validation"].documents) & set(parts["test"].documents)
     with pytest.raises(CorpusError, match="split 'dev' is unknown"):
         read("builtin", "dev")
+
+
+def test_builtin_text_serves_calibration_search_and_report_at_once() -> None:
+    stage = Stage(solver=Mask(Wanda()), search=Search(text=Calibration("builtin", "validation")))
+    found = overlaps(Recipe((stage,), Calibration("builtin"), (Perplexity("builtin"),)), True)
+    assert len(found) == 3
+    assert max(item.share for item in found) < SHARED
 
 
 def test_a_digest_tells_texts_apart_also_where_documents_are_split_elsewhere() -> None:

@@ -68,3 +68,9 @@ def test_files_without_values_are_refused(tmp_path: Path, data: Any, words: str)
         read_known(write(tmp_path / "known.json", data))
     with pytest.raises(ComparisonError, match="cannot be read as JSON"):
         read_known(tmp_path / "none.json")
+
+
+def test_how_the_known_models_weights_were_stored_is_no_part_of_how_it_was_measured() -> None:
+    found, = checked([replace(MEASURED, protocol=PROTOCOL.replace("float32", "float32, weights stored as GGUF Q4_1"))],
+                     [Known(math.exp(2), PROTOCOL, "paper.json")])
+    assert not found.off

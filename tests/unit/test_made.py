@@ -8,6 +8,7 @@ import pytest
 
 from prunus.calibration.corpus import Text
 from prunus.comparing.made import made_of, seen_of
+from prunus.grams import Looked
 
 PLUMS = " ".join(f"plum{place}" for place in range(60))
 
@@ -20,9 +21,8 @@ def folder(path: Path, recipe: str = "", report: Any = None) -> str:
     return str(path)
 
 
-def report_texts() -> list[tuple[Text, Text]]:
-    text = Text("plums", "test", (PLUMS,), "documents joined by '\\n\\n'")
-    return [(text, text)]
+def report_texts() -> tuple[list[Text], Looked]:
+    return [Text("plums", "test", (PLUMS,), "documents joined by '\\n\\n'")], Looked()
 
 
 def test_seconds_tokens_and_joules_are_those_of_all_stages(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_calibration_and_search_text_are_looked_at(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text(PLUMS.replace("plum", "pear"))
     recipe = (f'[calibration]\ncorpus = "{tmp_path}/other.txt"\n[[stage]]\n[stage.search]\n'
               f'[stage.search.text]\ncorpus = "{tmp_path}/seen.txt"\n')
-    found, remarks = seen_of(folder(tmp_path / "one", recipe), report_texts())
+    found, remarks = seen_of(folder(tmp_path / "one", recipe), *report_texts())
     assert remarks == ()
     assert [(item.before.split(" ")[0], item.share) for item in found] == [("calibration", 0.0), ("search", 1.0)]
 
@@ -62,7 +62,7 @@ def test_a_calibration_text_that_was_not_read_does_not_count(tmp_path: Path) -> 
     (tmp_path / "seen.txt").write_text(PLUMS)
     recipe = f'[calibration]\ncorpus = "{tmp_path}/seen.txt"\n'
     for tokens, count in (({"pruning": 0.0, "dense": 5.0}, 0), ({"pruning": 8.0}, 1), (None, 1)):
-        found, _ = seen_of(folder(tmp_path / "one", recipe, {"cost": {"tokens": tokens}}), report_texts())
+        found, _ = seen_of(folder(tmp_path / "one", recipe, {"cost": {"tokens": tokens}}), *report_texts())
         assert len(found) == count
 
 
@@ -72,12 +72,12 @@ def test_a_calibration_text_that_was_not_read_does_not_count(tmp_path: Path) -> 
     ("calibration = 3\nstage = 4\n", "calibration text cannot be read here"),
 ])
 def test_what_cannot_be_read_is_a_remark(tmp_path: Path, recipe: str, remark: str) -> None:
-    found, (said,) = seen_of(folder(tmp_path / "one", recipe, []), report_texts())
+    found, (said,) = seen_of(folder(tmp_path / "one", recipe, []), *report_texts())
     assert found == ()
     assert remark in said
 
 
 def test_a_recipe_that_is_none_and_text_of_the_model_s_own_say_nothing(tmp_path: Path) -> None:
-    assert seen_of(folder(tmp_path / "one", "[[["), report_texts()) == ((), ())
-    assert seen_of(folder(tmp_path / "one", '[calibration]\ncorpus = "self"\n'), report_texts()) == ((), ())
-    assert seen_of("someone/model", report_texts()) == ((), ())
+    assert seen_of(folder(tmp_path / "one", "[[["), *report_texts()) == ((), ())
+    assert seen_of(folder(tmp_path / "one", '[calibration]\ncorpus = "self"\n'), *report_texts()) == ((), ())
+    assert seen_of("someone/model", *report_texts()) == ((), ())

@@ -10,6 +10,7 @@ from prunus.allocation.influence import Influence
 from prunus.allocation.owl import OWL
 from prunus.budget import Budget
 from prunus.calibration.sample import Calibration
+from prunus.calibration.target import Target
 from prunus.cli.options import named, recipe_of
 from prunus.criteria.ria import RIA
 from prunus.criteria.wanda import Wanda
@@ -67,6 +68,7 @@ def test_flags_that_were_not_given_are_none_and_mean_nothing() -> None:
     ({"solver": "wanda"}, Stage(solver=Mask(Wanda()))),
     ({"solver": "ria,power=0.25"}, Stage(solver=Mask(RIA(0.25)))),
     ({"solver": "mask,criterion=ria"}, Stage(solver=Mask(RIA()))),
+    ({"target": "asymmetry=0.5,fisher=true"}, Stage(target=Target(0.5, fisher=True))),
     ({"skip": ["*.down_proj", "*.0.*"]}, Stage(solver=ALPS(), skip=("*.down_proj", "*.0.*"))),
 ])
 def test_flags_about_the_stage(flags: dict[str, Any], expected: Stage) -> None:

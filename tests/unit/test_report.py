@@ -94,7 +94,7 @@ def test_the_card_and_the_data_have_rates_counts_and_the_whole_cost() -> None:
                  "| in all | 4.0 | 2,176 |",
                  "2 measurements; 30 questions of searches, worth 7.5 looks at their text; at most 300 MiB of memory; "
                  "at most 1,024 MiB of the GPU's; energy of the whole machine meanwhile: 1,234 J GPU; 3.0 MiB of weight files.",
-                 "| report text (news test) | calibration text (c4 train) | 5 of 1,000 | 0.50% |"):
+                 "| report text (news test) | calibration text (c4 train) | 5 of 1,000, of 13 words | 0.50% |"):
         assert fact in card, fact
     assert "energy: not readable here" in find("report", "markdown")().render(REPORT)
     data = strict(find("report", "json")().render(report))

@@ -62,8 +62,9 @@ def examples(corpus: str, split: str = "train") -> list[Example]:
 
 
 def as_text(found: Sequence[Example], corpus: str, split: str) -> Text:
-    """What a model could have read of them, to be compared with other texts."""
-    return Text(Path(corpus).name, split, tuple(f"{example.context} {' '.join(example.choices)}" for example in found), "one row each")
+    """What a model could have read of them, to be compared with other texts: every choice behind its context."""
+    said = ("\n".join(f"{example.context} {choice}" for choice in example.choices) for example in found)
+    return Text(Path(corpus).name, split, tuple(said), "one row each")
 
 
 def encoded(found: Sequence[Example], tokenizer: Any, count: int, length: int, seed: int, bos: bool) -> Choices:

@@ -19,9 +19,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import CorpusError, MissingExtra, nearest
+from ..grams import WORDS, run_of
 from ..hub import reachable
 
-__all__ = ["HUB", "Text", "check_apart", "files_of", "has_split", "located", "overlap", "read", "rows_of", "windows"]
+__all__ = ["HUB", "QUESTIONS", "Text", "check_apart", "files_of", "has_split", "located", "overlap", "read", "rows_of", "windows"]
 
 HUB = {  # name: (hub id, configuration, column)
     "c4": ("allenai/c4", "en", "text"),
@@ -34,6 +35,7 @@ _FILES = {  # split: how the names of its files begin or what they contain, in t
     "test": ("test",),
 }
 _ENDINGS = (".jsonl.gz", ".jsonl", ".txt.gz", ".txt", ".raw.gz", ".raw", ".md")
+QUESTIONS = "questions with their right answers"  # what the documents of a task are
 _JOINED = "documents joined by '\\n\\n'"
 _JOIN = {"wikitext2": "\n\n", "ptb": " "}  # rows of these corpora are lines of one text (GPTQ's protocol)
 
@@ -51,6 +53,15 @@ class Text:
     def digest(self) -> str:
         """A hash of the content."""
         return hashlib.sha256("\x00".join(self.documents).encode()).hexdigest()[:16]
+
+    @property
+    def run(self) -> int:
+        """How many words make a run by which it is found in another text: 13, or of questions as many as most of them have."""
+        return run_of(self.documents) if self.joined == QUESTIONS else WORDS
+
+    def called(self, role: str) -> str:
+        """What it is called beside others: "calibration text (c4 train)", "report questions (piqa validation)"."""
+        return f"{role} {'questions' if self.joined == QUESTIONS else 'text'} ({self.name} {self.split})"
 
     def beginning(self, characters: int) -> "Text":
         """The same text as far as so many characters go, in whole documents but the last."""
@@ -195,18 +206,22 @@ def _field(line: str, file: Path, number: int) -> str:
 
 
 def _builtin(split: str) -> Text:
-    """Python's own language reference: every other topic calibrates, the rest is for reports; no line in both."""
+    """Python's own language reference: every other topic calibrates; of the rest two thirds are for reports, and the last third is for
+    searches and choices. No line is in two of them."""
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     names = sorted(topics)
-    ours = tuple(topics[name] for name in names[::2])
-    if split == "train":
-        return Text("builtin", split, ours, _JOINED)
-    if split not in ("validation", "test"):
+    cut = 2 * len(names[1::2]) // 3
+    chosen = {"train": names[::2], "test": names[1::2][:cut], "validation": names[1::2][cut:]}  # each without what those before it have
+    if split not in chosen:
         raise CorpusError(f"corpus 'builtin': split '{split}' is unknown. Known: train, validation, test.")
-    known = set(_lines(ours))
-    theirs = tuple("\n\n".join(paragraph for paragraph in topics[name].split("\n\n") if known.isdisjoint(_lines([paragraph])))
-                   for name in names[1::2])
-    return Text("builtin", split, theirs, _JOINED)
+    known: set[str] = set()
+    for part, wanted in chosen.items():
+        found = tuple("\n\n".join(paragraph for paragraph in topics[name].split("\n\n") if known.isdisjoint(_lines([paragraph])))
+                      for name in wanted)
+        if part == split:
+            break
+        known |= set(_lines(found))
+    return Text("builtin", split, found, _JOINED)
 
 
 def _download(corpus: str, split: str) -> list[str]:

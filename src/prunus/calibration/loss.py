@@ -17,7 +17,9 @@ from ..stats import ChannelLoss, ChannelSum, LossNeeds, LossStats, finite
 from ..traits import module_layout
 from .blocks import evaluating, frozen
 
-__all__ = ["channel_loss", "known_loss", "loss_stats"]
+__all__ = ["channel_loss", "known_loss", "loss_stats", "token_weights"]
+
+_EXTREME = 10.0  # times the mean: no token counts for more
 
 
 def loss_stats(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Int[Tensor, "samples length"],
@@ -62,6 +64,51 @@ def channel_loss(model: Any, anatomy: Anatomy, sites: Sequence[ChannelSite | Sub
         _check(site.name, all(map(finite, values.values())))
         found[site.name] = ChannelLoss(**values)
     return found
+
+
+@torch.no_grad()
+def token_weights(model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"],
+                  batch: int = 4) -> Float[Tensor, "blocks samples length"]:
+    """By block, how much the loss depends on what it gives of every token: the squared norm of the gradient there, that is the trace
+    of the token's empirical Fisher information, at most `_EXTREME` times the mean, and scaled to the mean 1.
+
+    One backward pass per sequence, `batch` of them together; the model computes where it is, and its weights are only read.
+    Raises CalibrationError when a gradient is not finite.
+    """
+    device = next(model.parameters()).device
+    found = torch.zeros(len(anatomy.blocks), *tokens.shape)
+    with evaluating(model), frozen(model), ExitStack() as stack:
+        slopes: dict[int, Tensor] = {}
+        stack.callback(model.get_input_embeddings().register_forward_hook(_begin).remove)
+        for depth, block in enumerate(anatomy.blocks):
+            stack.callback(model.get_submodule(block.name).register_forward_hook(_slope_into(slopes, depth)).remove)
+        for start in range(0, len(tokens), batch):
+            rows = slice(start, start + batch)
+            with torch.enable_grad():
+                _loss(model, tokens[rows].to(device)).backward()
+            for depth, squares in slopes.items():
+                found[depth, rows] = squares.view(-1, tokens.shape[1]).cpu()
+    for block, weights in zip(anatomy.blocks, found, strict=True):
+        _check(block.name, finite(weights))
+        weights.div_(weights.mean().clamp_min(1e-30)).clamp_(max=_EXTREME)
+        weights.div_(weights.mean())
+    return found
+
+
+def _begin(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.requires_grad_()  # nothing before it does, so that this is where the graph begins
+
+
+def _slope_into(slopes: dict[int, Tensor], depth: int) -> Any:
+    """A hook on a block: the squared norm of the loss's gradient at what it gives, by token."""
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        value: Tensor = output[0] if isinstance(output, tuple) else output
+
+        def back(gradient: Tensor) -> None:
+            slopes[depth] = gradient.float().square().sum(-1)
+
+        value.register_hook(back)
+    return hook
 
 
 def _joined(site: ChannelSite | SublayerSite, parts: list[Tensor]) -> Tensor:
@@ -112,11 +159,8 @@ class _Watched:
 def _slopes(model: Any, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Tensor) -> dict[str, LossStats]:
     watched = {name: _Watched() for name in [*(site.name for site in sites), *(block.name for block in anatomy.blocks)]}
 
-    def begin(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return output.requires_grad_()  # nothing before it does, so that this is where the graph begins
-
     with ExitStack() as stack:
-        stack.callback(model.get_input_embeddings().register_forward_hook(begin).remove)
+        stack.callback(model.get_input_embeddings().register_forward_hook(_begin).remove)
         for name, sums in watched.items():
             stack.callback(model.get_submodule(name).register_forward_hook(sums.hook).remove)
         for row in tokens:

@@ -59,7 +59,7 @@ class Placement:
         with tempfile.TemporaryDirectory(prefix="prunus-activations-") as folder:
             size = torch.Size(shape).numel()
             file = str(Path(folder) / "hidden.bin")
-            yield torch.from_file(file, shared=True, size=size, dtype=dtype).view(shape)
+            yield torch.from_file(file, shared=True, size=max(1, size), dtype=dtype)[:size].view(shape)
 
     @contextmanager
     def visiting(self, block: nn.Module) -> Iterator[None]:

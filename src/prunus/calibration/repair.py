@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, RecipeError
+from ..least_squares import fit_support
 from ..silence import silenced
 from ..sites import Anatomy, Block, SublayerSite
 from ..stats import InputStats
@@ -19,6 +20,8 @@ from .pair import Place
 from .placement import Placement
 
 __all__ = ["LeastSquares"]
+
+_STEPS, _ENOUGH = 100, 1e-4  # of conjugate gradients, where every row has kept weights of its own; and what is left of the residual
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,24 @@ class LeastSquares:
         layout = module_layout(output, output.weight)
         if not layout.any():
             return  # all its channels have gone
-        change = self._map(stats, lacking) if self.form == "matrix" else self._scaled(layout.to(lacking), stats, lacking)
         kept = layout != 0
-        layout += (change * kept).to(layout)
+        change = self._map(stats, lacking, kept) if self.form == "matrix" else self._scaled(layout.to(lacking), stats, lacking)
+        layout += change.to(layout)
         if output.bias is not None:
             output.bias += (mean - change @ stats.mean).to(output.bias)
 
-    def _map(self, stats: InputStats, lacking: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        factor, failed = torch.linalg.cholesky_ex(stats.damped(self.damping).double())
+    def _map(self, stats: InputStats, lacking: Float[Tensor, "out in"], kept: Bool[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """The best of those that are 0 where nothing is kept: nearest, in the Gram's norm, to the best of all."""
+        gram = stats.damped(self.damping).double()
+        factor, failed = torch.linalg.cholesky_ex(gram)
         if int(failed):
             raise CalibrationError(f"{stats.name}: Gram matrix not positive definite after damping {self.damping}. Raise `damping` or "
                                    "calibrate with more tokens.")
-        return torch.cholesky_solve(lacking.double().T, factor).T.to(lacking)
+        best = torch.cholesky_solve(lacking.double().T, factor).T
+        rows = kept.any(1)  # the others have gone, and with them nothing is to be made up
+        change = torch.zeros_like(best)
+        change[rows] = best[rows] if bool(kept[rows].all()) else fit_support(best[rows], kept[rows], gram, steps=_STEPS, tolerance=_ENOUGH)
+        return change.to(lacking)
 
     def _scaled(self, weight: Tensor, stats: InputStats, lacking: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """Of every row w: w times E[g_i w a] / (1 + d) E[(w a)^2]."""

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import RawIOBase
 from typing import Any, cast
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from ..stats import InputStats
 from .blocks import Enough, States, replaced
 
-__all__ = ["Outputs", "Replay"]
+__all__ = ["AtOnce", "Outputs", "Replay"]
 
 
 @dataclass
@@ -29,9 +28,16 @@ class Replay:
 
     states: States
     outputs: "Outputs"
-    pending: dict[str, InputStats] = field(default_factory=dict)  # by site
-    reached: str | None = None  # the site at which the last pass ended
+    pending: set[str] = field(default_factory=set)  # sites
+    caught: dict[str, Tensor] = field(default_factory=dict)  # by site at which the last pass ended: what it reads
     within: list[str] = field(default_factory=list)  # the modules that are computing, the innermost last
+
+    def seen(self, block: nn.Module, depth: int, rows: slice) -> dict[str, Tensor]:
+        """What the first pending matrix reads of some sequences; nothing where a pass comes to none."""
+        self.caught = {}
+        with suppress(Enough):
+            self.states.run(block, depth, rows)
+        return self.caught
 
     @contextmanager
     def inside(self, block: nn.Module, name: str, sites: list[str]) -> Iterator[None]:
@@ -67,11 +73,40 @@ class Replay:
     def _forward(self, name: str, real: Any) -> Any:
         def forward(*positional: Any, **keywords: Any) -> Any:
             if name in self.pending:
-                self.pending[name].update(positional[0])
-                self.reached = name
+                self.caught[name] = positional[0]
                 raise Enough
             return self.kept(name, lambda: real(*positional, **keywords))
         return forward
+
+
+@dataclass
+class AtOnce:
+    """Passes through one block as a whole, in which the inputs of all pending matrices are seen."""
+
+    states: States
+    pending: set[str] = field(default_factory=set)  # sites
+    caught: dict[str, Tensor] = field(default_factory=dict)  # by site
+
+    def seen(self, block: nn.Module, depth: int, rows: slice) -> dict[str, Tensor]:
+        """What every pending matrix reads of some sequences."""
+        self.caught = {}
+        self.states.run(block, depth, rows)
+        return self.caught
+
+    @contextmanager
+    def inside(self, block: nn.Module, name: str, sites: list[str]) -> Iterator[None]:
+        """The block at path `name`, of which `sites` are matrices."""
+        with ExitStack() as stack:
+            for site in sites:
+                module = block.get_submodule(site.removeprefix(name + "."))
+                stack.callback(module.register_forward_pre_hook(self._hook(site)).remove)
+            yield
+
+    def _hook(self, site: str) -> Any:
+        def hook(module: nn.Module, positional: tuple[Tensor, ...]) -> None:
+            if site in self.pending:
+                self.caught[site] = positional[0]
+        return hook
 
 
 class _Attention(TorchFunctionMode):

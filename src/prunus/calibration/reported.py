@@ -31,7 +31,7 @@ def beginning_of(text: Text, tokens: int) -> Text:
 
 
 def windows_of(text: Text, tokenizer: Any, model: Any, length: int, tokens: int, bos: bool | None,
-               where: str) -> tuple[Int[Tensor, "windows length"], str]:
+               where: str, stored: str = "") -> tuple[Int[Tensor, "windows length"], str]:
     """The first windows of `length` tokens that do not overlap, `tokens` in all (0: of the whole text), and what a protocol says of
     them. Raises RecipeError when the model cannot read them, CorpusError when the text is too short."""
     check_length(model, length, f"{where}.length")
@@ -41,4 +41,4 @@ def windows_of(text: Text, tokenizer: Any, model: Any, length: int, tokens: int,
     start = "BOS in every window" if begun else "no BOS"
     cut = f"first {table.numel()} tokens" if tokens else "full stride"
     return table, (f"text sha256 {text.digest}, {text.joined}, {cut}, {len(table)} windows of {length}, stride {length}, {start}, "
-                   f"{how_read(model, tokenizer)}")
+                   f"{how_read(model, tokenizer, stored)}")

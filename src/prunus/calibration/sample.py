@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from ..comparison import STORED
 from ..errors import CorpusError, RecipeError
 from ..traits import predicts_next
 from .corpus import Text, read, windows
@@ -74,11 +75,12 @@ def check_tokenizer(tokenizer: Any, where: str) -> None:
         raise RecipeError(f"{where}: text needs a tokenizer, and this model comes with none that transformers can read.")
 
 
-def how_read(model: Any, tokenizer: Any) -> str:
-    """The dtype of the model and what its tokenizer knows, for a protocol."""
+def how_read(model: Any, tokenizer: Any, stored: str = "") -> str:
+    """The dtype of the model, how its weights were stored before it was loaded, and what its tokenizer knows, for a protocol."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     vocabulary = hashlib.sha256(repr(words).encode()).hexdigest()[:8]
-    return f"{str(model.dtype).removeprefix('torch.')}, tokenizer of {len(words)} words {vocabulary}"
+    weights = f", {STORED}{stored}" if stored else ""
+    return f"{str(model.dtype).removeprefix('torch.')}{weights}, tokenizer of {len(words)} words {vocabulary}"
 
 
 @torch.no_grad()

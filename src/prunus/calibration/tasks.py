@@ -184,8 +184,8 @@ class Encoded:
         return {**on_device, "use_cache": False} if self.caches else on_device
 
 
-def encoded(read: Labelled, split: Split, model: Any, tokenizer: Any) -> Encoded:
-    """A split for a model with a head of the task's labels, in the order that the model has them.
+def encoded(read: Labelled, split: Split, model: Any, tokenizer: Any, stored: str = "") -> Encoded:
+    """A split for a model with a head of the task's labels, in the order that the model has them; `stored` is as in Loaded.
 
     Raises RecipeError when the model has no such head, or takes fewer tokens than the task's length.
     """
@@ -204,7 +204,7 @@ def encoded(read: Labelled, split: Split, model: Any, tokenizer: Any) -> Encoded
         [order.index(str(label)) for label in examples.labels])
     own = model.config.pad_token_id  # by which some models find the end of a sequence
     protocol = (f"text sha256 {examples.digest}, {len(examples)} examples{_subset(task)}, {' + '.join(read.columns[:-1])}, "
-                f"at most {task.length} tokens, {how_read(model, tokenizer)}")
+                f"at most {task.length} tokens, {how_read(model, tokenizer, stored)}")
     return Encoded(tokens, tuple(map(tuple, given["token_type_ids"])) if typed else (), targets, "use_cache" in takes,
                    padding_of(tokenizer) if own is None else own, len(read.labels), read.metric, f"{examples.name} {split}, {protocol}")
 

@@ -4,20 +4,40 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import RecipeError
+from ..errors import CalibrationError, RecipeError
 from ..sites import Anatomy
 from .placement import Placement
 from .repair import LeastSquares
 
-__all__ = ["check_sequences", "precise", "train_kept", "two_groups"]
+__all__ = ["Taught", "check_sequences", "precise", "train_kept", "two_groups"]
 
 _HELD_OUT = 8  # of so many groups of sequences one is not trained on
+_PATIENCE = 2  # epochs in a row that may be worse on those than the one before
+_DIVERGED = 2.0  # times the error that there was before
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What training came to, on the sequences that were not trained on."""
+
+    before: float  # the error, per group of sequences
+    after: float  # of the weights that stay; at most `before`
+    worst: float  # at the end of an epoch; not finite where training was broken off
+
+    def remarks(self, name: str) -> tuple[str, ...]:
+        """Of the training of `name`, what a report has to say: nothing of one that went well."""
+        if self.worst <= _DIVERGED * self.before:
+            return ()
+        kept = "those before it" if self.after >= self.before else "the best it had"
+        return (f"{name}: training diverged, to a held-out error of {self.worst:.3g} from {self.before:.3g}; its weights are {kept}, "
+                f"with {self.after:.3g}. Lower the rate.",)
 
 
 def check_sequences(name: str, first: bool, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
@@ -47,48 +67,77 @@ def _parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:
 
 @torch.no_grad()
 def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callable[[slice], Float[Tensor, ""]], *, epochs: int, rate: float,
-               rng: random.Random, warmup: float = 0.0, told: Callable[[int, int], None] = lambda done, steps: None) -> None:
-    """Adam, a group of sequences a step; its rate grows in a share `warmup` of the steps, and falls by a cosine. What is 0 stays 0.
+               rng: random.Random, warmup: float = 0.0, told: Callable[[int, int], None] = lambda done, steps: None) -> Taught:
+    """Adam, a group of sequences a step; its rate grows in a share `warmup` of the steps, and falls by a cosine. What is 0 stays 0,
+    which is looked at after every step; where everything is 0 there is nothing to do.
 
     After every epoch the loss is added up over the groups that are not trained on; what had the least of it stays in the end, and that
-    may be what there was before.
+    may be what there was before. Two epochs in a row that bring nothing end the training, and so does a loss that is no number.
     """
     shown, apart = _parted(groups)
-    kept = [parameter != 0 for parameter in trained]
-    optimizer = torch.optim.Adam(trained, lr=rate, fused=True)
-    best, before = sum(float(loss(rows)) for rows in apart), [parameter.clone() for parameter in trained]
-    steps, done = epochs * len(shown), 0
+    trained = [parameter for parameter in trained if bool(parameter.any())]
+
+    def held_out() -> float:
+        return sum(float(loss(rows)) for rows in apart) / len(apart)
+
+    first = least = worst = held_out()
+    if not trained:
+        return Taught(first, first, first)
+    steps, best = _Steps(trained, rate, warmup, epochs * len(shown)), [parameter.clone() for parameter in trained]
+    idle, last = 0, math.inf  # a high rate may begin with worse weights than there were
     for _ in range(epochs):
         rng.shuffle(shown)
-        for rows in shown:
-            grown = min(1.0, (done + 1) / (warmup * steps)) if warmup else 1.0
-            optimizer.param_groups[0]["lr"] = rate * grown * (1 + math.cos(math.pi * done / steps)) / 2
-            with torch.enable_grad():
-                loss(rows).backward()
-            for parameter, mask in zip(trained, kept, strict=True):
-                if parameter.grad is not None:
-                    parameter.grad *= mask
-            optimizer.step()
-            optimizer.zero_grad()
-            done += 1
-            told(done, steps)
-        found = sum(float(loss(rows)) for rows in apart)
-        if found < best:  # not where it is no number
-            best, before = found, [parameter.clone() for parameter in trained]
-    for parameter, value, mask in zip(trained, before, kept, strict=True):
-        parameter.copy_(value * mask)
+        finite = all(steps.take(loss, rows, told) for rows in shown)
+        found = held_out() if finite else math.nan
+        worst = max(worst, found) if finite else found
+        idle = 0 if found < last else idle + 1
+        last = found
+        if found < least:  # not where it is no number
+            least, best = found, [parameter.clone() for parameter in trained]
+        if idle == _PATIENCE or not math.isfinite(found):
+            break
+    told(steps.total, steps.total)
+    for parameter, value in zip(trained, best, strict=True):
+        parameter.copy_(value)
+    return Taught(first, least, worst)
+
+
+class _Steps:
+    """Adam on weights of which the zeros stay."""
+
+    def __init__(self, trained: Sequence[Tensor], rate: float, warmup: float, total: int) -> None:
+        self._trained, self._rate, self._warmup, self.total, self._done = trained, rate, warmup, total, 0
+        self._gone = [parameter == 0 for parameter in trained]
+        self._optimizer = torch.optim.Adam(trained, lr=rate, fused=True)
+
+    def take(self, loss: Callable[[slice], Float[Tensor, ""]], rows: slice, told: Callable[[int, int], None]) -> bool:
+        """One step; whether its loss was a number."""
+        grown = min(1.0, (self._done + 1) / (self._warmup * self.total)) if self._warmup else 1.0
+        self._optimizer.param_groups[0]["lr"] = self._rate * grown * (1 + math.cos(math.pi * self._done / self.total)) / 2
+        with torch.enable_grad():
+            found = loss(rows)
+            found.backward()
+        for parameter, gone in zip(self._trained, self._gone, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(gone, 0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if any(bool(torch.logical_and(parameter, gone).any()) for parameter, gone in zip(self._trained, self._gone, strict=True)):
+            raise CalibrationError("training changed weights that are pruned. This is an error of prunus; please report it.")
+        self._done += 1
+        told(self._done, self.total)
+        return math.isfinite(float(found.detach()))
 
 
 @contextmanager
-def precise(module: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """A block's parameters, in float32 and asking for their gradient; afterwards as they were."""
-    trained = list(module.parameters())
+def precise(trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Parameters in float32 that ask for their gradient; afterwards as they were."""
     dtypes = [parameter.dtype for parameter in trained]
     for parameter in trained:
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     try:
-        yield trained
+        yield
     finally:
         for parameter, dtype in zip(trained, dtypes, strict=True):
             parameter.grad = None

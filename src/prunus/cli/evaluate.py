@@ -8,6 +8,7 @@ from . import options as o
 from .running import check_head
 
 if TYPE_CHECKING:
+    from ..calibration.corpus import Text
     from ..calibration.tasks import Labelled
     from ..evaluation import Measurement
     from ..loading import Loaded
@@ -63,14 +64,14 @@ def evaluate(
 
         several([*([dense] if dense else []), model], said, loading, json, quiet)
         return
-    measure, labels = _on_task(task, split) if task else _on_text(
+    measure, labels, texts = _on_task(task, split) if task else _on_text(
         {name: said[name] for name in ("corpus", "length", "tokens", "split") if name in said})
     rows = []
     for source in [model, *([dense] if dense else [])]:
         loaded = load(source, labels=labels, **loading)
         rows.append((source, measure(loaded)))
         del loaded
-    _print(rows, json)
+    _print(rows, texts, json)
 
 
 def _checked(said: dict[str, Any]) -> dict[str, Any]:
@@ -93,22 +94,22 @@ def _checked(said: dict[str, Any]) -> dict[str, Any]:
     return said
 
 
-def _on_text(settings: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
-    """What measures perplexity, once it is known that the text is there."""
+def _on_text(settings: dict[str, Any]) -> tuple[Any, tuple[str, ...], "list[Text]"]:
+    """What measures perplexity, no labels, and the text, once it is known to be there."""
     from ..evaluation import Context
     from ..evaluation.perplexity import Perplexity
 
     metric = Perplexity(**settings)
-    metric.text()
+    text = metric.beginning()
 
     def measure(loaded: "Loaded") -> "Measurement":
-        return metric.measure(loaded.model, Context(loaded.tokenizer))
+        return metric.measure(loaded.model, Context(loaded.tokenizer, stored=loaded.stored))
 
-    return measure, ()
+    return measure, (), [text]
 
 
-def _on_task(task: str, split: str | None) -> tuple[Any, tuple[str, ...]]:
-    """What scores a model on a split of a task, and the labels of the task. Raises RecipeError."""
+def _on_task(task: str, split: str | None) -> tuple[Any, tuple[str, ...], "list[Text]"]:
+    """What scores a model on a split of a task, and the labels of the task; no text is compared. Raises RecipeError."""
     from ..calibration.tasks import Split, Task, encoded
     from ..predictions import score
     from ..recipe import build
@@ -118,23 +119,29 @@ def _on_task(task: str, split: str | None) -> tuple[Any, tuple[str, ...]]:
 
     def measure(loaded: "Loaded") -> "Score":
         check_head(loaded, read)
-        return score(loaded.model, encoded(read, part, loaded.model, loaded.tokenizer))
+        return score(loaded.model, encoded(read, part, loaded.model, loaded.tokenizer, loaded.stored))
 
-    return measure, read.labels
+    return measure, read.labels, []
 
 
-def _print(rows: list[tuple[str, Any]], as_json: bool) -> None:
+def _print(rows: list[tuple[str, Any]], texts: "list[Text]", as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from ..guards import flags
+    from ..comparison import bare
     from ..report.json import standard
     from ..scores import Score
+    from .evaluating import flagged, stored
 
-    if as_json:
-        typer.echo(json.dumps(standard([{"model": source, **asdict(item), "interval": item.interval} for source, item in rows]), indent=2))
-        return
     on_task = isinstance(rows[0][1], Score)
+    numbers = ([rows[1][1]], [rows[0][1]]) if len(rows) == 2 and not on_task else ([], [])
+    flags, remarks = flagged(rows[0][0], texts, *numbers)
+    if as_json:
+        typer.echo(json.dumps(standard([{"model": source, **asdict(item), "interval": item.interval, "flags": () if place else flags}
+                                        for place, (source, item) in enumerate(rows)]), indent=2))
+        return
+    for line in flags:
+        typer.secho(line, bold=True)
     for source, item in rows:
         low, high = item.interval
         typer.echo(f"{source}: {f'{item.metric} ' if on_task else ''}{item.value:.4f} [{low:.4f}, {high:.4f}]")
@@ -142,6 +149,8 @@ def _print(rows: list[tuple[str, Any]], as_json: bool) -> None:
         (_, pruned), (_, dense) = rows
         value, (low, high) = pruned.above(dense) if on_task else pruned.over(dense)
         typer.echo(f"{'difference' if on_task else 'ratio'}: {value:.4f} [{low:.4f}, {high:.4f}] (paired)")
-        for line in () if on_task else flags([dense], [pruned], ()):
-            typer.secho(line, bold=True)
-    typer.echo(f"In brackets: 95 % bootstrap interval over {'examples' if on_task else 'windows'}.\nProtocol: {rows[0][1].protocol}.")
+    for line in remarks:
+        typer.echo(f"Note: {line}")
+    typer.echo(f"In brackets: 95 % bootstrap interval over {'examples' if on_task else 'windows'}.")
+    for line in (f"Protocol: {bare(rows[0][1].protocol)}.", *stored((source, item.protocol) for source, item in rows)):
+        typer.echo(line)

@@ -8,9 +8,12 @@ from . import options as o
 from .progress import Screen, compared
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ..calibration.corpus import Text
     from ..evaluation import Measurement
 
-__all__ = ["several"]
+__all__ = ["flagged", "several", "stored"]
 
 _ANSWER = 128  # tokens of an answer that is shown, at most
 
@@ -19,10 +22,9 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
     """Measure every model by the flags of `prunus evaluate`, and print a table or JSON."""
     from ..evaluation import Context
     from ..generations import generate, prompts_of
-    from ..guards import flags
     from ..loading import load
 
-    metrics = _metrics(said)
+    metrics, texts = _metrics(said)
     dense: dict[str, Any] | None = {} if len(sources) == 2 else None
     prompts = prompts_of(tuple(f"@{name}" for name in o.words(said.get("prompts", ""))))
     found: list[list[Measurement]] = []
@@ -31,55 +33,73 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
         for source in sources:
             screen.say(f"Measuring {source}")
             loaded = load(source, **loading)
-            context, numbers = Context(loaded.tokenizer, watch=screen.working, dense=dense), []
+            context, numbers = Context(loaded.tokenizer, watch=screen.working, dense=dense, stored=loaded.stored), []
             for metric in metrics:
                 numbers += metric.measure(loaded.model, context)
             found.append(numbers)
             answers.append(generate(loaded.model, loaded.tokenizer, prompts, _ANSWER))
             del loaded
+    lines, remarks = flagged(sources[-1], texts, *(found if len(found) == 2 else ([], [])))
     if as_json:
-        _as_json(sources, found, prompts, answers)
+        _as_json(sources, found, prompts, answers, lines)
         return
-    if len(found) == 2:
-        for line in flags(found[0], found[1], ()):
-            typer.secho(line, bold=True)
+    for line in lines:
+        typer.secho(line, bold=True)
     if found[0]:
         _table(sources, found)
     for prompt, *given in zip(prompts, *answers, strict=bool(answers[0])):
         typer.echo(f"\n{prompt}")
         for source, answer in zip(sources, given, strict=True):
             typer.echo(f"  {source}: {' '.join(answer.split()) or '(nothing)'}")
+    for line in remarks:
+        typer.echo(f"Note: {line}")
 
 
-def _metrics(said: dict[str, Any]) -> list[Any]:
-    """What is measured; texts and tasks are looked for before a model is loaded."""
+def flagged(source: str, texts: "Sequence[Text]", dense: "Sequence[Measurement]",
+            model: "Sequence[Measurement]") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Why the numbers of a model may not be what they look like: what its folder says that it has seen of these texts, and where it is
+    better than the dense one; and remarks."""
+    from ..comparing.made import seen_of
+    from ..grams import Looked
+    from ..guards import flags
+
+    found, remarks = seen_of(source, texts, Looked())
+    return flags(dense, model, found), remarks
+
+
+def _metrics(said: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """What is measured, and on which texts and questions, which are looked for before a model is loaded."""
+    from ..calibration.reported import beginning_of
     from ..evaluation.fidelity import Fidelity
     from ..evaluation.tasks import Tasks
     from ..recipe import build
     from ..sandbox import Execute
 
     metrics: list[Any] = []
+    texts: list[Any] = []
     if "corpora" in said:
         text = Fidelity(o.words(said["corpora"]), **{name: said[name] for name in ("split", "length", "tokens") if name in said})
-        text.texts()
+        texts += [beginning_of(one, text.tokens) for one in text.texts()]
         metrics.append(text)
     if "tasks" in said:
         settings = {name: said[name] for name in ("limit", "shots", "batch") if name in said}
         tasks = Tasks(o.words(said["tasks"]), metrics=tuple(said.get("metric", ())),
                       execute=build(Execute, said.get("execute", "off"), "--execute"), **settings)
-        tasks.opened()
+        texts += tasks.questions()
         metrics.append(tasks)
-    return metrics
+    return metrics, texts
 
 
-def _as_json(sources: list[str], found: "list[list[Measurement]]", prompts: tuple[str, ...], answers: list[tuple[str, ...]]) -> None:
+def _as_json(sources: list[str], found: "list[list[Measurement]]", prompts: tuple[str, ...], answers: list[tuple[str, ...]],
+             flags: tuple[str, ...]) -> None:
+    """A row for every number and every answer; flags stand in every number of the model that they are of."""
     import json
     from dataclasses import asdict
 
     from ..report.json import standard
 
-    rows = [{"model": source, **asdict(item), "interval": item.interval} for source, items in zip(sources, found, strict=True)
-            for item in items]
+    rows = [{"model": source, **asdict(item), "interval": item.interval, "flags": flags if source == sources[-1] else ()}
+            for source, items in zip(sources, found, strict=True) for item in items]
     rows += [{"model": source, "prompt": prompt, "answer": answer} for source, given in zip(sources, answers, strict=True)
              for prompt, answer in zip(prompts, given, strict=bool(given))]
     typer.echo(json.dumps(standard(rows), indent=2))
@@ -87,6 +107,7 @@ def _as_json(sources: list[str], found: "list[list[Measurement]]", prompts: tupl
 
 def _table(sources: list[str], found: "list[list[Measurement]]") -> None:
     """The dense model's numbers first where there are two models, then the other's, and how far apart they are."""
+    from ..comparison import bare
     from ..evaluation import protocols_of
 
     if len(sources) == 1:
@@ -101,5 +122,14 @@ def _table(sources: list[str], found: "list[list[Measurement]]") -> None:
     for row in [head, *rows]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     typer.echo(f"{brackets}.")
-    for protocol in protocols_of((item.label, item.protocol) for item in found[0]):
+    for protocol in protocols_of((item.label, bare(item.protocol)) for item in found[0]):
         typer.echo(f"Protocol: {protocol}")
+    for line in stored((source, items[0].protocol) for source, items in zip(sources, found, strict=True)):
+        typer.echo(line)
+
+
+def stored(models: "Iterable[tuple[str, str]]") -> list[str]:
+    """How the weights of models were stored, by one protocol of each; nothing of plain ones."""
+    from ..comparison import stored_of
+
+    return [f"Weights of {source}: stored as {how}." for source, protocol in models if (how := stored_of(protocol))]

@@ -14,7 +14,7 @@ def export(
     model: o.Model,
     out: Annotated[Path, typer.Option(help="The file (gguf) or the folder to write.")],
     format: Annotated[str, typer.Option(
-        help="gguf, deci, padded, sparse or huggingface; settings after commas: gguf,dtype=Q8_0.")],
+        help="gguf, deci, padded, sparse or huggingface; settings after commas: gguf,dtype=Q8_0 (or Q5_0, Q4_0, F16, F32).")],
     dtype: o.Dtype = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     quiet: o.Quiet = False,

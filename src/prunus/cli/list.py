@@ -8,7 +8,7 @@ __all__ = ["list_names"]
 
 _FOLDERS = {"solvers": "solvers", "criteria": "criteria", "allocators": "allocation", "strategies": "search.strategies",
             "spaces": "search.spaces", "searchers": "search.searchers", "trainings": "supernet", "recoveries": "recovery",
-            "metrics": "evaluation", "families": "anatomy", "formats": "export", "reports": "report"}
+            "quantisers": "quantisers", "metrics": "evaluation", "families": "anatomy", "formats": "export", "reports": "report"}
 
 
 def list_names(what: Annotated[str, typer.Argument(help=f"One of: {', '.join(_FOLDERS)}.")]) -> None:

@@ -17,6 +17,7 @@ from .finetune import finetune
 from .front import extract, front
 from .list import list_names
 from .prune import prune
+from .quantise import quantise
 from .recipe import recipe
 from .speed import speed
 from .study import study
@@ -39,6 +40,7 @@ app.command("evaluate")(evaluate)
 app.command("compare")(compare)
 app.command("study")(study)
 app.command("analyse")(analyse)
+app.command("quantise")(quantise)
 app.command("export")(export)
 app.command("speed")(speed)
 app.command("describe")(describe)

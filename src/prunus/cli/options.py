@@ -12,7 +12,7 @@ __all__ = [
     "Allocation", "Baselines", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity",
     "LatencyBatch", "Length", "Metrics", "Model", "Multiple", "Objective", "Objectives", "Order", "Out", "Overwrite", "Quiet",
     "RecipeFile", "Recovery", "Repaired", "Resume", "Samples", "Search", "SearchText", "Searcher", "Seed", "Sites", "Skip", "Solver",
-    "Space", "Sparsity", "Task", "Train", "TrustRemoteCode", "front_settings", "given", "named", "of_corpus", "recipe_of",
+    "Space", "Sparsity", "Target", "Task", "Train", "TrustRemoteCode", "front_settings", "given", "named", "of_corpus", "recipe_of",
     "words",
 ]
 
@@ -48,6 +48,10 @@ Multiple = Annotated[int | None, typer.Option(
 Recovery = Annotated[str | None, typer.Option(
     help="Repair what is kept where sublayers or channels go: patch, or none; settings after commas. [default: patch where "
          "sublayers go, none where channels do]")]
+Target = Annotated[str | None, typer.Option(
+    help="What matrices are fitted to: asymmetry=0.5 (half-way to the dense model's outputs), fisher=true (tokens by what they cost), "
+         "true_sequential=false (a block's matrices as they were); several with commas. [default: their own outputs on the pruned model's "
+         "inputs]")]
 Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone, as a glob pattern; may be repeated.")]
 CalibrationText = Annotated[str | None, typer.Option(
     "--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
@@ -91,7 +95,7 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 
 
 _FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "objective", "repaired",
-          "recovery", "multiple", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "metrics", "seed")
+          "recovery", "multiple", "target", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "metrics", "seed")
 _SUITED = {  # to kinds of sites, where flags do not say otherwise
     "channel": {"solver": "sparsegpt"},
     "sublayer": {"allocation": "influence", "search": "progressive", "recovery": "patch"},
@@ -188,6 +192,8 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
         stage["search"] = _search(given)
     if given.get("recovery", "none") != "none":
         stage["recovery"] = named(given["recovery"], "--recovery")
+    if "target" in given:
+        stage["target"] = _settings(given["target"].split(","), f"--target {given['target']}", "")
     if "search" not in stage and (said := [key for key in ("evaluations", "search_text", "objective", "repaired") if key in given]):
         raise RecipeError(f"--{said[0].replace('_', '-')} says nothing without --search.")
     settings = {"calibration": "corpus", "samples": "samples", "length": "length"}

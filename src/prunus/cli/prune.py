@@ -27,6 +27,7 @@ def prune(
     objective: o.Objective = None,
     repaired: o.Repaired = None,
     recovery: o.Recovery = None,
+    target: o.Target = None,
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,

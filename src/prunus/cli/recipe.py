@@ -21,6 +21,7 @@ def recipe(
     objective: o.Objective = None,
     repaired: o.Repaired = None,
     recovery: o.Recovery = None,
+    target: o.Target = None,
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,

@@ -37,8 +37,8 @@ def lead_of(found: Compared) -> tuple[str, ...]:
     looked = [_some(len(names), word) for names, word in ((found.asked.corpora, "text"), (found.asked.tasks, "task")) if names]
     measured = sum(row.group in ("Texts", "Tasks") for row in found.rows)
     size = found.dense.parameters
-    first = (f"{found.dense.name} is the dense model, with {f'{size / 1e6:,.1f} million' if size >= 1e6 else f'{size:,}'} parameters. "
-             f"All models were measured in the same way: {_some(measured, 'number')} on {' and '.join(looked)}.")
+    first = (f"{found.dense.name} is the dense model, with {f'{size / 1e6:,.1f} million' if size >= 1e6 else f'{size:,}'} parameters"
+             f"{_stored(found.dense)}. All models were measured in the same way: {_some(measured, 'number')} on {' and '.join(looked)}.")
     others = [f"{model.name}: {_gone(model, found.dense)}{_counts(found.rows, index)}." for index, model in enumerate(found.pruned, 1)]
     return (first, *others, *(f"Note: {note}" for note in found.notes))
 
@@ -49,7 +49,11 @@ def _some(count: int, word: str) -> str:
 
 def _gone(model: Contender, dense: Contender) -> str:
     sparsity = "" if model.sparsity is None else f"{model.sparsity:.1%} of the block weights are zero or gone; "
-    return f"{sparsity}{model.parameters / dense.parameters:.1%} of the parameters are left"
+    return f"{sparsity}{model.parameters / dense.parameters:.1%} of the parameters are left{_stored(model)}"
+
+
+def _stored(model: Contender) -> str:
+    return f"; its weights are stored as {model.stored}" if model.stored else ""
 
 
 def _counts(rows: Sequence[Row], index: int) -> str:
@@ -258,12 +262,13 @@ def words_of(dense: Sequence[str], words: Sequence[str]) -> Cell:
 
 
 def _overlaps(found: Compared) -> Section | None:
-    rows = tuple((Cell(name), Cell(item.text), Cell(item.before), Cell(f"{item.shared:,} of {item.runs:,}"), Cell(f"{item.share:.2%}"))
+    rows = tuple((Cell(name), Cell(item.text), Cell(item.before), Cell(f"{item.shared:,} of {item.runs:,}, of {item.words} words"),
+                  Cell(f"{item.share:.2%}"))
                  for name, items in found.overlaps.items() for item in items)
     if not rows:
         return None
-    head = ("", "text", "was seen in", "shared runs of 13 words", "share")
-    table = Table("How much of each report text stands in what a model has seen, as its recipe says", head, (("", rows),))
+    head = ("", "text", "was seen in", "shared runs", "share")
+    table = Table("How much of each report text, and of the questions of each task, stands in what a model has seen, as its recipe says", head, (("", rows),))
     return Section("Texts seen before", (table,), opened=False)
 
 

@@ -11,7 +11,7 @@ import torch
 from ..achieved import Counted, counted, sparsity_of
 from ..anatomy import describe
 from ..calibration.sample import check_tokenizer, how_read
-from ..comparison import difference_of
+from ..comparison import bare, difference_of
 from ..environment import release_memory
 from ..errors import ComparisonError, RecipeError
 from ..loading import Loaded, load, weight_files
@@ -59,14 +59,14 @@ def looked_at(sources: Sequence[str], dtype: str, device: str, trust: bool,
         own = describe(model)
         anatomy = anatomy or own
         matrices = _counted(model, own, anatomy)
-        read = how_read(model, loaded.tokenizer)
+        read = how_read(model, loaded.tokenizer, loaded.stored)
         if found:
             _check_tokens(found[0], name, read)
         files = weight_files(source)
         found.append(Contender(
             name, source, hash_of(loaded), read, parameters_of(model), model_bytes(model),
             sum(file.stat().st_size for file in files) if files else None, sparsity_of(matrices) if matrices else None, matrices,
-            len(own.blocks), made_of(source) if Path(source).is_dir() else None))
+            len(own.blocks), made_of(source) if Path(source).is_dir() else None, loaded.stored))
         del loaded, model
         release_memory()
     return tuple(found), dtype
@@ -81,7 +81,7 @@ def _counted(model: Any, own: Anatomy, dense: Anatomy) -> tuple[Counted, ...]:
 
 
 def _check_tokens(dense: Contender, name: str, read: str) -> None:
-    differ = difference_of(dense.read, read)
+    differ = difference_of(bare(dense.read), bare(read))
     if differ:
         raise ComparisonError(f"{dense.name} and {name}: their tokenizers differ ({differ[0]}; {differ[1]}), so that they read other "
                               "tokens and no test can pair them. Compare models of one tokenizer, or measure each by prunus evaluate.")

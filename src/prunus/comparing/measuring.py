@@ -36,12 +36,12 @@ class Piece:
     name: str
     metric: Any  # Fidelity or Tasks
     identity: Mapping[str, Any]  # settings, what is read, and versions
-    text: tuple[Text, Text] | None = None  # that is reported on: the whole, and as much of it as is measured
+    texts: tuple[Text, ...]  # that are reported on: as much of a text as is measured, or questions
 
     @property
     def beside_dense(self) -> bool:
         """Whether the dense model's predictions are needed."""
-        return self.text is not None
+        return isinstance(self.metric, Fidelity)
 
 
 def pieces_of(asked: Asked) -> tuple[Piece, ...]:
@@ -51,13 +51,14 @@ def pieces_of(asked: Asked) -> tuple[Piece, ...]:
         metric = Fidelity((corpus,), asked.split, asked.length, asked.tokens)
         text, = metric.texts()
         identity = {"part": "text", "metric": asdict(metric), "text": text.digest, "joined": text.joined, "prunus": version("prunus")}
-        found.append(Piece(f"text {corpus}", metric, identity, (text, beginning_of(text, asked.tokens))))
+        found.append(Piece(f"text {corpus}", metric, identity, (beginning_of(text, asked.tokens),)))
     for name in asked.tasks:
         tasks = Tasks((name,), asked.limit, asked.shots)
-        documents = [_digest(task) for one in tasks.opened() for task in one.tasks]
+        opened = tasks.opened()
+        documents = [_digest(task) for one in opened for task in one.tasks]
         identity = {"part": "task", "metric": asdict(tasks), "documents": documents, "prunus": version("prunus"),
                     "lm_eval": version("lm_eval") if find_spec("lm_eval") else ""}
-        found.append(Piece(f"task {name}", tasks, identity))
+        found.append(Piece(f"task {name}", tasks, identity, tuple(map(tasks.text_of, opened))))
     return tuple(found)
 
 
@@ -126,7 +127,7 @@ class Measuring:
         loaded = at_hand()
         self.watch(f"{piece.name}, {loaded.source}", 0, 1)
         start = time.perf_counter()
-        context = Context(loaded.tokenizer, self.asked.device, self._within(piece.name, loaded.source), dense)
+        context = Context(loaded.tokenizer, self.asked.device, self._within(piece.name, loaded.source), dense, loaded.stored)
         found = piece.metric.measure(loaded.model, context)
         return {"measured": list(found), "seconds": time.perf_counter() - start}
 

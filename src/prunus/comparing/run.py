@@ -9,6 +9,7 @@ from ..environment import machine, peak_bytes
 from ..errors import ExportError
 from ..files import put_text
 from ..generations import prompts_of
+from ..grams import Looked
 from ..known import Known, checked
 from .kept import Kept
 from .looking import looked_at, short_names
@@ -36,8 +37,8 @@ def compare(sources: Sequence[str], asked: Asked, out: Path, *, known: Sequence[
     looked, dtype = looked_at(sources, asked.dtype, asked.device, trust, watch)
     models = Measuring(asked, pieces, Kept(out / KEPT), trust, watch).all(looked, dtype)
     rows = rows_of(models, _of_speed(asked, dtype))
-    texts = [piece.text for piece in pieces if piece.text]
-    seen = {model.name: seen_of(model.source, texts) for model in models[1:]}
+    texts, between = [text for piece in pieces for text in piece.texts], Looked()
+    seen = {model.name: seen_of(model.source, texts, between) for model in models[1:]}
     overlaps = {name: found for name, (found, _) in seen.items()}
     sanity = checked(models[0].measured, known)
     remarks = [f"{name}: {remark}" for name, (_, lines) in seen.items() for remark in lines]

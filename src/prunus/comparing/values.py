@@ -76,6 +76,7 @@ class Contender:
     matrices: tuple[Counted, ...]  # the same of each
     blocks: int  # that are left
     made: Made | None  # None where the source is no folder of a pruned model
+    stored: str = ""  # how its weights are stored in few bits; empty of plain ones
     measured: tuple[Measurement, ...] = ()  # texts, then tasks; of all models the same, in the same order
     answers: tuple[str, ...] = ()  # to the prompts
     timing: Timing | None = None  # measured in turn with all others

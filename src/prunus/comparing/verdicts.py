@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from ..comparison import check_pair, p_value, ranked
+from ..comparison import bare, check_pair, p_value, ranked
 from ..evaluation import Measurement
 from ..grams import Overlap
 from ..guards import flags, shortfall
@@ -61,7 +61,7 @@ def _measured(names: Sequence[str], several: Sequence[Measurement]) -> Row:
         interval = item.interval if place in finite and (place or not of_dense) else None
         entries.append(Entry(item.value, interval, beside, place > 0 and names[place] in best))
     verdict = " ".join(part for part in (_against_dense(names, entries), said) if part)
-    return Row(group, dense.label, dense.unit, dense.better, dense.protocol, tuple(entries), verdict, comparisons)
+    return Row(group, dense.label, dense.unit, dense.better, bare(dense.protocol), tuple(entries), verdict, comparisons)
 
 
 def _beside(item: Measurement, dense: Measurement, p: float | None) -> Beside:

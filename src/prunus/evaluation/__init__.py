@@ -27,6 +27,7 @@ class Context:
     device: str = "cpu"
     watch: Callable[[str, int | float, int | float], None] = lambda phase, done, total: None  # told how far a metric that takes long is
     dense: dict[str, Any] | None = None  # what metrics that compare remember of the first model they measure; None: nothing is compared
+    stored: str = ""  # how the model's weights were stored, where it was loaded and not changed since; a protocol says so
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..calibration.blocks import evaluating
 from ..calibration.corpus import Text
 from ..calibration.readout import window_logits
 from ..calibration.reported import check_windows, report_text, windows_of
+from ..comparison import bare
 from ..errors import RecipeError
 from ..targets import Predicted
 from ..traits import predicts_next
@@ -65,7 +66,7 @@ class Fidelity:
         texts = self.texts()
         found: list[Measurement] = []
         for place, text in enumerate(texts):
-            table, how = windows_of(text, context.tokenizer, model, self.length, self.tokens, self.bos, "fidelity")
+            table, how = windows_of(text, context.tokenizer, model, self.length, self.tokens, self.bos, "fidelity", context.stored)
             context.watch(f"text {text.name}", place, len(texts))
             found += self._on(model, table, context.dense, f"{text.name} {text.split}", how)
         return tuple(found)
@@ -75,7 +76,7 @@ class Fidelity:
         start, key = time.perf_counter(), f"{self} {name}"
         first = dense is not None and key not in dense
         known, predicted = (dense or {}).get(key, (how, None))
-        if known != how:
+        if bare(known) != bare(how):
             raise RecipeError(f"fidelity: {name}: the dense model has read other tokens than this one ({known}; {how}). Compare models "
                               "that share a tokenizer and a dtype.")
         with evaluating(model):

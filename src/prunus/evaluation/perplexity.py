@@ -53,7 +53,8 @@ class Perplexity:
         if not predicts_next(model):
             raise RecipeError("perplexity needs a model that predicts the next token; this one does not.")
         text = self.text()
-        table, how = windows_of(text, context.tokenizer, model, self.length, self.tokens, self.bos, "perplexity")
+        table, how = windows_of(text, context.tokenizer, model, self.length, self.tokens, self.bos, "perplexity",
+                               context.stored)
         losses = tuple(losses_of(model, table))
         mean = sum(losses) / len(losses)
         value = math.exp(mean) if mean < 700 else math.inf

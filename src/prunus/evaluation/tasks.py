@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from ..calibration.blocks import evaluating
+from ..calibration.corpus import QUESTIONS, Text
 from ..calibration.sample import check_tokenizer, how_read
 from ..errors import MissingExtra, RecipeError, nearest
 from ..sandbox import Execute
@@ -64,6 +65,17 @@ class Tasks:
 
         return [task for name in self.names for task in opened(name, self.shots, self.seed, self.execute)]
 
+    def questions(self) -> tuple[Text, ...]:
+        """What is asked, each question with its right answer, as a text per name. Raises RecipeError and CorpusError."""
+        return tuple(self.text_of(one) for one in self.opened())
+
+    def text_of(self, one: Any) -> Text:
+        """The same of one name that was opened."""
+        from ..harness.running import questions
+
+        said = tuple(text for task in one.tasks for text in questions(task, self.limit))
+        return Text(one.name, _split(one.tasks[0]), said, QUESTIONS)
+
     def measure(self, model: nn.Module, context: Context) -> tuple[Measurement, ...]:
         if not predicts_next(model):
             raise RecipeError("tasks need a model that predicts the next token; this one does not.")
@@ -76,7 +88,7 @@ class Tasks:
         name, found = "", []
         with evaluating(model):
             scorer = Scorer(model, context.tokenizer, self.batch, lambda done: context.watch(f"task {name}", min(done, total), total))
-            how = how_read(model, context.tokenizer)
+            how = how_read(model, context.tokenizer, context.stored)
             for one in opened:
                 name, start, before = one.name, time.perf_counter(), scorer.done
                 chosen = self._chosen(one)
@@ -104,7 +116,7 @@ class Tasks:
         (metric, read), task, several = which, one.tasks[0], len(one.tasks)
         count, of = (sum(getattr(found, name) for found in outcomes) for name in ("count", "of"))
         shots = task.config.num_fewshot
-        split = task.config.test_split or task.config.validation_split
+        split = _split(task)
         drawn = f", drawn with seed {self.seed}" if shots else ""
         taken = f"first {count} of {of} examples" if several == 1 else (
             f"{several} tasks of which {'examples' if one.by_size else 'tasks'} weigh the same, "
@@ -114,6 +126,10 @@ class Tasks:
         return (f"{one.name} {metric}{asked}, lm-eval {version('lm_eval')} task version {task.VERSION}, {split} split, {taken}, "
                 f"{shots} shots{drawn}, config sha256 {_all(map(_digest, one.tasks))}, text sha256 {digests[0]}, "
                 f"prompts sha256 {digests[1]}, {how}")
+
+
+def _split(task: Any) -> str:
+    return str(task.config.test_split or task.config.validation_split)
 
 
 def _questions(task: Any, limit: int | None) -> int:

@@ -18,8 +18,8 @@ from . import Savable
 __all__ = ["GGUF"]
 
 _FAMILIES = ("llama", "mistral")
-_DUMMY = 32  # width of an MLP of zeros, for a block that has none: a multiple of what Q8_0 packs together
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}  # llama.cpp's own numbers
+_DUMMY = 32  # width of an MLP of zeros, for a block that has none: a multiple of what quantised types pack together
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q5_0": 8}  # llama.cpp's own numbers
 _NORMAL, _CONTROL, _USER = 1, 3, 4  # kinds of tokens
 
 Array = NDArray[Any]
@@ -32,7 +32,7 @@ class GGUF:
     """
 
     overwrite: bool = False  # replace the file
-    dtype: Literal["F32", "F16", "Q8_0"] = "F16"  # of matrices; norms are always F32
+    dtype: Literal["F32", "F16", "Q8_0", "Q5_0", "Q4_0"] = "F16"  # of matrices; norms are always F32; all keep a zero exactly zero
 
     def check(self, pruned: Savable, path: Path) -> None:
         try:
@@ -56,9 +56,9 @@ class GGUF:
         if pruned.tokenizer is not None:
             _tokens(pruned.tokenizer)
         for depth, block in enumerate(_blocks(model)):
-            if self.dtype == "Q8_0" and block.width % 32:
-                raise ExportError(f"format 'gguf', Q8_0: the MLP of block {depth} has {block.width} channels, expected a multiple of 32. "
-                                  "Use F16.")
+            if self.dtype.startswith("Q") and block.width % 32:
+                raise ExportError(f"format 'gguf', {self.dtype}: the MLP of block {depth} has {block.width} channels, expected a multiple "
+                                  "of 32. Use F16.")
 
     def save(self, pruned: Savable, path: Path) -> None:
         self.check(pruned, path)

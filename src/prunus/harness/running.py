@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import RecipeError
 from .catalogue import quiet
 
-__all__ = ["Given", "Outcome", "asked"]
+__all__ = ["Given", "Outcome", "asked", "questions"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,24 @@ def asked(task: Any, model: Any, limit: int | None) -> Outcome:
         examples[name] = tuple(given)
     prompts = [repr(instance.args) for instance in task.instances]
     return Outcome(examples, dict(items), _digest(rows), hashlib.sha256("\x00".join(prompts).encode()).hexdigest()[:16], count, of)
+
+
+def questions(task: Any, limit: int | None) -> tuple[str, ...]:
+    """The first `limit` examples of a task, or all of them, as text: each with its right answer, and without examples before it."""
+    with quiet():
+        documents = task.eval_docs
+        return tuple(_question(task, documents[place]) for place in range(min(limit or len(documents), len(documents))))
+
+
+def _question(task: Any, row: Any) -> str:
+    text, target = task.doc_to_text(row), task.doc_to_target(row)
+    choices = task.doc_to_choice(row) if task.OUTPUT_TYPE == "multiple_choice" else None
+    if choices is not None and isinstance(text, int):  # several beginnings, of which one goes with the rest of the sentence
+        text = choices[text]
+    elif choices is not None and isinstance(target, int):
+        target = choices[target]
+    answers = target if isinstance(target, list | tuple) else [target]
+    return " ".join(str(part).strip() for part in (text, *answers[:1]))
 
 
 def _given(task: Any, place: int, row: Any, found: Sequence[Any]) -> Given:

@@ -6,11 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
-from ..calibration.pair import Watch, unwatched
+from ..calibration.pair import Place, Watch, unwatched
 from ..calibration.placement import Placement
 from ..sites import Anatomy, SublayerSite
 
-__all__ = ["Recovery"]
+__all__ = ["BlockRecovery", "Recovery"]
 
 
 @runtime_checkable
@@ -27,7 +27,22 @@ class Recovery(Protocol):
         ...
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
-                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> None:
-        """Repair in place. `watch` is told a phase, what is done of it, and the total. Raises CalibrationError when the calibration
-        tokens cannot be used."""
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
+        """Repair in place, and give what the report has to say of it, if anything. `watch` is told a phase, what is done of it, and the
+        total. Raises CalibrationError when the calibration tokens cannot be used."""
+        ...
+
+
+@runtime_checkable
+class BlockRecovery(Recovery, Protocol):
+    """One that looks at a block at a time. Where matrices are pruned, it repairs every block as soon as that is pruned, so that the next
+    one is pruned for what it will read."""
+
+    @property
+    def branches(self) -> bool:
+        """Whether `mend` wants the dense model's stream behind single branches."""
+        ...
+
+    def mend(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> Sequence[str]:
+        """Repair one block in place, while no parameter asks for a gradient and the model evaluates; gives what `recover` gives."""
         ...

@@ -58,9 +58,9 @@ class Distill:
         check_sequences("distill", self.first, model, anatomy, tokens, placement, batch)
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
-                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> None:
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
         if not gone and not dense:
-            return
+            return ()
         blocks = [model.get_submodule(block.name) for block in anatomy.blocks]
         names = [(f"{block.name}.{name}", parameter) for block, module in zip(anatomy.blocks, blocks, strict=True)
                  for name, parameter in module.named_parameters()]
@@ -73,11 +73,13 @@ class Distill:
             stack.enter_context(placement.visiting(model))
             known = {name: value.to(placement.device) for name, value in whole.items()}
             dtype = next(model.parameters()).dtype
-            trained = [parameter for block in blocks for parameter in stack.enter_context(precise(block))]
+            trained = [parameter for block in blocks for parameter in block.parameters()]
+            stack.enter_context(precise(trained))
             lesson, together = _Lesson(model, gone, known, tokens.to(placement.device), dtype), two_groups(tokens, batch)
-            train_kept(trained, [slice(start, start + together) for start in range(0, len(tokens), together)],
-                       lambda rows: lesson.loss(rows, self), epochs=self.epochs, rate=self.rate, rng=random.Random(self.seed),
-                       warmup=_WARMUP, told=lambda done, steps: watch("training what is kept", done, steps))
+            taught = train_kept(trained, [slice(start, start + together) for start in range(0, len(tokens), together)],
+                                lambda rows: lesson.loss(rows, self), epochs=self.epochs, rate=self.rate, rng=random.Random(self.seed),
+                                warmup=_WARMUP, told=lambda done, steps: watch("training what is kept", done, steps))
+        return taught.remarks("recovery 'distill'")
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,10 @@ class Patch:
 
     @torch.no_grad()
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
-                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> None:
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
         for place in places(model, anatomy, gone, dense, tokens, placement, batch, watch):
             self._least_squares.mend(model, place, gone)
+        return ()
 
     def rehearse(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
                  batch: int, stack: ExitStack) -> "Rehearsal":

@@ -1,9 +1,9 @@
 """What is kept of a block is trained until the block gives what the dense one gave."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -37,11 +37,14 @@ class Reconstruct:
     rate: float = 3e-4  # Adam's, at first
     first: bool = True  # whether every block is repaired by least squares (`patch`) before it is trained
     damping: float = 0.3  # of that
+    unit: Literal["branch", "block"] = "block"  # what is trained together
     seed: int = 0  # of the order of the sequences
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not self.rate > 0:
             raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}: expected at least 1, and a rate above 0.")
+        if self.unit not in ("branch", "block"):
+            raise RecipeError(f"unit = '{self.unit}': expected 'branch' or 'block'.")
         LeastSquares(self.damping)
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
@@ -49,26 +52,65 @@ class Reconstruct:
         check_sequences("reconstruct", self.first, model, anatomy, tokens, placement, batch)
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
-                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> None:
+                tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
+        said: list[str] = []
         with torch.no_grad(), frozen(model):
-            for place in places(model, anatomy, gone, dense, tokens, placement, two_groups(tokens, batch), watch):
-                if self.first:
-                    LeastSquares(self.damping).mend(model, place, gone)
-                self._train(model, place, gone)
+            for place in places(model, anatomy, gone, dense, tokens, placement, two_groups(tokens, batch), watch, self.branches):
+                said += self.mend(model, place, gone)
+        return said
 
-    def _train(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> None:
+    @property
+    def branches(self) -> bool:
+        return self.first or self.unit == "branch"
+
+    def mend(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> Sequence[str]:
+        if self.first:
+            LeastSquares(self.damping).mend(model, place, gone)
         module: nn.Module = model.get_submodule(place.block.name)
-        with silenced(model, [branch for branch in place.block.branches if branch in gone]), precise(module) as trained:
-            if trained:  # else nothing of the block stays
-                train_kept(trained, list(place.pruned.batches()), lambda rows: _distance(module, place, rows).mean(), epochs=self.epochs,
-                           rate=self.rate, rng=random.Random(f"{self.seed} {place.depth}"))
+        said: list[str] = []
+        for unit in self._units(model, place, gone):
+            with silenced(model, unit.silent), precise(unit.trained):
+                taught = train_kept(unit.trained, list(place.pruned.batches()), unit.error(module, place),
+                                    epochs=self.epochs, rate=self.rate, rng=random.Random(f"{self.seed} {unit.name}"))
+            said += taught.remarks(f"recovery 'reconstruct', {unit.name}")
+        return said
+
+    def _units(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> list["_Unit"]:
+        """In the order of the forward pass; none where nothing of a block stays."""
+        block, lost = place.block, [branch for branch in place.block.branches if branch in gone]
+        if self.unit == "branch":
+            return [_Unit(branch.name, (*lost, *block.later(branch)), _own(model, branch), aim)
+                    for branch, aim in zip(place.kept, place.aims, strict=False)]
+        with silenced(model, lost):
+            trained = list(model.get_submodule(block.name).parameters())
+        return [_Unit(block.name, lost, trained, place.after)] if place.kept else []
 
 
-def _distance(module: nn.Module, place: Place, rows: slice) -> Float[Tensor, "sequences length"]:
-    """Of every token, the squared distance of the two streams behind a block as a share of the dense one's square."""
-    states = place.pruned
-    mixed = states.hidden.dtype if states.hidden.dtype in (torch.bfloat16, torch.float16) else None
-    with torch.autocast(states.device.type, dtype=mixed or torch.bfloat16, enabled=mixed is not None):
-        behind = states.run(module, place.depth, rows)
-    aim = place.after[rows].to(behind.device).float()
-    return (behind.float() - aim).square().sum(-1) / aim.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+@dataclass(frozen=True)
+class _Unit:
+    """What is trained together."""
+
+    name: str
+    silent: Sequence[SublayerSite]  # branches of the block that are gone, and those behind
+    trained: Sequence[nn.Parameter]
+    aim: Float[Tensor, "samples length width"]  # the dense model's stream behind it
+
+    def error(self, module: nn.Module, place: Place) -> Callable[[slice], Float[Tensor, ""]]:
+        """Of some sequences: per token, the squared distance of the two streams as a share of the dense one's square."""
+        states = place.pruned
+        mixed = states.hidden.dtype in (torch.bfloat16, torch.float16)
+
+        def error(rows: slice) -> Tensor:
+            with torch.autocast(states.device.type, dtype=torch.bfloat16, enabled=mixed):
+                behind = states.run(module, place.depth, rows)
+            aim = self.aim[rows].to(behind.device).float()
+            distance = (behind.float() - aim).square().sum(-1)
+            return (distance / aim.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)).mean()
+
+        return error
+
+
+def _own(model: Any, branch: SublayerSite) -> list[nn.Parameter]:
+    """A branch's matrices, and the norms that are its alone."""
+    paths = (*(part.module for part in branch.silent), *branch.norms)
+    return [parameter for path in paths for parameter in model.get_submodule(path).parameters()]

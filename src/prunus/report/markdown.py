@@ -113,8 +113,9 @@ def _texts(report: Report) -> list[str]:
     """What the texts have in common, as a rate."""
     if not report.overlaps:
         return []
-    rows = ["## Texts", "", "| text | was seen before in | shared runs of 13 words | share |", "|---|---|---|---|"]
-    rows += [f"| {item.text} | {item.before} | {item.shared:,} of {item.runs:,} | {item.share:.2%} |" for item in report.overlaps]
+    rows = ["## Texts", "", "| text | was seen before in | shared runs | share |", "|---|---|---|---|"]
+    rows += [f"| {item.text} | {item.before} | {item.shared:,} of {item.runs:,}, of {item.words} words | {item.share:.2%} |"
+             for item in report.overlaps]
     return ["\n".join(rows)]
 
 

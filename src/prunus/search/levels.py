@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..calibration.placement import Placement
 from ..calibration.stream import View, stream
+from ..calibration.target import Target
 from ..errors import ExportError, LoadError, RecipeError
 from ..files import intact, keep_tensors, put_text, readable
 from ..granularity import Granularity
@@ -67,10 +68,12 @@ class LevelStore:
     def build(cls, folder: Path, model: nn.Module, anatomy: Anatomy, sites: Mapping[LinearSite, Granularity], tokens: Tensor,
               solver: Solver, levels: Sequence[float], identity: str,
               placement: Placement = Placement(), batch: int = 4,
-              watch: Callable[[str], None] | None = None, loss: Mapping[str, Any] | None = None) -> "LevelStore":
+              watch: Callable[[str], None] | None = None, loss: Mapping[str, Any] | None = None,
+              fisher: bool = False) -> "LevelStore":
         """Solve what is missing in `folder`; statistics of all sites come from one pass through the dense model.
 
-        `sites` are the matrices to solve, each with the shape of its zeros; `loss` is what the solver wants to know of it, by matrix.
+        `sites` are the matrices to solve, each with the shape of its zeros; `loss` is what the solver wants to know of it, by matrix;
+        `fisher` weighs tokens as a Target does, of which nothing else matters where nothing is pruned yet.
         `identity` says what the answers depend on (model, text, solver); a folder that was made for another is refused.
         Raises RecipeError; CalibrationError when statistics cannot be used.
         """
@@ -78,7 +81,7 @@ class LevelStore:
         _check(folder, identity, levels)
         found = _finished(folder, len(levels))
         missing = [site for site in sites if site.name not in found]
-        groups = stream(model, anatomy, missing, tokens, solver.needs, placement, batch)
+        groups = stream(model, anatomy, missing, tokens, solver.needs, placement, batch, target=Target(fisher=fisher))
         for solved in _beside(lambda views: _solve(folder, views, solver, sites, levels, placement, loss or {}), groups):
             for name, entry in solved:
                 found[name] = entry

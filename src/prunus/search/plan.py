@@ -16,6 +16,7 @@ from ..calibration.choices import Choices, as_text, encoded, examples
 from ..calibration.corpus import Text
 from ..calibration.placement import Placement, together
 from ..calibration.sample import Calibration, check_length, with_bos
+from ..calibration.target import Target
 from ..criteria import Criterion
 from ..environment import available_bytes
 from ..errors import RecipeError
@@ -169,6 +170,7 @@ class Job:
     solved: str  # identity of all that the levels depend on but the levels themselves
     loss: Mapping[str, Any]  # what the solver wants to know of it, by matrix
     recovery: Recovery | None  # what repairs the branches that stay
+    target: Target = Target()  # what matrices are fitted to
 
 
 Watch = Callable[[str, int | float, int | float], None]  # a phase, what is done, the total
@@ -248,7 +250,7 @@ def _levels(plan: Search, job: Job, watch: Watch) -> tuple[Space, LevelStore | N
     if not folder.exists():
         watch(phase, 0, len(job.matrices))
     store = LevelStore.build(folder, job.model, job.anatomy, job.matrices, job.tokens, job.solver, levels,
-                             job.solved, job.placement, together(job.tokens.shape[1]), solved, job.loss)
+                             job.solved, job.placement, together(job.tokens.shape[1]), solved, job.loss, job.target.fisher)
     errors = tuple(store.entries[matrix.name].errors for matrix in job.matrices)
     known = all(math.isfinite(error) for row in errors for error in row)  # a solver without a Gram matrix measures none
     return Space(job.sites, levels, job.budget, errors if known else (), job.granularity), store

@@ -24,9 +24,7 @@ class Look:
     """What was seen of a model before it is pruned."""
 
     weights: str  # a hash of its weights, its config and its tokenizer
-    read: str  # its dtype and its tokenizer, as protocols say it
-    parameters: int
-    bytes: int  # of its weights in memory
+    read: str  # its dtype, how it was stored and its tokenizer, as protocols say it
 
 
 @dataclass(frozen=True)

@@ -190,8 +190,8 @@ def carry_out(plan: Plan, worker: Worker, tell: Told = Told()) -> State:
 
 
 def _light(piece: Piece) -> Piece:
-    """Without documents, which the metric reads itself."""
-    return replace(piece, text=tuple(replace(text, documents=()) for text in piece.text)) if piece.text else piece  # type: ignore[arg-type]
+    """Without texts, which the metric reads itself."""
+    return replace(piece, texts=())
 
 
 def _result(answer: Mapping[str, Any] | Failed, again: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..calibration.placement import Placement
+from ..calibration.sample import how_read
 from ..comparing.looking import hash_of, opened
 from ..comparing.measuring import Piece
 from ..environment import environment, forget_peak, peak_bytes, release_memory
@@ -85,10 +86,8 @@ class Here:
 
     def look(self, model: Subject, device: str, trust: bool) -> Look:
         """A model before anything is measured. Raises LoadError and RecipeError."""
-        from ..calibration.sample import how_read
-
         loaded: Any = opened(model.source, model.dtype, "cpu", trust, "study")
-        return Look(hash_of(loaded), how_read(loaded.model, loaded.tokenizer), parameters_of(loaded.model), model_bytes(loaded.model))
+        return Look(hash_of(loaded), how_read(loaded.model, loaded.tokenizer, loaded.stored))
 
     def work(self, job: Job, watch: Watch) -> dict[str, Any]:
         """What a cell finds, and what it took. Raises PrunusError."""

@@ -1,0 +1,67 @@
+"""A stage's recovery at work: block by block as they are pruned, or once all of them are."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .calibration.blocks import States, evaluating, frozen
+from .calibration.pair import Dense, Watch
+from .calibration.placement import Placement
+from .calibration.teaching import two_groups
+from .environment import Clock
+from .recovery import BlockRecovery, Recovery
+from .sites import Anatomy, SublayerSite
+
+__all__ = ["Repairs"]
+
+
+@dataclass
+class Repairs:
+    """What it works on; and what it had to say."""
+
+    model: Any
+    anatomy: Anatomy
+    tokens: Int[Tensor, "samples length"]
+    placement: Placement
+    batch: int  # sequences that pass through a block together
+    clock: Clock
+    watch: Watch
+    remarks: list[str] = field(default_factory=list)
+
+    def afterwards(self, recovery: Recovery, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor]) -> None:
+        """Repair the whole model; `gone` and `dense` are those of `Recovery.recover`."""
+        with self.clock.apart("repairing"):
+            self.remarks += recovery.recover(self.model, self.anatomy, gone, dense, self.tokens, self.placement, self.batch, self.watch)
+
+    def in_turn(self, recovery: BlockRecovery, depths: Collection[int], done: Collection[int], finish: Callable[[int], None],
+                stack: ExitStack) -> Callable[[int, States], None]:
+        """Begin, while the model is dense; gives what `stream` is to call when it leaves a block, which calls `finish` in the end. The
+        blocks at `depths` are pruned, of which those that are `done` are what they were after their repair. Raises CalibrationError
+        like a recovery."""
+        with self.clock.apart("repairing"), torch.no_grad(), evaluating(self.model):
+            dense = Dense(self.model, self.anatomy, self.tokens, self.placement, self.together, recovery.branches, stack)
+            dense.through(0)
+        order, last = sorted(depths), max(depths, default=-1)
+
+        def leaving(depth: int, pruned: States) -> None:
+            with self.clock.apart("repairing"):
+                if depth in depths:
+                    if depth not in done:
+                        with frozen(self.model):
+                            self.remarks += recovery.mend(self.model, dense.place(depth, pruned), ())
+                    self.watch("repairing blocks", order.index(depth) + 1, len(order))
+                finish(depth)
+                if depth < last:
+                    dense.through(depth + 1)
+
+        return leaving
+
+    @property
+    def together(self) -> int:
+        """Sequences that pass through a block together where some of them are held out."""
+        return two_groups(self.tokens, self.batch)

@@ -1,0 +1,64 @@
+"""Slow splitting (ADMM), then exchanges of kept for pruned weights at their exact price, then a refit."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..admm import Schedule, alternate, curvature_of, mask_of, projection
+from ..errors import RecipeError
+from ..exchanges import exchange
+from ..granularity import NM, Unstructured
+from ..least_squares import fit_support
+from ..problem import LayerProblem, LayerSolution
+from ..stats import Needs
+
+__all__ = ["Swaps"]
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """Supports better than those of ALPS (Meng et al. 2024), found in two steps, and never worse than what the first one gives.
+
+    The first is ALPS with a penalty that grows more slowly and ends later. In the second every row exchanges weights, like in
+    SparseSwaps (Zimmer et al. 2025), but at the price after all others are refitted, which is exact within a window of places
+    (prunus.exchanges): with matrix scope rows also trade, and of n:m every pattern of a group is tried.
+    """
+
+    damping: float = 0.01  # added to the Gram's diagonal, as a fraction of its median
+    rho: float = 0.1  # first penalty; the Gram has a diagonal of mean one
+    growth: float = 1.15  # the factor on it at every look at the support
+    check_every: int = 3  # iterations between two looks
+    settled: float = 0.005  # change of the support between two looks, as a fraction of what is kept, that ends ADMM
+    iterations: int = 60  # at most
+    blend: float = 0.6  # 0: inputs scaled by diag(H); 1: by the inverse of diag(H^-1)
+    window: int = 32  # places of a row that may be exchanged; 0: none
+    refit_steps: int = 10  # conjugate gradient steps, at most
+    refit_tolerance: float = 1e-3  # of the residual, relative to the first
+
+    needs: ClassVar[Needs] = "gram"
+    scope: ClassVar[str] = "matrix"
+    supports: ClassVar[tuple[type, ...]] = (Unstructured, NM)
+
+    def __post_init__(self) -> None:
+        if self.rho <= 0 or self.growth <= 1 or self.check_every < 1 or self.damping < 0 or self.window < 0:
+            raise RecipeError(f"rho = {self.rho:g}, growth = {self.growth:g}, check_every = {self.check_every}, damping = "
+                              f"{self.damping:g}, window = {self.window}: expected rho above 0, growth above 1, a check at least "
+                              "every iteration, and no negative damping or window.")
+
+    def solve(self, problem: LayerProblem) -> LayerSolution:
+        problem.check()
+        if problem.sparsity == 0:
+            return problem.untouched()
+        curvature = problem.stats.shared(("curvature", self.damping, self.blend),
+                                         lambda: curvature_of(problem.stats, self.damping, self.blend))
+        dense = (problem.weight * curvature.scale).T.contiguous()
+        sparse = alternate(dense, curvature, projection(problem.granularity, problem.sparsity, dense.numel()),
+                           Schedule(self.rho, self.check_every, self.settled, self.iterations, lambda _: self.growth))
+        mask = mask_of(sparse, problem.granularity, problem.sparsity)
+        scaled = fit_support(dense.T, mask, curvature.gram, sparse.T * mask, self.refit_steps, self.refit_tolerance)
+        first = LayerSolution(scaled / curvature.scale * mask, mask)
+        if self.window == 0:
+            return first
+        better = exchange(dense.T.contiguous(), scaled, mask, curvature.gram, problem.granularity, self.window, problem.stats.name)
+        scaled = fit_support(dense.T, better, curvature.gram, scaled * better, self.refit_steps, self.refit_tolerance)
+        second = LayerSolution(scaled / curvature.scale * better, better)
+        return min(first, second, key=lambda solution: problem.error(solution.weight) or 0.0)
