@@ -12,7 +12,7 @@ from .drawing import Point, heat, lines, scatter
 from .page import Cell, Chart, Code, Page, Section, Table, Text
 from .values import Beside, Compared, Contender, Entry, Made, Row
 
-__all__ = ["compared_page", "lead_of", "main_table", "protocol_lines", "shown", "words_of"]
+__all__ = ["compared_page", "figure", "known", "lead_of", "main_table", "millions", "protocol_lines", "shown", "words_of"]
 
 _NOTHING = Made("", (), None, None, None, None)
 _LOG = 10.0  # from which ratio of the largest to the least on an axis is logarithmic
@@ -102,10 +102,22 @@ def shown(value: float, row: Row) -> str:
     if not math.isfinite(value):
         return "infinite" if math.isinf(value) else "no number"
     if row.label == "parameters":
-        return f"{value / 1e6:,.2f} M" if value >= 1e5 else f"{value:,.0f}"
+        return millions(value)
     if row.group in ("Speed", "Size") and row.unit != "share":
         return f"{value:,.1f}"
-    if row.unit == "perplexity":
+    return figure(value, row.unit)
+
+
+def millions(parameters: float) -> str:
+    """A number of parameters."""
+    return f"{parameters / 1e6:,.2f} M" if parameters >= 1e5 else f"{parameters:,.0f}"
+
+
+def figure(value: float, unit: str) -> str:
+    """A number that was measured on texts or tasks, as tables show it."""
+    if not math.isfinite(value):
+        return "infinite" if math.isinf(value) else "no number"
+    if unit == "perplexity":
         return f"{value:,.2f}" if value < 1e6 else f"{value:.3g}"
     return f"{value:.4f}"
 
@@ -183,11 +195,12 @@ def _map(index: int, model: Contender, dense: Contender) -> Chart | None:
     flat = list(shares.values())
     told = (f"Share of every matrix of {model.name} that is zero or gone, {how}: from {min(flat):.3f} to {max(flat):.3f}, "
             f"mean {statistics.fmean(flat):.3f}.")
-    rows = tuple((Cell(f"block {depth}"), *(_known(shares.get((kind, depth)), 3) for kind in kinds)) for depth in depths)
+    rows = tuple((Cell(f"block {depth}"), *(known(shares.get((kind, depth)), 3) for kind in kinds)) for depth in depths)
     return Chart(title, told, heat(f"map-{index}", title, told, kinds, depths, shares), Table(title, ("", *kinds), (("", rows),)))
 
 
-def _known(value: float | None, digits: int) -> Cell:
+def known(value: float | None, digits: int) -> Cell:
+    """A cell with a number that may not be known."""
     return Cell("–" if value is None else f"{value:,.{digits}f}")
 
 
@@ -218,8 +231,8 @@ def _errors(found: Compared) -> Section | None:
             " ".join(f"{name}: from {min(value for _, value in pairs):.4f} to {max(value for _, value in pairs):.4f}."
                      for name, pairs in series.items()))
     depths = sorted({depth for pairs in series.values() for depth, _ in pairs})
-    known = {name: dict(pairs) for name, pairs in series.items()}
-    rows = tuple((Cell(f"block {depth}"), *(_known(known[name].get(depth), 4) for name in series)) for depth in depths)
+    by_name = {name: dict(pairs) for name, pairs in series.items()}
+    rows = tuple((Cell(f"block {depth}"), *(known(by_name[name].get(depth), 4) for name in series)) for depth in depths)
     drawing = lines("error", title, told, series, colours, "block", "relative output error")
     return Section("Error by depth", (Chart(title, told, drawing, Table(title, ("", *series), (("", rows),))),))
 
@@ -261,13 +274,13 @@ def _overlaps(found: Compared) -> Section | None:
 
 def _costs(found: Compared) -> Section:
     parts = list(dict.fromkeys(name for model in found.models for name in model.seconds))
-    rows = [(Cell(name), *(_known(model.seconds.get(name), 1) for model in found.models)) for name in parts]
-    rows.append((Cell("in all"), *(_known(sum(model.seconds.values()), 1) for model in found.models)))
+    rows = [(Cell(name), *(known(model.seconds.get(name), 1) for model in found.models)) for name in parts]
+    rows.append((Cell("in all"), *(known(sum(model.seconds.values()), 1) for model in found.models)))
     made = [model.made or _NOTHING for model in found.models]
-    making = ((Cell("seconds"), *(_known(one.seconds, 0) for one in made)),
-              (Cell("tokens forwarded"), *(_known(one.tokens, 0) for one in made)),
-              (Cell("peak memory, MiB"), *(_known(None if one.host_bytes is None else one.host_bytes / 2**20, 0) for one in made)),
-              (Cell("energy, J"), *(_known(one.joules, 0) for one in made)))
+    making = ((Cell("seconds"), *(known(one.seconds, 0) for one in made)),
+              (Cell("tokens forwarded"), *(known(one.tokens, 0) for one in made)),
+              (Cell("peak memory, MiB"), *(known(None if one.host_bytes is None else one.host_bytes / 2**20, 0) for one in made)),
+              (Cell("energy, J"), *(known(one.joules, 0) for one in made)))
     table = Table("What it cost to measure and to make each model", ("", *(model.name for model in found.models)),
                   (("Measuring, seconds", tuple(rows)), ("Pruning, as the folder's report says", making)))
     machine = "; ".join(f"{name}: {value}" for name, value in found.environment.items())
