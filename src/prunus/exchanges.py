@@ -17,7 +17,7 @@ _SHORT = 8  # places on either side whose pairs are priced exactly, before every
 _NEAR = 2  # groups of a row whose patterns are all tried when no exchange helps: where one is nearest to helping
 _ESCAPES = 6  # exchanges that do not help from which every row looks for better ones
 _PATTERNS = 100  # of a group that are tried, at most; where there are more, those that differ by one exchange
-_TOGETHER = 2**22  # numbers in the largest tensor of a batch of rows
+_TOGETHER = 2**20  # numbers in the largest tensor of a batch of rows
 _ROUNDS = 64  # exchanges of one row, at most
 _RELEVANT = 1e-7  # of a row's energy: what falls less than this is rounding
 
