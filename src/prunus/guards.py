@@ -29,8 +29,8 @@ def overlaps(recipe: Recipe, calibrated: bool) -> tuple[Overlap, ...]:
     """How much of every later text stands in every earlier one: calibration, search, report; of report text as much as is measured, of
     tasks the questions that are asked, with their right answers.
 
-    Raises CorpusError where more than a hundredth of the lines of one text stand in the other; questions are only counted. Text that the model writes itself is
-    not compared.
+    Raises CorpusError where more than a hundredth of the lines of one text stand in the other; questions are only counted. Text that the
+    model writes itself is not compared.
     """
     pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
     searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
