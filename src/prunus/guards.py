@@ -23,8 +23,8 @@ __all__ = ["SHARED", "flags", "overlaps", "remarks", "scarcity", "shortfall"]
 SHARED = 0.02  # of the runs of a text, from which on a text is said to have been seen; two splits of PTB share 0.016 of each other
 _PER_INPUT = 8  # tokens, for what the dense model would give to be guessed from as many inputs
 _LEVEL = 0.05
-_LEARNED = 0.75  # of the divergence, below which a rise of the loss is less than pruning alone makes it
-_CALIBRATED = 0.04  # calibration error of a dense model up to which its losses say what they should
+_LEARNED = 0.7  # of the divergence, below which a rise of the loss is less than pruning alone makes it
+_CALIBRATED = 0.05  # calibration error of a dense model up to which its losses say what they should
 _HACKED = "May be reward-hacked:"
 
 
@@ -64,13 +64,15 @@ def flags(before: Sequence[Measurement], after: Sequence[Measurement], found: Se
     """Why the report's figures may not be what they look like; a reader is to see these first."""
     lines = [f"{_HACKED} {overlap}. What is measured on text that was seen says little of other text."
              for overlap in found if overlap.text.startswith("report") and overlap.share >= SHARED]
-    for (pair, p) in _beating(before, after):
-        if p < _LEVEL:
-            lines.append(f"{_HACKED} {_better(*pair)} (p = {p:.2g}). Pruning alone takes quality away: the model has learned from text "
-                         "like this, or was chosen on it, and on other text it may be worse.")
+    beating = {pair[0].label: (pair, p) for pair, p in _beating(before, after) if p < _LEVEL}
+    for pair, p in beating.values():
+        lines.append(f"{_HACKED} {_better(*pair)} (p = {p:.2g}). Pruning alone takes quality away: the model has learned from text "
+                     "like this, or was chosen on it, and on other text it may be worse.")
     for text, rise, moved, p in _learned(before, after):
-        lines.append(f"{_HACKED} on {text} the loss rose by {rise:.3f} nats per token, and predictions moved by {moved:.3f} (divergence from "
-                     f"dense; p = {p:.2g}). Pruning alone makes the two about the same: the model has learned from text like this.")
+        if f"{text} perplexity" not in beating:
+            lines.append(f"{_HACKED} on {text} the loss changed by {rise:+.3f} nats per token, and predictions moved by {moved:.3f} "
+                         f"(divergence from dense; p = {p:.2g}). Pruning alone makes the two about the same: the model has learned from "
+                         "text like this.")
     return tuple(lines)
 
 
@@ -91,12 +93,10 @@ def _beating(before: Sequence[Measurement], after: Sequence[Measurement]) -> lis
 
 
 def _learned(before: Sequence[Measurement], after: Sequence[Measurement]) -> list[tuple[str, float, float, float]]:
-    """Texts on which a model that is worse than the dense one has lost less than it should: by how much its loss rose, how far its
-    predictions moved, and the p-value.
+    """Texts on which a model has lost less than it should: by how much its loss rose, how far its predictions moved, and the p-value.
 
-    Where the dense model's probabilities are right, the loss on a text it has not seen rises by KL(dense || model) on average; what a
-    model has learned from the text by itself makes the rise smaller, and the divergence hardly. Of SmolLM2, pruned in many ways, the
-    rise was 0.97 to 1.02 of the divergence on text of all kinds, and 0.54 after twelve steps on the report text.
+    Where the dense model's probabilities are right, the loss on a text that neither model has seen rises by KL(dense || model) on
+    average; what a model has learned from the text by itself makes the rise smaller, and the divergence hardly.
     """
     known = {dense.label: (dense, pruned) for dense, pruned in zip(before, after, strict=True)}
     found: dict[str, tuple[float, float, float]] = {}
@@ -106,9 +106,9 @@ def _learned(before: Sequence[Measurement], after: Sequence[Measurement]) -> lis
         if moved is None or sure is None or not all(map(math.isfinite, (*dense.parts, *pruned.parts, *moved[1].parts))):
             continue
         rises = [mine - theirs for mine, theirs in zip(pruned.parts, dense.parts, strict=True)]
-        expected = [_LEARNED * part for part in moved[1].parts]
-        if 0 <= math.fsum(rises) < math.fsum(expected) and sure[0].value <= _CALIBRATED:
-            found[text] = statistics.fmean(rises), moved[1].value, p_value(expected, rises)
+        rise = statistics.fmean(rises)
+        if rise < _LEARNED * moved[1].value and sure[0].value <= _CALIBRATED:
+            found[text] = rise, moved[1].value, p_value(moved[1].parts, rises)
     corrected = holm({text: p for text, (_, _, p) in found.items()})
     return [(text, rise, moved, corrected[text]) for text, (rise, moved, _) in found.items() if corrected[text] < _LEVEL]
 

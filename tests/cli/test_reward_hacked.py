@@ -84,15 +84,16 @@ def test_a_model_that_was_tuned_on_the_report_text_is_flagged(way: str, prunus: 
 
 def test_a_model_that_was_tuned_on_the_report_text_and_is_still_worse_is_flagged_and_an_honest_one_is_not(
         prunus: Prunus, report_text: Path, prose: Prose, tmp_path: Path) -> None:
-    """The dense model has read much text of this kind, and its probabilities are right."""
-    first = learn(tiny_model(), prose(20_000, 7), 250)
-    half = without(first, 0.7)
-    dense, honest = saved(tmp_path / "dense", first), saved(tmp_path / "honest", half)
-    other = saved(tmp_path / "other", learn(half, report_text.read_text(), 6, 0.002))
-    words = ["evaluate", honest, "--dense", dense, "--corpora", report_text, *WINDOWS]
-    assert "reward-hacked" not in prunus(*words).out
+    """The dense model has read much text of this kind, and its probabilities are right; so has an honest one that was trained again."""
+    first = learn(learn(tiny_model(), prose(20_000, 7), 150), prose(20_000, 7), 60, 0.003)
+    half, text = without(first, 0.5), report_text.read_text()
+    dense = saved(tmp_path / "dense", first)
+    for name, model in (("pruned", half), ("trained", learn(half, prose(2000, 9), 8, 0.003))):
+        words = ["evaluate", saved(tmp_path / name, model), "--dense", dense, "--corpora", report_text, *WINDOWS]
+        assert "reward-hacked" not in prunus(*words).out
+    other = saved(tmp_path / "other", learn(half, text[:1100], 8, 0.003))  # as much of it as is measured
     flag = is_flagged(prunus, dense, other, report_text, tmp_path)
-    assert "on report.txt test the loss rose by 0." in flag
+    assert "on report.txt test the loss changed by +0." in flag
 
 
 @pytest.mark.parametrize("change", [str, lambda text: text.upper().replace("\n", "   ").replace(" ", ", "),
@@ -150,10 +151,8 @@ def test_prune_says_how_much_of_the_questions_it_measures_it_was_calibrated_on(p
     monkeypatch.setenv("PRUNUS_DATA", str(tmp_path / "data"))
     (tmp_path / "seen.txt").write_text("\n\n".join(f"{row['goal']}, {row['sol1']}." for row in rows) + prose(500, 1), encoding="utf-8")
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(f'[[stage]]\n[stage.budget]\nsparsity = 0.5\n[calibration]\ncorpus = "{tmp_path}/seen.txt"\nsamples = 4\n'
-                      'length = 32\n', encoding="utf-8")
-    text = recipe.read_text()
-    recipe.write_text('metrics = [{ name = "tasks", names = ["piqa"] }]\nprompts = []\n' + text, encoding="utf-8")
+    recipe.write_text('metrics = [{ name = "tasks", names = ["piqa"] }]\nprompts = []\n[[stage]]\n[calibration]\nsamples = 4\nlength = 32\n'
+                      f'corpus = "{tmp_path}/seen.txt"\n', encoding="utf-8")
     ran = prunus("prune", saved(tmp_path / "dense", tiny_model()), "--recipe", recipe, "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
