@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .errors import CalibrationError
 from .granularity import NM, Granularity, Unstructured
+from .traits import most_precise
 
 __all__ = ["Windows", "exchange"]
 
@@ -203,12 +204,12 @@ def _places(worth: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], granul
 
 
 def _windows(gram: Tensor, owed: Tensor, mask: Tensor, places: Tensor, name: str) -> Windows:
-    """Of all rows, some at a time; in float32, and in float64 where the Gram is not positive definite in float32."""
+    """Of all rows, some at a time; in float32, and as precisely as the device can where the Gram is not positive definite in float32."""
     parts, start = [], 0
     while start < len(mask):
         largest = int(mask[start:].sum(1).max()) + places.shape[1]
         rows = slice(start, start + max(1, _TOGETHER // largest**2))
-        for dtype in (torch.float32, torch.float64):
+        for dtype in (torch.float32, most_precise(gram.device)):
             try:
                 parts.append(Windows.of(gram.to(dtype), owed[rows].to(dtype), mask[rows], places[rows]))
                 break
