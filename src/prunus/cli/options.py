@@ -46,8 +46,8 @@ Repaired = Annotated[int | None, typer.Option(
 Multiple = Annotated[int | None, typer.Option(
     help="Where channels go, a multiple of this stays in every MLP (32 for Q8_0, 64 or 128 for GPUs). [default: 1]")]
 Recovery = Annotated[str | None, typer.Option(
-    help="Repair what is kept where sublayers or channels go: patch, or none; settings after commas. [default: patch where "
-         "sublayers go, none where channels do]")]
+    help="Repair what is kept: reconstruct, patch, distill, or none; settings after commas. [default: patch where sublayers go, else "
+         "none]")]
 Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone, as a glob pattern; may be repeated.")]
 CalibrationText = Annotated[str | None, typer.Option(
     "--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
