@@ -134,7 +134,7 @@ def _charts(found: Gathered) -> Section | None:
         perplexity = [number for number in rows.numbers if number.unit == "perplexity"][:1]
         tasks = [number for number in rows.numbers if number.dense is not None and number.dense.examples and number.unit == "share"]
         for label, better, numbers in (*((number.label, number.better, [number]) for number in perplexity),
-                                       *([(f"mean of {_some(len(tasks), 'task')}", "higher", tasks)] if tasks else [])):
+                                       *([(f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0].label, "higher", tasks)] if tasks else [])):
             drawn.append(_chart(found, rows, len(drawn), (label, better, numbers)))
     there = tuple(chart for chart in drawn if chart is not None)
     return Section("Quality against sparsity", there) if there else None
