@@ -1,6 +1,7 @@
 """What makes the figures of a report worth less than they look, found and said."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ __all__ = ["SHARED", "flags", "overlaps", "remarks", "scarcity", "shortfall"]
 SHARED = 0.02  # of the runs of a text, from which on a text is said to have been seen; two splits of PTB share 0.016 of each other
 _PER_INPUT = 8  # tokens, for what the dense model would give to be guessed from as many inputs
 _LEVEL = 0.05
+_LEARNED = 0.7  # of the divergence, below which a rise of the loss is less than pruning alone makes it
+_CALIBRATED = 0.05  # calibration error of a dense model up to which its losses say what they should
 _HACKED = "May be reward-hacked:"
 
 
@@ -29,8 +32,8 @@ def overlaps(recipe: Recipe, calibrated: bool) -> tuple[Overlap, ...]:
     """How much of every later text stands in every earlier one: calibration, search, report; of report text as much as is measured, of
     tasks the questions that are asked, with their right answers.
 
-    Raises CorpusError where more than a hundredth of the lines of one text stand in the other; questions are only counted. Text that the model writes itself is
-    not compared.
+    Raises CorpusError where more than a hundredth of the lines of one text stand in the other; questions are only counted. Text that the
+    model writes itself is not compared.
     """
     pruned_on = [("calibration", recipe.calibration.text())] if calibrated else []
     searched_on = [("search", stage.search.reads()) for stage in recipe.stage if stage.search]
@@ -61,10 +64,15 @@ def flags(before: Sequence[Measurement], after: Sequence[Measurement], found: Se
     """Why the report's figures may not be what they look like; a reader is to see these first."""
     lines = [f"{_HACKED} {overlap}. What is measured on text that was seen says little of other text."
              for overlap in found if overlap.text.startswith("report") and overlap.share >= SHARED]
-    for (pair, p) in _beating(before, after):
-        if p < _LEVEL:
-            lines.append(f"{_HACKED} {_better(*pair)} (p = {p:.2g}). Pruning alone takes quality away: the model has learned from text "
-                         "like this, or was chosen on it, and on other text it may be worse.")
+    beating = {pair[0].label: (pair, p) for pair, p in _beating(before, after) if p < _LEVEL}
+    for pair, p in beating.values():
+        lines.append(f"{_HACKED} {_better(*pair)} (p = {p:.2g}). Pruning alone takes quality away: the model has learned from text "
+                     "like this, or was chosen on it, and on other text it may be worse.")
+    for text, rise, moved, p in _learned(before, after):
+        if f"{text} perplexity" not in beating:
+            lines.append(f"{_HACKED} on {text} the loss changed by {rise:+.3f} nats per token, and predictions moved by {moved:.3f} "
+                         f"(divergence from dense; p = {p:.2g}). Pruning alone makes the two about the same: the model has learned from "
+                         "text like this.")
     return tuple(lines)
 
 
@@ -82,6 +90,27 @@ def _beating(before: Sequence[Measurement], after: Sequence[Measurement]) -> lis
              and (pruned.value < dense.value) == (dense.better == "lower")]
     corrected = holm({place: p_value(dense.parts, pruned.parts) for place, (dense, pruned) in enumerate(pairs)})
     return [(pair, corrected[place]) for place, pair in enumerate(pairs)]
+
+
+def _learned(before: Sequence[Measurement], after: Sequence[Measurement]) -> list[tuple[str, float, float, float]]:
+    """Texts on which a model has lost less than it should: by how much its loss rose, how far its predictions moved, and the p-value.
+
+    Where the dense model's probabilities are right, the loss on a text that neither model has seen rises by KL(dense || model) on
+    average; what a model has learned from the text by itself makes the rise smaller, and the divergence hardly.
+    """
+    known = {dense.label: (dense, pruned) for dense, pruned in zip(before, after, strict=True)}
+    found: dict[str, tuple[float, float, float]] = {}
+    for label, (dense, pruned) in known.items():
+        text = label.removesuffix(" perplexity")
+        moved, sure = (known.get(f"{text} {number}") for number in ("divergence from dense", "calibration error"))
+        if moved is None or sure is None or not all(map(math.isfinite, (*dense.parts, *pruned.parts, *moved[1].parts))):
+            continue
+        rises = [mine - theirs for mine, theirs in zip(pruned.parts, dense.parts, strict=True)]
+        rise = statistics.fmean(rises)
+        if rise < _LEARNED * moved[1].value and sure[0].value <= _CALIBRATED:
+            found[text] = rise, moved[1].value, p_value(moved[1].parts, rises)
+    corrected = holm({text: p for text, (_, _, p) in found.items()})
+    return [(text, rise, moved, corrected[text]) for text, (rise, moved, _) in found.items() if corrected[text] < _LEVEL]
 
 
 def _better(dense: Measurement, pruned: Measurement) -> str:

@@ -46,8 +46,8 @@ Repaired = Annotated[int | None, typer.Option(
 Multiple = Annotated[int | None, typer.Option(
     help="Where channels go, a multiple of this stays in every MLP (32 for Q8_0, 64 or 128 for GPUs). [default: 1]")]
 Recovery = Annotated[str | None, typer.Option(
-    help="Repair what is kept where sublayers or channels go: patch, or none; settings after commas. [default: patch where "
-         "sublayers go, none where channels do]")]
+    help="Repair what is kept: reconstruct, patch, distill, or none; settings after commas. [default: patch where sublayers go, else "
+         "none]")]
 Target = Annotated[str | None, typer.Option(
     help="What matrices are fitted to: asymmetry=0.5 (half-way to the dense model's outputs), fisher=true (tokens by what they cost), "
          "true_sequential=false (a block's matrices as they were); several with commas. [default: their own outputs on the pruned model's "

@@ -3,14 +3,14 @@
 import difflib
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..evaluation import protocols_of
 from ..figures import place
 from ..search.pareto import front
 from .drawing import Point, heat, lines, scatter
 from .page import Cell, Chart, Code, Page, Section, Table, Text
-from .values import Beside, Compared, Contender, Entry, Made, Row
+from .values import Beside, Compared, Contender, Entry, Made, Row, Spent
 
 __all__ = ["compared_page", "figure", "known", "lead_of", "main_table", "millions", "protocol_lines", "shown", "words_of"]
 
@@ -268,24 +268,63 @@ def _overlaps(found: Compared) -> Section | None:
     if not rows:
         return None
     head = ("", "text", "was seen in", "shared runs", "share")
-    table = Table("How much of each report text, and of the questions of each task, stands in what a model has seen, as its recipe says", head, (("", rows),))
+    told = "How much of each report text, and of the questions of each task, stands in what a model has seen, as its recipe says"
+    table = Table(told, head, (("", rows),))
     return Section("Texts seen before", (table,), opened=False)
 
 
 def _costs(found: Compared) -> Section:
-    parts = list(dict.fromkeys(name for model in found.models for name in model.seconds))
-    rows = [(Cell(name), *(known(model.seconds.get(name), 1) for model in found.models)) for name in parts]
-    rows.append((Cell("in all"), *(known(sum(model.seconds.values()), 1) for model in found.models)))
-    made = [model.made or _NOTHING for model in found.models]
-    making = ((Cell("seconds"), *(known(one.seconds, 0) for one in made)),
-              (Cell("tokens forwarded"), *(known(one.tokens, 0) for one in made)),
-              (Cell("peak memory, MiB"), *(known(None if one.host_bytes is None else one.host_bytes / 2**20, 0) for one in made)),
-              (Cell("energy, J"), *(known(one.joules, 0) for one in made)))
-    table = Table("What it cost to measure and to make each model", ("", *(model.name for model in found.models)),
-                  (("Measuring, seconds", tuple(rows)), ("Pruning, as the folder's report says", making)))
+    every = [model.spent for model in found.models]
+    groups = (("Measuring, seconds", _by_part(every, lambda spent: spent.seconds, 1)),
+              ("Measuring, tokens forwarded", _by_part(every, lambda spent: spent.tokens or None, 0)),
+              ("Measuring, memory and energy", tuple(_held([list(spent.values()) for spent in every]))),
+              ("Pruning, as the folder's report says", tuple(_making([model.made or _NOTHING for model in found.models]))))
+    table = Table("What it cost to measure and to make each model", ("", *(model.name for model in found.models)), groups)
+    shared = tuple((Cell(name), known(spent.seconds, 1), known(spent.tokens or None, 0), known(spent.joules, 0))
+                   for name, spent in found.spent.items())
+    whole = (Table("What is not of one model", ("", "seconds", "tokens forwarded", "energy, J"), (("", shared),)),) if shared else ()
     machine = "; ".join(f"{name}: {value}" for name, value in found.environment.items())
-    return Section("Cost", (table, Text("Seconds are of when a number was measured; what was known already was not measured again."),
-                            Text(f"{machine}.")), opened=False)
+    told = ("Costs are of when a number was measured; what was known already was not measured again. Tokens are passes through the whole "
+            "of the model that is measured. Memory is the most that the process had held by then, whatever for. Energy is of the whole "
+            "machine, where it can be read.")
+    return Section("Cost", (table, *whole, Text(told), Text(f"{machine}.")), opened=False)
+
+
+def _by_part(models: Sequence[Mapping[str, Spent]], value: Callable[[Spent], float | None], digits: int) -> tuple[tuple[Cell, ...], ...]:
+    """A line for every part of the measuring that has such a number, and one for all of them."""
+    numbers = [{name: number for name, spent in parts.items() if (number := value(spent)) is not None} for parts in models]
+    lines = [(Cell(name), *(known(parts.get(name), digits) for parts in numbers)) for name in dict.fromkeys(
+        name for parts in numbers for name in parts)]
+    return (*lines, (Cell("in all"), *(known(math.fsum(parts.values()), digits) for parts in numbers)))
+
+
+def _held(models: Sequence[Sequence[Spent]]) -> Iterator[tuple[Cell, ...]]:
+    """The most memory, and all energy."""
+    host = [max((spent.host_bytes for spent in parts), default=0) for parts in models]
+    on_gpu = [max((spent.device_bytes or 0 for spent in parts), default=0) for parts in models]
+    joules = [[spent.joules for spent in parts if spent.joules is not None] for parts in models]
+    yield Cell("peak memory, MiB"), *(_mib(size) for size in host)
+    if any(on_gpu):
+        yield Cell("peak memory of the GPU, MiB"), *(_mib(size) for size in on_gpu)
+    yield Cell("energy, J"), *(known(math.fsum(found) if found else None, 0) for found in joules)
+
+
+def _making(made: Sequence[Made]) -> Iterator[tuple[Cell, ...]]:
+    for stage in dict.fromkeys(stage for one in made for stage in one.stages):
+        yield Cell(f"seconds, {stage}"), *(known(one.stages.get(stage), 0) for one in made)
+    yield Cell("seconds, in all"), *(known(one.seconds, 0) for one in made)
+    yield Cell("tokens forwarded"), *(known(one.tokens, 0) for one in made)
+    if any(one.questions for one in made):
+        yield Cell("candidates that searches asked for"), *(known(one.questions or None, 0) for one in made)
+        yield Cell("looks at the search text"), *(known(one.looks or None, 1) for one in made)
+    yield Cell("peak memory, MiB"), *(_mib(one.host_bytes) for one in made)
+    if any(one.device_bytes for one in made):
+        yield Cell("peak memory of the GPU, MiB"), *(_mib(one.device_bytes) for one in made)
+    yield Cell("energy, J"), *(known(one.joules, 0) for one in made)
+
+
+def _mib(size: int | None) -> Cell:
+    return known(size / 2**20 if size else None, 0)
 
 
 def protocol_lines(rows: Sequence[Row]) -> tuple[str, ...]:

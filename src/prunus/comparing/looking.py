@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from ..errors import ComparisonError, RecipeError
 from ..loading import Loaded, load, weight_files
 from ..sites import Anatomy
 from ..traits import model_bytes, parameters_of, predicts_next
+from .kept import Kept
 from .made import made_of
-from .values import Contender
+from .spending import spending
+from .values import Contender, Spent
 
-__all__ = ["hash_of", "looked_at", "opened", "short_names"]
+__all__ = ["Looking", "hash_of", "opened", "short_names"]
 
 
 def short_names(sources: Sequence[str]) -> tuple[str, ...]:
@@ -43,33 +47,77 @@ def opened(source: str, dtype: str, device: str, trust: bool, where: str = "comp
     return loaded
 
 
-def looked_at(sources: Sequence[str], dtype: str, device: str, trust: bool,
-              watch: Callable[[str, int | float, int | float], None]) -> tuple[tuple[Contender, ...], str]:
-    """Every model, loaded one at a time, and the dtype of all: the dense model's, where `dtype` is auto.
+@dataclass
+class Looking:
+    """A look at one model after another, the dense one first; what was seen of files that are the same since then is not seen again."""
 
-    Raises LoadError, RecipeError, and ComparisonError where two models read other tokens.
-    """
-    found: list[Contender] = []
-    anatomy: Anatomy | None = None
-    for place, (name, source) in enumerate(zip(short_names(sources), sources, strict=True)):
-        watch("looking at the models", place, len(sources))
-        loaded: Any = opened(source, dtype, device, trust)
-        model = loaded.model
-        dtype = str(model.dtype).removeprefix("torch.")
-        own = describe(model)
-        anatomy = anatomy or own
-        matrices = _counted(model, own, anatomy)
-        read = how_read(model, loaded.tokenizer, loaded.stored)
-        if found:
-            _check_tokens(found[0], name, read)
-        files = weight_files(source)
-        found.append(Contender(
-            name, source, hash_of(loaded), read, parameters_of(model), model_bytes(model),
-            sum(file.stat().st_size for file in files) if files else None, sparsity_of(matrices) if matrices else None, matrices,
-            len(own.blocks), made_of(source) if Path(source).is_dir() else None, loaded.stored))
-        del loaded, model
+    kept: Kept
+    device: str
+    trust: bool
+    dtype: str  # of all; auto until the dense model was seen
+    dense: str = ""  # its source
+    anatomy: Anatomy | None = None  # the dense model's, once it is needed
+
+    def all(self, sources: Sequence[str], watch: Callable[[str, int | float, int | float], None]) -> tuple[Contender, ...]:
+        """Every model, loaded one at a time.
+
+        Raises LoadError, RecipeError, and ComparisonError where two models read other tokens. Nothing is kept before all were seen.
+        """
+        found: list[Contender] = []
+        seen: list[tuple[dict[str, Any], Contender]] = []
+        for place, (name, source) in enumerate(zip(short_names(sources), sources, strict=True)):
+            watch("looking at the models", place, len(sources))
+            identity = self._identity(source, found[0].weights if found else "")
+            known = self.kept.recall(identity) if identity else None
+            self.dense = self.dense or source
+            one = _recalled(known, name, source) if known else self._seen(name, source)
+            if found:
+                _check_tokens(found[0], name, one.read)
+            self.dtype = one.read.partition(",")[0] if not found else self.dtype
+            seen += [(identity, one)] if identity and not known else []
+            found.append(replace(one, made=made_of(source) if Path(source).is_dir() else None))
+        for identity, one in seen:
+            self.kept.keep(identity, asdict(one))
+        return tuple(found)
+
+    def _seen(self, name: str, source: str) -> Contender:
+        """What there is to see, and what it took to see it."""
+        one, spent = spending(lambda: self._look(name, source), self.device)
         release_memory()
-    return tuple(found), dtype
+        return replace(one, spent={"looking": spent})
+
+    def _look(self, name: str, source: str) -> Contender:
+        loaded: Any = opened(source, self.dtype, self.device, self.trust)
+        model = loaded.model
+        own = describe(model)
+        if self.anatomy is None:
+            self.anatomy = own if source == self.dense else describe(opened(self.dense, self.dtype, self.device, self.trust).model)
+        matrices = _counted(model, own, self.anatomy)
+        files = weight_files(source)
+        return Contender(
+            name, source, hash_of(loaded), how_read(model, loaded.tokenizer, loaded.stored), parameters_of(model), model_bytes(model),
+            sum(file.stat().st_size for file in files) if files else None, sparsity_of(matrices) if matrices else None, matrices,
+            len(own.blocks), None, loaded.stored)
+
+    def _identity(self, source: str, dense: str) -> dict[str, Any]:
+        """Of the files of a source, by their sizes and times, and of what else decides what is seen; empty where it has no files here."""
+        weights = weight_files(source)
+        if not weights:
+            return {}
+        home = weights[0].parent
+        files = sorted(weights if Path(source).is_file() else (file for file in home.iterdir() if file.is_file()))
+        states = [(file.name, *(getattr(file.stat(), name) for name in ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")))
+                  for file in files]
+        return {"part": "look", "files": states, "folder": str(home.absolute()), "dtype": self.dtype, "device": self.device,
+                "trust": self.trust, "dense": dense, "prunus": version("prunus"), "transformers": version("transformers")}
+
+
+def _recalled(known: Mapping[str, Any], name: str, source: str) -> Contender:
+    """A model from what was kept of it."""
+    matrices = tuple(Counted(matrix["name"], matrix["weights"], matrix["zeros"], matrix["gone"]) for matrix in known["matrices"])
+    spent = {part: Spent(**value) for part, value in known["spent"].items()}
+    plain = {key: value for key, value in known.items() if key not in ("measured", "answers", "timing", "memory", "made")}
+    return Contender(**{**plain, "name": name, "source": source, "matrices": matrices, "spent": spent, "made": None})
 
 
 def _counted(model: Any, own: Anatomy, dense: Anatomy) -> tuple[Counted, ...]:

@@ -27,10 +27,11 @@ def made_of(source: str) -> Made | None:
     if not isinstance(report, dict) or "environment" not in report:
         return None
     cost = report.get("cost") or {}
-    seconds = [value for name, value in (cost.get("seconds") or {}).items() if name != "solving"]  # it is a part of another stage
+    stages = {name: value for name, value in (cost.get("seconds") or {}).items() if name != "solving"}  # it is a part of another stage
     tokens, joules = (list((cost.get(name) or {}).values()) for name in ("tokens", "joules"))
-    return Made(_command(source, report["environment"]), tuple(_records(report.get("sites", ()))), sum(seconds) if seconds else None,
-                sum(tokens) if tokens else None, cost.get("host_bytes") or None, sum(joules) if joules else None)
+    return Made(_command(source, report["environment"]), tuple(_records(report.get("sites", ()))), sum(stages.values()) if stages else None,
+                sum(tokens) if tokens else None, cost.get("host_bytes") or None, sum(joules) if joules else None, stages,
+                cost.get("device_bytes"), cost.get("questions") or 0, cost.get("looks") or 0.0)
 
 
 def _command(source: str, environment: Mapping[str, str]) -> str:

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,7 +21,8 @@ from ..generations import generate, prompts_of
 from ..speed import Timing, in_pytorch, memory_in_pytorch
 from .kept import Kept, measurement_of
 from .looking import opened
-from .values import Asked, Contender
+from .spending import spending
+from .values import Asked, Contender, Spent
 
 __all__ = ["Measuring", "Piece", "pieces_of"]
 
@@ -83,6 +83,7 @@ class Measuring:
     kept: Kept
     trust: bool
     watch: Watch
+    spent: dict[str, Spent] = field(default_factory=dict)  # on what is not of one model, by part
 
     def all(self, models: Sequence[Contender], dtype: str) -> tuple[Contender, ...]:
         """The models with everything that was asked."""
@@ -103,40 +104,50 @@ class Measuring:
         if model is models[0]:
             self._predictions(models, dtype, dense, at_hand)
         measured: list[Measurement] = []
-        seconds: dict[str, float] = {}
+        spent = dict(model.spent)
         for piece in self.pieces:
-            result = self.kept.asked(_identity(piece, model, models[0], self.asked.device), partial(self._measure, piece, at_hand, dense))
+            result = self.kept.asked(_identity(piece, model, models[0], self.asked.device),
+                                     partial(self._measure, piece, at_hand, dense, models[0]))
             measured += map(measurement_of, result["measured"])
-            seconds[piece.name] = result["seconds"]
+            spent[piece.name] = Spent(**result["spent"])
         identity = {"part": "answers", "weights": model.weights, "read": model.read, "prompts": prompts, "tokens": self.asked.answer,
                     "device": self.asked.device, "prunus": version("prunus")}
         answered = self.kept.asked(identity, lambda: self._answer(at_hand(), prompts))
         loaded.clear()
         release_memory()
         return replace(model, measured=tuple(measured), answers=tuple(answered["answers"]),
-                       seconds={**seconds, "answers": answered["seconds"]})
+                       spent={**spent, "answers": Spent(**answered["spent"])})
 
     def _predictions(self, models: Sequence[Contender], dtype: str, dense: dict[str, Any], at_hand: Callable[[], Any]) -> None:
-        """The dense model reads those texts again that it has read in an earlier run and another model has not yet."""
+        """What the dense model predicted on texts that another model has not read yet; it reads a text again where this was not kept."""
         for piece in self.pieces:
-            known = [self.kept.has(_identity(piece, model, models[0], self.asked.device)) for model in models]
-            if piece.beside_dense and known[0] and not all(known):
-                self._measure(piece, at_hand, dense)
+            identities = [_identity(piece, model, models[0], self.asked.device) for model in models]
+            known = [self.kept.has(identity) for identity in identities]
+            if not piece.beside_dense or not known[0] or all(known):
+                continue
+            kept = self.kept.predictions(identities[0], self.asked.device)
+            if kept:
+                dense[kept[0]] = kept[1:]
+            else:
+                again = self._measure(piece, at_hand, dense, models[0])
+                self.spent[f"{piece.name}, {models[0].name} again"] = Spent(**again["spent"])
 
-    def _measure(self, piece: Piece, at_hand: Callable[[], Any], dense: dict[str, Any]) -> dict[str, Any]:
-        loaded = at_hand()
+    def _measure(self, piece: Piece, at_hand: Callable[[], Any], dense: dict[str, Any], first: Contender) -> dict[str, Any]:
+        loaded, before = at_hand(), set(dense)
         self.watch(f"{piece.name}, {loaded.source}", 0, 1)
-        start = time.perf_counter()
         context = Context(loaded.tokenizer, self.asked.device, self._within(piece.name, loaded.source), dense, loaded.stored)
-        found = piece.metric.measure(loaded.model, context)
-        return {"measured": list(found), "seconds": time.perf_counter() - start}
+        found, spent = spending(lambda: piece.metric.measure(loaded.model, context), self.asked.device, loaded.model)
+        for key in dense.keys() - before:
+            self.kept.keep_predictions(_identity(piece, first, first, self.asked.device), key, *dense[key])
+        return {"measured": list(found), "spent": asdict(spent)}
 
     def _within(self, name: str, source: str) -> Watch:
         return lambda phase, done, total: self.watch(f"{name}, {source}", done, total)
 
     def _answer(self, loaded: Any, prompts: tuple[str, ...]) -> dict[str, Any]:
-        start = time.perf_counter()
-        return {"answers": generate(loaded.model, loaded.tokenizer, prompts, self.asked.answer), "seconds": time.perf_counter() - start}
+        answers, spent = spending(lambda: generate(loaded.model, loaded.tokenizer, prompts, self.asked.answer), self.asked.device,
+                                  loaded.model)
+        return {"answers": answers, "spent": asdict(spent)}
 
     def _timed(self, models: Sequence[Contender], dtype: str) -> list[Contender]:
         """Speed of all in turn, and the memory that each takes."""
@@ -149,15 +160,21 @@ class Measuring:
             return [asdict(timing) for timing in in_pytorch(loaded, asked.read, asked.write, asked.rounds,
                                                             lambda done, total: self.watch("speed, in turn", done, total))]
 
-        timings = self.kept.asked({"part": "speed", **how}, run)
+        timed = self.kept.asked({"part": "speed", **how}, lambda: self._costed(run, len(models) * (asked.rounds + 1)))
+        self.spent["speed, all models in turn"] = Spent(**timed["spent"])
         release_memory()
         found = []
-        for model, row in zip(models, timings, strict=True):
-            memory = self.kept.asked({"part": "memory", **how, "weights": model.weights}, partial(
-                memory_in_pytorch, model.source, asked.read, asked.write, threads, dtype, asked.device, self.trust))
+        for model, row in zip(models, timed["found"], strict=True):
+            look = partial(memory_in_pytorch, model.source, asked.read, asked.write, threads, dtype, asked.device, self.trust)
+            memory = self.kept.asked({"part": "memory", **how, "weights": model.weights}, partial(self._costed, look, 2))
             timing = Timing(tuple(row["prefill"]), tuple(row["first"]), tuple(row["decode"]), row["bytes"])
-            found.append(replace(model, timing=timing, memory=memory))
+            found.append(replace(model, timing=timing, memory=memory["found"], spent={**model.spent, "memory": Spent(**memory["spent"])}))
         return found
+
+    def _costed(self, measure: Callable[[], Any], rounds: int) -> dict[str, Any]:
+        """What is timed, in so many rounds of reading and writing; nothing looks into the models meanwhile."""
+        found, spent = spending(measure, self.asked.device)
+        return {"found": found, "spent": asdict(replace(spent, tokens=float(rounds * (self.asked.read + self.asked.write))))}
 
 
 def _identity(piece: Piece, model: Contender, dense: Contender, device: str) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from ..generations import prompts_of
 from ..grams import Looked
 from ..known import Known, checked
 from .kept import Kept
-from .looking import looked_at, short_names
+from .looking import Looking, short_names
 from .made import seen_of
 from .measuring import Measuring, Watch, pieces_of
+from .spending import spending
 from .values import Asked, Compared, Contender
 from .verdicts import flags_of, notes_of, rows_of
 
@@ -34,18 +35,21 @@ def compare(sources: Sequence[str], asked: Asked, out: Path, *, known: Sequence[
     short_names(sources)
     check_folder(out)
     pieces, prompts = pieces_of(asked), prompts_of(asked.prompts)
-    looked, dtype = looked_at(sources, asked.dtype, asked.device, trust, watch)
-    models = Measuring(asked, pieces, Kept(out / KEPT), trust, watch).all(looked, dtype)
-    rows = rows_of(models, _of_speed(asked, dtype))
+    kept = Kept(out / KEPT)
+    looking = Looking(kept, asked.device, trust, asked.dtype)
+    looked = looking.all(sources, watch)
+    dtype, measuring = looking.dtype, Measuring(asked, pieces, kept, trust, watch)
+    models = measuring.all(looked, dtype)
+    rows, tested = spending(lambda: rows_of(models, _of_speed(asked, dtype)), asked.device)
     texts, between = [text for piece in pieces for text in piece.texts], Looked()
-    seen = {model.name: seen_of(model.source, texts, between) for model in models[1:]}
+    seen, searched = spending(lambda: {model.name: seen_of(model.source, texts, between) for model in models[1:]}, asked.device)
     overlaps = {name: found for name, (found, _) in seen.items()}
     sanity = checked(models[0].measured, known)
     remarks = [f"{name}: {remark}" for name, (_, lines) in seen.items() for remark in lines]
     environment = {"dtype": dtype, "device": asked.device, **machine(), "peak resident memory": f"{peak_bytes() / 2**20:.0f} MiB"}
     notes = (*map(str, sanity), *notes_of(models), *remarks)
     return Compared(asked, prompts, models, rows, flags_of(models, overlaps), notes, overlaps, sanity, environment,
-                    _command(models, asked, out, trust))
+                    _command(models, asked, out, trust), {**measuring.spent, "intervals and tests": tested, "texts seen before": searched})
 
 
 def check_folder(out: Path) -> None:

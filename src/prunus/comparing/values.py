@@ -14,7 +14,7 @@ from ..result import SiteRecord
 from ..speed import Timing
 from ..uncertainty import Interval
 
-__all__ = ["Asked", "Beside", "Compared", "Contender", "Entry", "Group", "Made", "Row"]
+__all__ = ["Asked", "Beside", "Compared", "Contender", "Entry", "Group", "Made", "Row", "Spent"]
 
 Group = Literal["Texts", "Tasks", "Speed", "Size"]
 
@@ -59,6 +59,21 @@ class Made:
     tokens: float | None  # forwarded, in passes through the whole dense model
     host_bytes: int | None  # the most memory the run has held
     joules: float | None  # of the whole machine meanwhile; None where it could not be read
+    stages: Mapping[str, float] = field(default_factory=dict)  # the seconds, by stage of the work
+    device_bytes: int | None = None  # the most that the tensors of the run have held on a GPU
+    questions: int = 0  # candidates, or parts of them, that searches asked for
+    looks: float = 0.0  # at the whole search text, of all searches
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a part of the measuring took, whenever that was."""
+
+    seconds: float
+    tokens: float = 0.0  # forwarded, in passes through the whole of the model that is measured
+    joules: float | None = None  # of the whole machine meanwhile; None where it could not be read
+    host_bytes: int = 0  # the most memory that the process had held by then
+    device_bytes: int | None = None  # the most that its tensors had held on a GPU; None without one
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,7 @@ class Contender:
     answers: tuple[str, ...] = ()  # to the prompts
     timing: Timing | None = None  # measured in turn with all others
     memory: int | None = None  # bytes, the peak of a process of its own that reads and writes
-    seconds: Mapping[str, float] = field(default_factory=dict)  # that measuring took, by part, whenever that was
+    spent: Mapping[str, Spent] = field(default_factory=dict)  # on looking at it and measuring it, by part
 
 
 @dataclass(frozen=True)
@@ -133,6 +148,7 @@ class Compared:
     sanity: tuple[Sanity, ...]
     environment: Mapping[str, str]
     command: str  # that does it again
+    spent: Mapping[str, Spent] = field(default_factory=dict)  # on what is not of one model, by part
 
     @property
     def dense(self) -> Contender:

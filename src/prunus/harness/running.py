@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from ..errors import RecipeError
 from .catalogue import quiet
 
 __all__ = ["Given", "Outcome", "asked", "questions"]
+
+_SHORT = 3  # characters up to which a string stands in a prompt by chance
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def asked(task: Any, model: Any, limit: int | None) -> Outcome:
 
 
 def questions(task: Any, limit: int | None) -> tuple[str, ...]:
-    """The first `limit` examples of a task, or all of them, as text: each with its right answer, and without examples before it."""
+    """The first `limit` examples of a task, or all of them, as text: each with its right answer, without examples before it and without
+    the words that the prompt puts around all of them ("Question:", "Answer:"), which another text need not have."""
     with quiet():
         documents = task.eval_docs
         return tuple(_question(task, documents[place]) for place in range(min(limit or len(documents), len(documents))))
@@ -87,7 +90,30 @@ def _question(task: Any, row: Any) -> str:
     elif choices is not None and isinstance(target, int):
         target = choices[target]
     answers = target if isinstance(target, list | tuple) else [target]
-    return " ".join(str(part).strip() for part in (text, *answers[:1]))
+    return " ".join(str(part).strip() for part in (_own(str(text), row), *answers[:1]))
+
+
+def _own(prompt: str, row: Any) -> str:
+    """What of a prompt is the example's: the strings of the row that stand in it, in their order there; all of it where there are none."""
+    spans: list[tuple[int, int]] = []
+    for part in sorted(set(_strings(row)), key=lambda part: (-len(part), part)):
+        begin = prompt.find(part)
+        end = begin + len(part)
+        if begin >= 0 and len(part) > _SHORT and all(begin >= other or end <= first for first, other in spans):
+            spans.append((begin, end))
+    return " ".join(prompt[begin:end] for begin, end in sorted(spans)) or prompt
+
+
+def _strings(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value.strip()
+        case dict():
+            for item in value.values():
+                yield from _strings(item)
+        case list():
+            for item in value:
+                yield from _strings(item)
 
 
 def _given(task: Any, place: int, row: Any, found: Sequence[Any]) -> Given:

@@ -13,7 +13,7 @@ from ..calibration.blocks import frozen
 from ..calibration.pair import Place, Watch, places, unwatched
 from ..calibration.placement import Placement
 from ..calibration.repair import LeastSquares
-from ..calibration.teaching import check_sequences, precise, train_kept, two_groups
+from ..calibration.teaching import check_sequences, in_small_steps, precise, sizes, train_kept
 from ..errors import RecipeError
 from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
@@ -33,8 +33,8 @@ class Reconstruct:
     Adam's two moments.
     """
 
-    epochs: int = 4  # through the sequences
-    rate: float = 3e-4  # Adam's, at first
+    epochs: int = 3  # through the sequences
+    rate: float = 0.01  # Adam's, at first, as a share of the root mean square of a matrix's kept weights
     first: bool = True  # whether every block is repaired by least squares (`patch`) before it is trained
     damping: float = 0.3  # of that
     unit: Literal["branch", "block"] = "block"  # what is trained together
@@ -55,7 +55,7 @@ class Reconstruct:
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
         said: list[str] = []
         with torch.no_grad(), frozen(model):
-            for place in places(model, anatomy, gone, dense, tokens, placement, two_groups(tokens, batch), watch, self.branches):
+            for place in places(model, anatomy, gone, dense, tokens, placement, in_small_steps(tokens, batch), watch, self.branches):
                 said += self.mend(model, place, gone)
         return said
 
@@ -70,8 +70,9 @@ class Reconstruct:
         said: list[str] = []
         for unit in self._units(model, place, gone):
             with silenced(model, unit.silent), precise(unit.trained):
-                taught = train_kept(unit.trained, list(place.pruned.batches()), unit.error(module, place),
-                                    epochs=self.epochs, rate=self.rate, rng=random.Random(f"{self.seed} {unit.name}"))
+                taught = train_kept(unit.trained, list(place.pruned.batches()), unit.error(module, place), epochs=self.epochs,
+                                    rates=[self.rate * size for size in sizes(unit.trained)],
+                                    rng=random.Random(f"{self.seed} {unit.name}"))
             said += taught.remarks(f"recovery 'reconstruct', {unit.name}")
         return said
 
