@@ -151,6 +151,21 @@ def test_a_number_that_is_no_mean_has_only_the_test_over_seeds() -> None:
     assert got.levels == ()
 
 
+@pytest.mark.parametrize(("apart", "width"), [(0.3, 0.01), (0.3, 1.0)])
+def test_over_examples_such_a_number_has_an_interval_that_must_leave_no_difference_out(apart: float, width: float) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    drawn = random.Random(3)
+
+    def once(centre: float) -> Measurement:
+        return Measurement(centre, "share", "lower", "text error, p", (0.1,) * 20, 0.0, "means",
+                           tuple(drawn.gauss(centre, width) for _ in range(200)))
+
+    values = [[0.1, 0.11, 0.12], [0.1 + apart, 0.12 + apart, 0.13 + apart]]
+    one, other = (Series(name, "", dict(enumerate(map(once, each)))) for name, each in zip("ab", values, strict=True))
+    p = told(one, other)[1]
+    assert p == pytest.approx(stats.ttest_rel(*values).pvalue if width < 0.1 else 1.0)
+
+
 def test_other_protocols_are_no_pair() -> None:
     with pytest.raises(ComparisonError, match="measured by other protocols"):
         told(Series("a", "", {0: measured([1.0])}), Series("b", "", {0: measured([1.0], protocol="text perplexity, q")}))

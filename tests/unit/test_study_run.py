@@ -14,7 +14,7 @@ import torch
 from prunus.achieved import counted, sparsity_of
 from prunus.anatomy import describe
 from prunus.environment import forget_peak, peak_bytes
-from prunus.errors import CalibrationError, ComparisonError
+from prunus.errors import CalibrationError, ComparisonError, ExportError
 from prunus.evaluation import Context
 from prunus.evaluation.fidelity import Fidelity
 from prunus.loading import load
@@ -81,6 +81,33 @@ def test_a_cell_has_what_pruning_and_measuring_by_hand_give(tmp_path: Path) -> N
     assert found["sparsity"] == sparsity_of(counted(pruned.model, anatomy, anatomy))
     assert [site["error"] for site in found["sites"]] == [site.error for site in pruned.report.sites]
     assert {matrix["name"] for matrix in found["matrices"]} == {site.name for site in anatomy.sites("linear")}
+
+
+def test_every_model_is_compared_with_its_own_dense_one(tmp_path: Path) -> None:
+    from ..contenders import saved
+    from ..tiny import tiny_model
+
+    saved(tmp_path / "other", tiny_model(seed=1))
+    models = [{"source": str(tmp_path / name)} for name in ("tiny", "other")]
+    of = study(tmp_path, seeds=[0], models=models, recipes=[{"name": "magnitude", "solver": "magnitude"}])
+    state = ran(of, tmp_path / "out")
+    metric = Fidelity((text(tmp_path, 2),), length=32, tokens=512)
+    for name in ("tiny", "other"):
+        model, tokenizer = load(str(tmp_path / name))
+        dense: dict[str, Any] = {}
+        metric.measure(model, Context(tokenizer, dense=dense))
+        expected = metric.measure(prune(model, of.recipes[0].recipe).model, Context(tokenizer, dense=dense))
+        found = cells(tmp_path / "out")[f"{name}--magnitude.json"]["found"]["measured"]
+        assert [item["value"] for item in found] == [item.value for item in expected]
+    page = studied_page(gathered(state, Path("a.toml")))
+    assert [part.caption for part in page.sections[0].parts[:2]] == ["tiny", "other"]
+
+
+def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
+    plan = planned(study(tmp_path), tmp_path / "out")
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(ExportError, match=r"tiny--dense-model.json: cannot be written"):
+        plan.store.write(state_of(plan).cells[0], {}, {"found": {}})
 
 
 def test_an_interrupted_study_goes_on_within_its_cell_and_ends_with_the_same_files(

@@ -57,7 +57,8 @@ def study(
                 state = carry_out(plan, worker, _told(screen))
         except KeyboardInterrupt:
             state = state_of(plan)
-            write(gathered(state, file), plan.store.folder, file.read_text(encoding="utf-8"))
+            if state.results:
+                write(gathered(state, file), plan.store.folder, file.read_text(encoding="utf-8"))
             screen.warn(f"Interrupted: {len(state.cells) - len(state.missing)} of {len(state.cells)} cells are kept in {asked.out}, and "
                         "the report of these. The same command goes on from there.")
             raise

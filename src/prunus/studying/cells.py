@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..comparing.kept import measurement_of
-from ..errors import ComparisonError
+from ..errors import ComparisonError, ExportError
 from ..evaluation import Measurement
 from ..files import fingerprint, put_text, readable
 from ..recipe import Recipe
@@ -90,12 +90,15 @@ class Store:
         return found
 
     def write(self, cell: Cell, identity: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Keep what was found; a crash leaves the whole file or none."""
+        """Keep what was found; a crash leaves the whole file or none. Raises ExportError."""
         file = self._file(cell)
-        file.parent.mkdir(parents=True, exist_ok=True)
         names = {"model": cell.model.name, "source": cell.model.source, "recipe": cell.recipe.name if cell.recipe else None,
                  "seed": cell.seed}
-        put_text(file, json.dumps({"cell": names, "identity": identity, **result}, ensure_ascii=False))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            put_text(file, json.dumps({"cell": names, "identity": identity, **result}, ensure_ascii=False))
+        except OSError as error:
+            raise ExportError(f"{file}: cannot be written: {error.strerror or error}.") from error
 
     def model(self, cell: Cell) -> Path:
         """Where its pruned model is kept."""

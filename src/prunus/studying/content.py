@@ -133,9 +133,10 @@ def _charts(found: Gathered) -> Section | None:
     for rows in found.models:
         perplexity = [number for number in rows.numbers if number.unit == "perplexity"][:1]
         tasks = [number for number in rows.numbers if number.dense is not None and number.dense.examples and number.unit == "share"]
-        for label, better, numbers in (*((number.label, number.better, [number]) for number in perplexity),
-                                       *([(f"mean of {_some(len(tasks), 'task')}", "higher", tasks)] if tasks else [])):
-            drawn.append(_chart(found, rows, len(drawn), (label, better, numbers)))
+        drawn += [_chart(found, rows, len(drawn), (number.label, number.better, [number])) for number in perplexity]
+        if tasks:
+            label = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0].label
+            drawn.append(_chart(found, rows, len(drawn), (label, "higher", tasks)))
     there = tuple(chart for chart in drawn if chart is not None)
     return Section("Quality against sparsity", there) if there else None
 

@@ -11,6 +11,7 @@ from ..comparing.verdicts import LEVEL, bad_parts, direction
 from ..comparison import check_pair, p_value, verdict_of
 from ..evaluation import Measurement
 from ..significance import holm, of_seeds
+from ..uncertainty import draws_interval
 
 __all__ = ["Against", "Entry", "Level", "Number", "Series", "number_of", "tested"]
 
@@ -96,7 +97,8 @@ def tested(one: Series, other: Series) -> tuple[float, float | None]:
     Two tests must agree. Over examples: each window or question has its mean over seeds, and these are tested as two models' are
     (random signs; McNemar's where all are right or wrong). Over seeds, where there are two or more that decide something: Student's
     paired test of the values. p is the larger one of the two, and 1 where they point in opposite directions, so that "better" is said
-    of other texts and of other seeds alike. A number that is no mean of its examples has the test over seeds alone; with one seed none.
+    of other texts and of other seeds alike. A number that is no mean of its examples has the test over seeds alone, where its interval
+    over examples must leave 0 out; with one seed it has none.
     """
     common = [seed for seed in one.seeds if seed in other.seeds]
     if not common:
@@ -113,7 +115,16 @@ def tested(one: Series, other: Series) -> tuple[float, float | None]:
             found.append(1.0)
     if len(common) > 1 and not (one.fixed and other.fixed):
         found.append(seeds.p)
+        if mine[0].draws and _may_be_none(mine, theirs):
+            found.append(1.0)
     return seeds.difference, max(found) if found else None
+
+
+def _may_be_none(mine: Sequence[Measurement], theirs: Sequence[Measurement]) -> bool:
+    """Whether the difference may be 0 on other examples, of a number that is computed from all of them together."""
+    drawn = [[math.fsum(values) / len(values) for values in zip(*(item.draws for item in items), strict=True)] for items in (mine, theirs)]
+    low, high = draws_interval([there - here for here, there in zip(*drawn, strict=True)], len(mine[0].parts))
+    return low <= 0 <= high
 
 
 def _means(items: Sequence[Measurement]) -> tuple[float, ...]:

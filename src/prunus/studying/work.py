@@ -38,6 +38,7 @@ __all__ = ["Apart", "Failed", "Here", "Job", "Watch", "Worker", "attempted"]
 
 Watch = Callable[[Progress], None]
 _EVERY = 0.1  # seconds between two words of a worker
+_PATIENCE = 10.0  # seconds that a process has to end in order
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,10 @@ class Apart:
     def __init__(self) -> None:
         self._process: Any = None
         self._talk: Connection | None = None
-        self._log = Path(tempfile.mkstemp(prefix="prunus-study-", suffix=".log")[1])
+        self._busy = False
+        file, name = tempfile.mkstemp(prefix="prunus-study-", suffix=".log")
+        os.close(file)
+        self._log = Path(name)
 
     def __enter__(self) -> "Apart":
         return self
@@ -208,14 +212,15 @@ class Apart:
         return found
 
     def _asked(self, what: str, about: Any, watch: Watch) -> Any:
-        talk = self._begun()
+        talk, self._busy = self._begun(), True
         try:
             talk.send((what, about))
             while isinstance(said := talk.recv(), Progress):
                 watch(said)
-            return said
         except (EOFError, ConnectionError):
             return self._died()
+        self._busy = False
+        return said
 
     def _begun(self) -> Connection:
         if self._talk is None:
@@ -240,12 +245,16 @@ class Apart:
         return Failed(f"the process of the cell has died: {said or f'it ended with {code}'}", log[-4000:])
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process: at once where it works on something, which stays unfinished."""
         if self._talk is not None:
-            self._talk.close()
-            self._process.terminate()
+            self._talk.close()  # one that waits for work ends by itself
+            if self._busy:
+                self._process.terminate()
+            self._process.join(_PATIENCE)
+            self._process.kill()
             self._process.join()
         self._talk = self._process = None
+        self._busy = False
 
 
 def _serve(talk: Connection, log: str) -> None:
@@ -255,6 +264,7 @@ def _serve(talk: Connection, log: str) -> None:
         os.dup2(file, stream)
     faulthandler.enable(sys.__stderr__ or 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order, so that nothing shared is left behind
     here, last = Here(), [-math.inf]
 
     def tell(progress: Progress) -> None:
