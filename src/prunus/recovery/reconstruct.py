@@ -35,7 +35,7 @@ class Reconstruct:
 
     epochs: int = 3  # through the sequences
     rate: float = 0.01  # Adam's, at first, as a share of the root mean square of a matrix's kept weights
-    first: bool = True  # whether every block is repaired by least squares (`patch`) before it is trained
+    first: bool = False  # whether every block is repaired by least squares (`patch`) before it is trained
     damping: float = 0.3  # of that
     unit: Literal["branch", "block"] = "block"  # what is trained together
     seed: int = 0  # of the order of the sequences
