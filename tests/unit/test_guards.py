@@ -70,8 +70,8 @@ def test_a_loss_that_rises_less_than_predictions_move_is_flagged_where_the_dense
                 *(measured(number, losses(1, number), protocol=f"news test {name}, text sha256 abc") for name, number in others.items())]
 
     said = flags(numbers(3.0, 0.0, perplexity), numbers(3.1, 0.8, 1.1 * perplexity), [])
-    assert [line.partition(" and predictions")[0] for line in said] == ["May be reward-hacked: on news test the loss changed by +0.100 nats "
-                                                                        "per token,"] * flagged
+    begins = "May be reward-hacked: on news test the loss changed by +0.1"
+    assert [line[: len(begins)] for line in said] == [begins] * flagged
 
 
 def test_report_text_that_was_seen_is_flagged_and_search_text_that_was_seen_is_told() -> None:
