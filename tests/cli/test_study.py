@@ -114,7 +114,8 @@ def test_ctrl_c_ends_the_worker_too_keeps_what_is_done_and_the_same_command_goes
     root = str(Path(__file__).parents[2])
     settings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root, os.environ.get("PYTHONPATH", "")])}
     with subprocess.Popen([sys.executable, "-m", "prunus", "study", str(file)], env=settings, text=True,
-                          stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as running:
+                          stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as running:  # a background job ignores it
         deadline = time.monotonic() + 240
         while not (tmp_path / "pid").exists():
             assert running.poll() is None, running.communicate()
