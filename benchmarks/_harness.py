@@ -84,9 +84,15 @@ def write(question: str, protocol: str, rows: list[dict[str, Any]], tables: dict
 
 def kept_rows(file: Path, question: str = "") -> list[dict[str, Any]]:
     """The rows that earlier runs have finished, and those of the newest result of `question`, if one is named."""
-    results = sorted((RESULTS / question).glob("*.json")) if question else []
-    rows = json.loads(results[-1].read_text())["rows"] if results else []
+    rows = newest_rows(question) if question else []
     return rows + ([json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [])
+
+
+def newest_rows(question: str) -> list[dict[str, Any]]:
+    """Those of the newest result of a question; none where there is no result."""
+    results = sorted((RESULTS / question).glob("*.json"))
+    rows: list[dict[str, Any]] = json.loads(results[-1].read_text())["rows"] if results else []
+    return rows
 
 
 def keep_row(file: Path, row: dict[str, Any]) -> dict[str, Any]:

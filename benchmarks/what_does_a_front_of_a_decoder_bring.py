@@ -9,7 +9,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _harness import GO_ON, ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, perplexities, table, write
+from _harness import (
+    GO_ON,
+    ROOT,
+    WRITE,
+    arguments,
+    environment,
+    keep_row,
+    kept_rows,
+    model_and_tokenizer,
+    newest_rows,
+    perplexities,
+    table,
+    write,
+)
 from prunus import Calibration
 from prunus.front import FILE, Front, FrontSearch
 from prunus.frontier import find_front, genome_of, repair
@@ -76,7 +89,7 @@ def _row(tiny: bool, front: Front, share: float, recovery: str) -> dict[str, Any
 
 def _shown(rows: list[dict[str, Any]]) -> str:
     """Beside what was measured of channels alone at as many weights."""
-    beside = {(row["name"], row["sparsity"]): row["perplexity"] for row in kept_rows(KEPT / "none", WIDTH)}
+    beside = {(row["name"], row["sparsity"]): row["perplexity"] for row in newest_rows(WIDTH)}
     lines = []
     for row in sorted(rows, key=lambda row: (-row["share"], row["recovery"])):
         width = beside.get((f"Taylor, refitted, ranking, {row['recovery']}, on more text", round(1 - row["share"], 6)), ())

@@ -1,4 +1,4 @@
-"""Alternate between a dense and a sparse copy of a matrix (ADMM): the mathematics that solvers share."""
+"""Alternate between a dense and a sparse copy of a matrix (ADMM), and refit what is left: what solvers share."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from .errors import CalibrationError
 from .granularity import Granularity, Unstructured, keep_mask, removed_count
+from .least_squares import fit_support
+from .problem import LayerProblem, LayerSolution
 from .stats import InputStats
 
-__all__ = ["Curvature", "Schedule", "alternate", "curvature_of", "mask_of", "projection"]
+__all__ = ["Curvature", "Refits", "Schedule", "Split", "alternate", "split"]
 
 _REMEMBERED = 8  # smoothers kept for the other sites that read the same inputs
 
@@ -26,6 +28,51 @@ class Schedule:
     settled: float  # change of the support between two looks, as a fraction of what is kept, that ends it
     iterations: int  # at most
     growth: Callable[[float], float]  # the factor on rho at a look, by the change of the support
+
+
+@dataclass(frozen=True)
+class Refits:
+    """How exact the weights on a support are."""
+
+    steps: int  # of conjugate gradients, at most
+    tolerance: float  # of the residual, relative to the first
+
+
+@dataclass(frozen=True)
+class Split:
+    """A problem in scaled coordinates, and a support with the weights on it."""
+
+    dense: Float[Tensor, "in out"]
+    curvature: "Curvature"
+    mask: Bool[Tensor, "out in"]
+    weight: Float[Tensor, "out in"]  # 0 outside of the mask
+
+    @property
+    def solution(self) -> LayerSolution:
+        """In the problem's own coordinates."""
+        return LayerSolution(self.weight / self.curvature.scale * self.mask, self.mask)
+
+    def on(self, mask: Bool[Tensor, "out in"], start: Float[Tensor, "out in"], refits: Refits) -> "Split":
+        """The same on another support: weights fitted from a start."""
+        return _fitted(self.dense, self.curvature, mask, start, refits)
+
+
+def _fitted(dense: Float[Tensor, "in out"], curvature: "Curvature", mask: Bool[Tensor, "out in"], start: Float[Tensor, "out in"],
+            refits: Refits) -> Split:
+    weight = fit_support(dense.T, mask, curvature.gram, start * mask, refits.steps, refits.tolerance)
+    return Split(dense, curvature, mask, weight)
+
+
+def split(problem: LayerProblem, damping: float, blend: float, schedule: Schedule, refits: Refits) -> Split:
+    """ADMM from the dense weight, and a refit on the support that it ends with; `damping` and `blend` are of `_curvature`.
+
+    Raises CalibrationError when the Gram is not positive definite.
+    """
+    curvature = problem.stats.shared(("curvature", damping, blend), lambda: _curvature(problem.stats, damping, blend))
+    dense = (problem.weight * curvature.scale).T.contiguous()
+    sparse = alternate(dense, curvature, _projection(problem.granularity, problem.sparsity, dense.numel()), schedule)
+    mask = _mask(sparse, problem.granularity, problem.sparsity)
+    return _fitted(dense, curvature, mask, sparse.T, refits)
 
 
 def alternate(dense: Float[Tensor, "in out"], curvature: "Curvature", project: Callable[[Tensor], Tensor],
@@ -83,7 +130,7 @@ class Curvature:
         return self.smoothers[rho]
 
 
-def curvature_of(stats: InputStats, damping: float, blend: float) -> Curvature:
+def _curvature(stats: InputStats, damping: float, blend: float) -> Curvature:
     """Damp and scale (ALPS, section 3.3).
 
     The scale decides which weights the projection keeps. The diagonal of H prices a weight with all others fixed,
@@ -108,15 +155,15 @@ def _inverse_diagonal(matrix: Float[Tensor, "in in"], name: str) -> Float[Tensor
                            "Raise `damping` or calibrate with more tokens.")
 
 
-def mask_of(iterate: Float[Tensor, "in out"], granularity: Granularity, sparsity: float) -> Bool[Tensor, "out in"]:
+def _mask(iterate: Float[Tensor, "in out"], granularity: Granularity, sparsity: float) -> Bool[Tensor, "out in"]:
     """The largest magnitudes; of groups, the largest sums of squares, which is the exact projection."""
     return keep_mask(iterate.T.square(), sparsity, granularity)
 
 
-def projection(granularity: Granularity, sparsity: float, size: int) -> Callable[[Tensor], Tensor]:
+def _projection(granularity: Granularity, sparsity: float, size: int) -> Callable[[Tensor], Tensor]:
     """Onto the sparse matrices; over a whole matrix, the threshold of the last call is where the next one looks."""
     if granularity != Unstructured("matrix"):
-        return lambda moved: moved * mask_of(moved, granularity, sparsity).T
+        return lambda moved: moved * _mask(moved, granularity, sparsity).T
     kept = size - removed_count(sparsity, size)
     guess, width = 0.0, 0.02  # where to look, and how far around it
 

@@ -1,7 +1,6 @@
 """Folders that `transformers` opens: where they may be written, and how weights and their config get there."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import ExportError
-from .files import whole_folder
+from .files import check_place, whole_folder
 from .loading import quiet
 from .modelling import MODELLING, code, plain_config, shaped_config
 from .storage import QUANTISATION
@@ -24,13 +23,7 @@ STALE = ("*.safetensors", "*.safetensors.index.json", "*.png", "search.csv", "mo
 
 def check_target(path: Path, overwrite: bool, needed: int) -> None:
     """Refuse a folder that is in use or a disk that is full. Raises ExportError."""
-    if path.exists() and not path.is_dir():
-        raise ExportError(f"output '{path}': is a file, expected a folder.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise ExportError(f"output '{path}': exists and is not empty. Choose another folder or say --overwrite.")
-    home = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not os.access(home, os.W_OK):
-        raise ExportError(f"output '{path}': no permission to write in {home}.")
+    home = check_place(path, "" if overwrite else "exists and is not empty. Choose another folder or say --overwrite.")
     free = shutil.disk_usage(home).free
     if free < 1.05 * needed:
         raise ExportError(f"output '{path}': needs {needed / 2**20:.0f} MiB, but {home} has {free / 2**20:.0f} MiB free.")

@@ -10,7 +10,8 @@ from .errors import ComparisonError
 from .significance import holm, mcnemar, sign_flips
 from .uncertainty import Interval, difference_interval
 
-__all__ = ["STORED", "Ranking", "Sample", "Standing", "bare", "check_pair", "difference_of", "p_value", "ranked", "stored_of", "verdict_of"]
+__all__ = ["STORED", "Ranking", "Sample", "Standing", "bare", "check_pair", "difference_of", "p_value", "ranked", "sides_of", "stored_of",
+           "verdict_of"]
 
 _READ_BY = "tokenizer of "  # as protocols begin what they say of it
 STORED = "weights stored as "  # and of the model itself, which is what may differ between two that are compared
@@ -85,6 +86,17 @@ def verdict_of(tied: Sequence[str], others: Sequence[str], comparisons: int, lev
     if len(tied) == 1:
         return f"{best} is better than {', '.join(others)}{corrected}."
     return f"{best} is better than {', '.join(others)}{corrected}; {', '.join(tied[1:])} cannot be told from it."
+
+
+def sides_of(said: Mapping[str, str], other: str, order: Sequence[str]) -> str:
+    """"A is better than the other; B cannot be told from it.": names by what is said of them (better, worse or open), in that order."""
+    parts = []
+    for way in order:
+        which = [name for name, word in said.items() if word == way]
+        if which:
+            words = "cannot be told from" if way == "open" else f"{'is' if len(which) == 1 else 'are'} {way} than"
+            parts.append(f"{', '.join(which)} {words} {other}")
+    return f"{'; '.join(parts)}." if parts else ""
 
 
 def check_pair(one: Sample, other: Sample, names: tuple[str, str] = ("one", "the other")) -> None:

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["fingerprint", "intact", "keep_tensors", "put_in_place", "put_text", "readable", "whole_folder"]
+from .errors import ExportError
+
+__all__ = ["check_place", "fingerprint", "intact", "keep_tensors", "put_in_place", "put_text", "put_texts", "readable", "whole_folder"]
 
 
 def fingerprint(*parts: str) -> str:
@@ -34,6 +36,30 @@ def put_text(file: Path, text: str) -> None:
     draft = file.with_name(f".{file.name}.tmp")
     draft.write_text(text, encoding="utf-8")
     put_in_place(draft, file)
+
+
+def check_place(folder: Path, in_the_way: str) -> Path:
+    """Refuse a file where a folder is to be, one in which nobody may write, and, unless `in_the_way` is empty, one that holds something,
+    of which that is said. Gives the folder that is there already, it or one above it. Raises ExportError."""
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"output '{folder}': is a file, expected a folder.")
+    if in_the_way and folder.is_dir() and any(folder.iterdir()):
+        raise ExportError(f"output '{folder}': {in_the_way}")
+    home = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(home, os.W_OK):
+        raise ExportError(f"output '{folder}': no permission to write in {home}.")
+    return home
+
+
+def put_texts(folder: Path, texts: Mapping[str, str]) -> tuple[Path, ...]:
+    """Write text files by their names into a folder, which is made where it is missing. Raises ExportError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            put_text(folder / name, text)
+    except OSError as error:
+        raise ExportError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+    return tuple(folder / name for name in texts)
 
 
 def keep_tensors(file: Path, tensors: Mapping[str, Any], **facts: Any) -> dict[str, Any]:

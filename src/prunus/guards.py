@@ -15,14 +15,13 @@ from .evaluation import Measurement
 from .grams import Looked, Overlap
 from .recipe import Recipe
 from .result import SiteRecord
-from .significance import holm
+from .significance import LEVEL, holm
 from .sites import ChannelSite, Site, SublayerSite
 
 __all__ = ["SHARED", "flags", "overlaps", "remarks", "scarcity", "shortfall"]
 
 SHARED = 0.02  # of the runs of a text, from which on a text is said to have been seen; two splits of PTB share 0.016 of each other
 _PER_INPUT = 8  # tokens, for what the dense model would give to be guessed from as many inputs
-_LEVEL = 0.05
 _LEARNED = 0.7  # of the divergence, below which a rise of the loss is less than pruning alone makes it
 _CALIBRATED = 0.05  # calibration error of a dense model up to which its losses say what they should
 _KNOWS = 100.0  # perplexity of a dense model up to which it knows a text well enough to be right about what it does not know
@@ -65,7 +64,7 @@ def flags(before: Sequence[Measurement], after: Sequence[Measurement], found: Se
     """Why the report's figures may not be what they look like; a reader is to see these first."""
     lines = [f"{_HACKED} {overlap}. What is measured on text that was seen says little of other text."
              for overlap in found if overlap.text.startswith("report") and overlap.share >= SHARED]
-    beating = {pair[0].label: (pair, p) for pair, p in _beating(before, after) if p < _LEVEL}
+    beating = {pair[0].label: (pair, p) for pair, p in _beating(before, after) if p < LEVEL}
     for pair, p in beating.values():
         lines.append(f"{_HACKED} {_better(*pair)} (p = {p:.2g}). Pruning alone takes quality away: the model has learned from text "
                      "like this, or was chosen on it, and on other text it may be worse.")
@@ -80,7 +79,7 @@ def flags(before: Sequence[Measurement], after: Sequence[Measurement], found: Se
 def remarks(before: Sequence[Measurement], after: Sequence[Measurement], found: Sequence[Overlap]) -> tuple[str, ...]:
     """What a reader should know beside."""
     lines = [f"{overlap}." for overlap in found if not overlap.text.startswith("report") and overlap.share >= SHARED]
-    lines += [f"{_better(*pair)}, which may be chance (p = {p:.2g})." for pair, p in _beating(before, after) if p >= _LEVEL]
+    lines += [f"{_better(*pair)}, which may be chance (p = {p:.2g})." for pair, p in _beating(before, after) if p >= LEVEL]
     return tuple(lines)
 
 
@@ -111,7 +110,7 @@ def _learned(before: Sequence[Measurement], after: Sequence[Measurement]) -> lis
         if rise < _LEARNED * moved[1].value and sure[0].value <= _CALIBRATED and dense.value <= _KNOWS:
             found[text] = rise, moved[1].value, p_value(moved[1].parts, rises)
     corrected = holm({text: p for text, (_, _, p) in found.items()})
-    return [(text, rise, moved, corrected[text]) for text, (rise, moved, _) in found.items() if corrected[text] < _LEVEL]
+    return [(text, rise, moved, corrected[text]) for text, (rise, moved, _) in found.items() if corrected[text] < LEVEL]
 
 
 def _better(dense: Measurement, pruned: Measurement) -> str:

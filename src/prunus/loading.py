@@ -24,7 +24,7 @@ from .sparse import expand
 from .storage import packed_as, stored_in_gguf
 from .traits import padding_of
 
-__all__ = ["Loaded", "load", "parse_dtype", "quiet", "weight_files"]
+__all__ = ["Loaded", "load", "parse_dtype", "quiet", "short_name", "weight_bytes", "weight_files"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
            "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -101,6 +101,17 @@ def weight_files(source: str) -> tuple[Path, ...]:
     if isinstance(place, str):
         return ()
     return (place,) if place.is_file() else tuple(sorted(place.glob("*.safetensors")))
+
+
+def weight_bytes(source: str) -> int | None:
+    """The size of these files; None of a hub id. Raises LoadError like `weight_files`."""
+    files = weight_files(source)
+    return sum(file.stat().st_size for file in files) if files else None
+
+
+def short_name(source: str) -> str:
+    """The last part of a source, by which people call it."""
+    return source.rstrip("/").rpartition("/")[2].removeprefix("package:")
 
 
 def _in_package(name: str) -> Path:

@@ -32,7 +32,7 @@ from .solvers.alps import ALPS
 from .stats import LossNeeds, Needs
 from .supernet import TrainingStrategy
 
-__all__ = ["Recipe", "Stage", "build", "check_keys", "parse_granularity", "plain", "plugin"]
+__all__ = ["Recipe", "Stage", "build", "check_keys", "parse_granularity", "plain", "plugin", "read_toml"]
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,7 @@ class Recipe:
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
         """A recipe from a TOML file. Raises RecipeError that names the place of what is wrong."""
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {path}: not valid TOML: {error}") from None
-        recipe = build(cls, data, "recipe")
+        recipe = build(cls, read_toml(path, "recipe"), "recipe")
         assert isinstance(recipe, cls)
         return recipe
 
@@ -200,6 +194,16 @@ class Recipe:
         import tomli_w
 
         return tomli_w.dumps(plain(self))
+
+
+def read_toml(path: str | Path, what: str) -> dict[str, Any]:
+    """The data of a TOML file, which messages call `what`. Raises RecipeError."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{what} {path}: cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{what} {path}: not valid TOML: {error}") from None
 
 
 # Plug-in types and the folders they are looked up in.

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from .uncertainty import by_cluster
 
-__all__ = ["Seeds", "holm", "mcnemar", "of_seeds", "remark_on", "sign_flips"]
+__all__ = ["LEVEL", "Seeds", "holm", "mcnemar", "of_seeds", "remark_on", "sign_flips"]
 
 Name = TypeVar("Name", bound=Hashable)
 
+LEVEL = 0.05  # of p-values after correction, below which a difference is said to be more than chance
 _FLIPS = 10_000
 _AT_ONCE = 2**22  # signs that are held together
 _FEW = 6  # seeds, with which signs alone can say something at 5 %: 2 / 2**6 < 0.05

@@ -126,7 +126,7 @@ def test_accuracy_on_examples_is_searched_and_reported_as_a_share(text_file: Pat
     assert "| share, of the examples wrong | search text |" in (tmp_path / "out" / "README.md").read_text()
     known = Calibration(str(file), samples=4, length=24)
     own = Recipe((Stage(budget=Budget(0.4), search=search),), replace(known, corpus=str(tmp_path / "same.txt")), (), ())
-    (tmp_path / "same.txt").write_text("\n\n".join(f"{row['context']} {' '.join(row['choices'])}" for row in rows) * 40)
+    (tmp_path / "same.txt").write_text("\n\n".join(f"{row['context']} {row['choices'][row['answer']]}" for row in rows) * 40)
     with pytest.raises(CorpusError, match=r"calibration text .* of the search text"):
         run(own)
 

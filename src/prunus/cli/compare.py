@@ -70,6 +70,7 @@ def compare(
 def _print(found: "Compared", files: tuple[Path, ...]) -> None:
     """The main table in short, and where the rest is."""
     from ..comparing.content import lead_of, main_table
+    from ..comparing.page import aligned
 
     for flag in found.flags:
         typer.secho(flag, bold=True)
@@ -77,9 +78,8 @@ def _print(found: "Compared", files: tuple[Path, ...]) -> None:
     rows = [list(table.head)]
     for _, group in table.groups:
         rows += [[first.text, *(" ".join(["* " * cell.best + cell.text, *cell.notes[:1]]) for cell in cells)] for first, *cells in group]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(table.head))]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in aligned(rows):
+        typer.echo(line)
     typer.echo("* the best of the pruned models, or not to be told from it. In brackets: 95 % intervals; of speed, all rounds.")
     for line in lead_of(found)[1:]:
         typer.echo(line)

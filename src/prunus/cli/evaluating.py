@@ -107,6 +107,7 @@ def _as_json(sources: list[str], found: "list[list[Measurement]]", prompts: tupl
 
 def _table(sources: list[str], found: "list[list[Measurement]]") -> None:
     """The dense model's numbers first where there are two models, then the other's, and how far apart they are."""
+    from ..comparing.page import aligned
     from ..comparison import bare
     from ..evaluation import protocols_of
 
@@ -118,9 +119,8 @@ def _table(sources: list[str], found: "list[list[Measurement]]") -> None:
         head = ["", "dense", "model", "ratio, or of shares difference", "better"]
         rows = [[before.label, *compared(before, after), before.better] for before, after in zip(*found, strict=True)]
         brackets = "Dense: {}; model: {}. In brackets: 95 %, of the same windows or examples in pairs".format(*sources)
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in aligned([head, *rows]):
+        typer.echo(line)
     typer.echo(f"{brackets}.")
     for protocol in protocols_of((item.label, bare(item.protocol)) for item in found[0]):
         typer.echo(f"Protocol: {protocol}")

@@ -72,7 +72,7 @@ def finetune(
     check_teacher(trained_by, teacher)
     training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate,
                                           "warmup": warmup, "precision": precision, "rank": rank, "seed": seed}, "training")
-    text = {key: value for key, value in (("samples", samples), ("length", length)) if value is not None}
+    text = o.said_of({"samples": samples, "length": length})
     objective = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed}
     asked: dict[str, Any] = {"space": o.named(space or "small", "--space"), "calibration": {"corpus": calibration, **text}, **objective}
     asked |= {"task": o.of_corpus(task, "--task")} if task else {}

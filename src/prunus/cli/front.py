@@ -148,7 +148,7 @@ def _repaired(recovery: str, text: dict[str, Any]) -> tuple[Any, Any] | None:
     from ..errors import RecipeError
     from ..recipe import build, plugin
 
-    said = {key: value for key, value in text.items() if value is not None}
+    said = o.said_of(text)
     if recovery == "none":
         if said:
             raise RecipeError(f"--{'calibration' if 'corpus' in said else next(iter(said))} says nothing without --recovery.")

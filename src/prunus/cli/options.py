@@ -13,7 +13,7 @@ __all__ = [
     "LatencyBatch", "Length", "Metrics", "Model", "Multiple", "Objective", "Objectives", "Order", "Out", "Overwrite", "Quiet",
     "RecipeFile", "Recovery", "Repaired", "Resume", "Samples", "Search", "SearchText", "Searcher", "Seed", "Sites", "Skip", "Solver",
     "Space", "Sparsity", "Target", "Task", "Train", "TrustRemoteCode", "front_settings", "given", "named", "of_corpus", "recipe_of",
-    "words",
+    "said_of", "words",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -110,7 +110,7 @@ def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
     """The flags of a search for a front as plain data; None where none is asked for. Raises RecipeError where flags do not go together."""
     from ..errors import RecipeError
 
-    said = {key: value for key, value in values.items() if value is not None}
+    said = said_of(values)
     if "space" not in said:
         if wrong := [key for key in _OF_FRONTS if key in said]:
             raise RecipeError(f"--{wrong[0]} says nothing without --space.")
@@ -147,6 +147,11 @@ def of_corpus(text: str, where: str) -> dict[str, Any]:
     """`corpus,key=value,…` as a table; a file may have commas in its name."""
     table = {"name": text} if Path(text).is_file() else named(text, where)
     return {"corpus": table.pop("name"), **table}
+
+
+def said_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Of arguments, those that were given."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:

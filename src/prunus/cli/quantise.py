@@ -41,7 +41,7 @@ def quantise(
 
     made = plugin("quantisers", o.named(method, "--method"), "--method")
     text = {"corpus": calibration, "samples": samples, "length": length}
-    said = {key: value for key, value in text.items() if value is not None}
+    said = o.said_of(text)
     if said and made.needs == "nothing":
         raise RecipeError(f"--calibration, --samples and --length say nothing with --method {method}, which reads no text.")
     plan = Plan(made, Grid(bits, group), build(Calibration, said, "calibration"), seed or 0)
@@ -61,13 +61,13 @@ def quantise(
 
 def _summary(source: str, found: Any, facts: dict[str, Any]) -> list[str]:
     """What it cost and what it saves."""
-    from ..loading import weight_files
+    from ..loading import weight_bytes
 
     records, sizes = found.records, {record.site: found.matrices[record.site].codes.numel() for record in found.records}
     total = sum(sizes.values())
     before, after = (1 - sum(getattr(record, part) * sizes[record.site] for record in records) / total for part in ("kept", "left"))
     errors = [record.error for record in records if record.error is not None]
-    files = sum(file.stat().st_size for file in weight_files(source))
+    files = weight_bytes(source)
     beside = f", where {source} has {files / 2**20:.1f} MiB" if files else ""
     error = f" Relative output error {sum(errors) / len(errors):.4f} in the mean over matrices." if errors else ""
     return [f"{facts['weights']}, in {found.seconds:.0f} s. Zeros: {before:.2%} of the block weights before, {after:.2%} now.{error}",

@@ -12,7 +12,8 @@ from .drawing import Point, heat, lines, scatter
 from .page import Cell, Chart, Code, Page, Section, Table, Text
 from .values import Beside, Compared, Contender, Entry, Made, Row, Spent
 
-__all__ = ["compared_page", "figure", "known", "lead_of", "main_table", "millions", "protocol_lines", "shown", "words_of"]
+__all__ = ["compared_page", "figure", "known", "lead_of", "logarithmic", "main_table", "millions", "protocol_lines", "shown", "some",
+           "words_of"]
 
 _NOTHING = Made("", (), None, None, None, None)
 _LOG = 10.0  # from which ratio of the largest to the least on an axis is logarithmic
@@ -34,16 +35,17 @@ _LEGEND = ("Bold: the best of the pruned models, and those that cannot be told f
 
 def lead_of(found: Compared) -> tuple[str, ...]:
     """A sentence on what was compared, one on each pruned model, and what a reader should know."""
-    looked = [_some(len(names), word) for names, word in ((found.asked.corpora, "text"), (found.asked.tasks, "task")) if names]
+    looked = [some(len(names), word) for names, word in ((found.asked.corpora, "text"), (found.asked.tasks, "task")) if names]
     measured = sum(row.group in ("Texts", "Tasks") for row in found.rows)
     size = found.dense.parameters
     first = (f"{found.dense.name} is the dense model, with {f'{size / 1e6:,.1f} million' if size >= 1e6 else f'{size:,}'} parameters"
-             f"{_stored(found.dense)}. All models were measured in the same way: {_some(measured, 'number')} on {' and '.join(looked)}.")
+             f"{_stored(found.dense)}. All models were measured in the same way: {some(measured, 'number')} on {' and '.join(looked)}.")
     others = [f"{model.name}: {_gone(model, found.dense)}{_counts(found.rows, index)}." for index, model in enumerate(found.pruned, 1)]
     return (first, *others, *(f"Note: {note}" for note in found.notes))
 
 
-def _some(count: int, word: str) -> str:
+def some(count: int, word: str) -> str:
+    """So many of them, in words."""
     return f"{count} {word}{'s' * (count != 1)}"
 
 
@@ -61,7 +63,7 @@ def _counts(rows: Sequence[Row], index: int) -> str:
     places = [row.entries[index] for row in rows if row.group in ("Texts", "Tasks")]
     said = [entry.beside.said for entry in places if entry and entry.beside]
     worse, better, unclear = (said.count(word) for word in ("worse", "better", "open"))
-    return (f"; of {_some(len(said), 'number')} beside the dense model's {worse} worse, {better} better, {unclear} not to be told apart"
+    return (f"; of {some(len(said), 'number')} beside the dense model's {worse} worse, {better} better, {unclear} not to be told apart"
             if said else "")
 
 
@@ -123,12 +125,12 @@ def figure(value: float, unit: str) -> str:
 
 
 def _verdicts(found: Compared) -> Section | None:
-    rows = tuple((Cell(row.label, (_some(row.comparisons, "test") if row.comparisons else "no test",)), Cell(row.verdict))
+    rows = tuple((Cell(row.label, (some(row.comparisons, "test") if row.comparisons else "no test",)), Cell(row.verdict))
                  for row in found.rows if row.verdict)
     if not rows:
         return None
     numbers = sum(row.comparisons > 0 for row in found.rows)
-    told = (f"{_some(found.comparisons, 'test')} were made, for {_some(numbers, 'number')}. Within each number, p-values are corrected for "
+    told = (f"{some(found.comparisons, 'test')} were made, for {some(numbers, 'number')}. Within each number, p-values are corrected for "
             "all its tests against the dense model, and for all between pruned models (Holm). Over the numbers they are not: of 20 numbers "
             "by which equal models are compared, one shows a difference by chance. A number without a test is judged by its interval: "
             "it is no mean over windows or examples, or was timed, where better and worse is what every round says.")
@@ -166,7 +168,7 @@ def _plot(found: Compared, index: int, quality: tuple[str, str, list[float]], co
     signed = [[crosses[place] * (1 if cost.better == "lower" else -1), ups[place] * (1 if better == "lower" else -1)] for place in there]
     best = {there[each] for each in front(signed).tolist()}
     points = [Point(found.models[place].name, crosses[place], ups[place], place in best, place == 0) for place in there]
-    log = better == "lower" and max(point.y for point in points) > _LOG * min(point.y for point in points) > 0
+    log = logarithmic([point.y for point in points], better)
     names = ", ".join(point.name for point in points if point.on_front)
     told = f"{label} ({better} is better) against {across} ({cost.better} is better). On the front: {names}."
     rows = tuple((Cell(point.name), Cell(f"{point.x:,.4g}"), Cell(f"{point.y:.4g}"), Cell("yes" if point.on_front else "no"))
@@ -174,6 +176,11 @@ def _plot(found: Compared, index: int, quality: tuple[str, str, list[float]], co
     table = Table(f"{label} against {across}", ("", across, label, "on the front"), (("", rows),))
     title = f"{label} against {across}"
     return Chart(title, told, scatter(f"plot-{index}", title, told, points, across, label, log=log), table)
+
+
+def logarithmic(values: Sequence[float], better: str) -> bool:
+    """Whether values on an axis are so far apart that it says more in logarithms."""
+    return better == "lower" and max(values) > _LOG * min(values) > 0
 
 
 def _allocations(found: Compared) -> Section | None:

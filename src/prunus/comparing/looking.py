@@ -16,7 +16,7 @@ from ..calibration.sample import check_tokenizer, how_read
 from ..comparison import bare, difference_of
 from ..environment import release_memory
 from ..errors import ComparisonError, RecipeError
-from ..loading import Loaded, load, weight_files
+from ..loading import Loaded, load, short_name, weight_bytes, weight_files
 from ..sites import Anatomy
 from ..traits import model_bytes, parameters_of, predicts_next
 from .kept import Kept
@@ -34,7 +34,7 @@ def short_names(sources: Sequence[str]) -> tuple[str, ...]:
     same = next((source for source in sources if sources.count(source) > 1), None)
     if same is not None:
         raise RecipeError(f"compare: model '{same}' is named twice: expected every model once.")
-    short = [source.rstrip("/").rpartition("/")[2].removeprefix("package:") for source in sources]
+    short = list(map(short_name, sources))
     return tuple(name if short.count(name) == 1 else source for name, source in zip(short, sources, strict=True))
 
 
@@ -93,10 +93,9 @@ class Looking:
         if self.anatomy is None:
             self.anatomy = own if source == self.dense else describe(opened(self.dense, self.dtype, self.device, self.trust).model)
         matrices = _counted(model, own, self.anatomy)
-        files = weight_files(source)
         return Contender(
             name, source, hash_of(loaded), how_read(model, loaded.tokenizer, loaded.stored), parameters_of(model), model_bytes(model),
-            sum(file.stat().st_size for file in files) if files else None, sparsity_of(matrices) if matrices else None, matrices,
+            weight_bytes(source), sparsity_of(matrices) if matrices else None, matrices,
             len(own.blocks), None, loaded.stored)
 
     def _identity(self, source: str, dense: str) -> dict[str, Any]:

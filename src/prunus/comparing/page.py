@@ -1,8 +1,9 @@
 """A comparison as a page: sections of paragraphs, tables and charts, which every form of the report writes in its own way."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Cell", "Chart", "Code", "Page", "Part", "Section", "Table", "Text"]
+__all__ = ["Cell", "Chart", "Code", "Page", "Part", "Section", "Table", "Text", "aligned"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,9 @@ class Page:
     flags: tuple[str, ...]  # before anything else
     lead: tuple[str, ...]  # what it is about, in a few lines
     sections: tuple[Section, ...]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of words as lines for a terminal, in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

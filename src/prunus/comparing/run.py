@@ -1,13 +1,11 @@
 """A comparison from beginning to end."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..environment import machine, peak_bytes
-from ..errors import ExportError
-from ..files import put_text
+from ..files import check_place, put_texts
 from ..generations import prompts_of
 from ..grams import Looked
 from ..known import Known, checked
@@ -33,7 +31,7 @@ def compare(sources: Sequence[str], asked: Asked, out: Path, *, known: Sequence[
     where `out` is in the way.
     """
     short_names(sources)
-    check_folder(out)
+    check_place(out, "" if (out / KEPT).is_dir() else "exists, and is not of an earlier comparison. Choose another folder.")
     pieces, prompts = pieces_of(asked), prompts_of(asked.prompts)
     kept = Kept(out / KEPT)
     looking = Looking(kept, asked.device, trust, asked.dtype)
@@ -50,17 +48,6 @@ def compare(sources: Sequence[str], asked: Asked, out: Path, *, known: Sequence[
     notes = (*map(str, sanity), *notes_of(models), *remarks)
     return Compared(asked, prompts, models, rows, flags_of(models, overlaps), notes, overlaps, sanity, environment,
                     _command(models, asked, out, trust), {**measuring.spent, "intervals and tests": tested, "texts seen before": searched})
-
-
-def check_folder(out: Path) -> None:
-    """Refuse to write into a folder that holds something else. Raises ExportError."""
-    if out.exists() and not out.is_dir():
-        raise ExportError(f"output '{out}': is a file, expected a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / KEPT).is_dir():
-        raise ExportError(f"output '{out}': exists, and is not of an earlier comparison. Choose another folder.")
-    home = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
-    if not os.access(home, os.W_OK):
-        raise ExportError(f"output '{out}': no permission to write in {home}.")
 
 
 def _of_speed(asked: Asked, dtype: str) -> str:
@@ -91,12 +78,4 @@ def write(compared: Compared, out: Path) -> tuple[Path, ...]:
 
     page = compared_page(compared)
     files = {"report.html": as_html(page), "report.md": as_markdown(page), "report.json": as_json(compared), **cards(compared)}
-    written = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            put_text(out / name, text)
-            written.append(out / name)
-    except OSError as error:
-        raise ExportError(f"{out}: cannot be written: {error.strerror or error}.") from error
-    return tuple(written)
+    return put_texts(out, files)

@@ -5,18 +5,17 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from ..comparison import bare, check_pair, p_value, ranked
+from ..comparison import bare, check_pair, p_value, ranked, sides_of
 from ..evaluation import Measurement
 from ..grams import Overlap
 from ..guards import flags, shortfall
-from ..significance import holm
+from ..significance import LEVEL, holm
 from ..speed import NUMBERS, Timing, ratio
 from ..uncertainty import Interval
 from .values import Beside, Contender, Entry, Group, Row
 
-__all__ = ["LEVEL", "bad_parts", "direction", "flags_of", "notes_of", "rows_of", "ruined"]
+__all__ = ["bad_parts", "direction", "flags_of", "notes_of", "rows_of", "ruined"]
 
-LEVEL = 0.05  # of p-values after correction
 _SIZES: tuple[tuple[str, str, Literal["lower", "higher", ""], Callable[[Contender], float | None]], ...] = (
     ("parameters", "", "lower", lambda model: model.parameters),
     ("weights in memory", "MiB", "lower", lambda model: model.bytes / 2**20),
@@ -79,15 +78,8 @@ def direction(value: float, same: float, better: str) -> Literal["better", "wors
 
 
 def _against_dense(names: Sequence[str], entries: Sequence[Entry | None]) -> str:
-    """"A is worse than dense; B cannot be told from it.\""""
-    said = []
-    for way in ("worse", "better", "open"):
-        which = [name for name, entry in zip(names, entries, strict=True)
-                 if entry and entry.beside and entry.beside.said == way]
-        if which:
-            word = "cannot be told from" if way == "open" else f"{'is' if len(which) == 1 else 'are'} {way} than"
-            said.append(f"{', '.join(which)} {word} the dense model")
-    return f"{'; '.join(said)}." if said else ""
+    said = {name: entry.beside.said for name, entry in zip(names, entries, strict=True) if entry and entry.beside}
+    return sides_of(said, "the dense model", ("worse", "better", "open"))
 
 
 def _timed(names: Sequence[str], models: Sequence[Contender], label: str, unit: str, better: Literal["lower", "higher"],

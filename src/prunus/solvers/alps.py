@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..admm import Schedule, alternate, curvature_of, mask_of, projection
+from ..admm import Refits, Schedule, split
 from ..errors import RecipeError
 from ..granularity import NM, Columns, Tile, Unstructured
-from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
 
 __all__ = ["ALPS"]
+
+
 @dataclass(frozen=True)
 class ALPS:
     """Meng et al. 2024 (NeurIPS), sections 3 and 4, rearranged; measured in benchmarks/how_fast_is_alps.py.
@@ -43,14 +44,8 @@ class ALPS:
         problem.check()
         if problem.sparsity == 0:
             return problem.untouched()
-        curvature = problem.stats.shared(("curvature", self.damping, self.blend),
-                                         lambda: curvature_of(problem.stats, self.damping, self.blend))
-        dense = (problem.weight * curvature.scale).T.contiguous()
-        sparse = alternate(dense, curvature, projection(problem.granularity, problem.sparsity, dense.numel()),
-                           Schedule(self.rho, self.check_every, self.settled, self.iterations, _growth))
-        mask = mask_of(sparse, problem.granularity, problem.sparsity)
-        weight = fit_support(dense.T, mask, curvature.gram, sparse.T * mask, self.refit_steps, self.refit_tolerance)
-        return LayerSolution(weight / curvature.scale * mask, mask)
+        schedule = Schedule(self.rho, self.check_every, self.settled, self.iterations, _growth)
+        return split(problem, self.damping, self.blend, schedule, Refits(self.refit_steps, self.refit_tolerance)).solution
 
 
 def _growth(change: float) -> float:

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..admm import Schedule, alternate, curvature_of, mask_of, projection
+from ..admm import Refits, Schedule, split
 from ..errors import RecipeError
 from ..exchanges import exchange
 from ..granularity import NM, Unstructured
-from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
 
@@ -48,17 +47,12 @@ class Swaps:
         problem.check()
         if problem.sparsity == 0:
             return problem.untouched()
-        curvature = problem.stats.shared(("curvature", self.damping, self.blend),
-                                         lambda: curvature_of(problem.stats, self.damping, self.blend))
-        dense = (problem.weight * curvature.scale).T.contiguous()
-        sparse = alternate(dense, curvature, projection(problem.granularity, problem.sparsity, dense.numel()),
-                           Schedule(self.rho, self.check_every, self.settled, self.iterations, lambda _: self.growth))
-        mask = mask_of(sparse, problem.granularity, problem.sparsity)
-        scaled = fit_support(dense.T, mask, curvature.gram, sparse.T * mask, self.refit_steps, self.refit_tolerance)
-        first = LayerSolution(scaled / curvature.scale * mask, mask)
+        schedule = Schedule(self.rho, self.check_every, self.settled, self.iterations, lambda _: self.growth)
+        refits = Refits(self.refit_steps, self.refit_tolerance)
+        first = split(problem, self.damping, self.blend, schedule, refits)
         if self.window == 0:
-            return first
-        better = exchange(dense.T.contiguous(), scaled, mask, curvature.gram, problem.granularity, self.window, problem.stats.name)
-        scaled = fit_support(dense.T, better, curvature.gram, scaled * better, self.refit_steps, self.refit_tolerance)
-        second = LayerSolution(scaled / curvature.scale * better, better)
-        return min(first, second, key=lambda solution: problem.error(solution.weight) or 0.0)
+            return first.solution
+        better = exchange(first.dense.T.contiguous(), first.weight, first.mask, first.curvature.gram, problem.granularity, self.window,
+                          problem.stats.name)
+        second = first.on(better, first.weight, refits)
+        return min(first.solution, second.solution, key=lambda solution: problem.error(solution.weight) or 0.0)

@@ -8,15 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..comparing.content import figure, known, millions
+from ..comparing.content import figure, known, logarithmic, millions, some
 from ..comparing.data import tables_of
 from ..comparing.drawing import lines
 from ..comparing.markdown import as_markdown
-from ..comparing.page import Cell, Chart, Code, Page, Part, Section, Table, Text
+from ..comparing.page import Cell, Chart, Code, Page, Part, Section, Table, Text, aligned
 from ..comparing.web import as_html
-from ..errors import ExportError
 from ..evaluation import protocols_of
-from ..files import put_text
+from ..files import put_texts
 from ..recipe import plain
 from ..report.json import standard
 from .gathered import Costs, Gathered, Rows
@@ -25,7 +24,6 @@ from .plan import Treatment
 
 __all__ = ["as_json", "lead_of", "printed", "studied_page", "write"]
 
-_LOG = 10.0  # from which ratio of the largest to the least on an axis is logarithmic
 _LEGEND = ("Mean ± deviation over seeds. Bold: the best of the recipes that were asked to remove the same, and those that cannot be told "
            "from it. Below: beside the dense model, and beside the baseline; better or worse is said only where the tests allow it (p < "
            "0.05 after Holm's correction), and ≈ means that this does not show a difference.")
@@ -43,10 +41,6 @@ def studied_page(found: Gathered, source: str = "") -> Page:
     return Page(found.study.title, found.flags, lead_of(found), tuple(section for section in sections if section is not None))
 
 
-def _some(count: int, word: str) -> str:
-    return f"{count} {word}{'s' * (count != 1)}"
-
-
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
 
@@ -55,12 +49,12 @@ def lead_of(found: Gathered) -> tuple[str, ...]:
     """What was studied, how much of it is there, and what a reader should know."""
     study = found.study
     there = sum(sum(rows.seeds.values()) for rows in found.models)
-    looked = [_some(len(names), word) for names, word in ((study.metrics.corpora, "text"), (study.metrics.tasks, "task")) if names]
-    first = (f"{_some(len(study.recipes), 'recipe')} with {_some(len(study.seeds), 'seed')} on "
+    looked = [some(len(names), word) for names, word in ((study.metrics.corpora, "text"), (study.metrics.tasks, "task")) if names]
+    first = (f"{some(len(study.recipes), 'recipe')} with {some(len(study.seeds), 'seed')} on "
              f"{', '.join(model.name for model in study.models)}, measured in the same way on {' and '.join(looked)}.")
-    left = [f"{_some(there, 'cell')} {_are(there)} here."]
-    left += [f"{_some(len(found.failed), 'cell')} failed."] if found.failed else []
-    left += [f"{_some(found.missing, 'cell')} {_are(found.missing)} missing: what is said here may change."] if found.missing else []
+    left = [f"{some(there, 'cell')} {_are(there)} here."]
+    left += [f"{some(len(found.failed), 'cell')} failed."] if found.failed else []
+    left += [f"{some(found.missing, 'cell')} {_are(found.missing)} missing: what is said here may change."] if found.missing else []
     return (first, " ".join(left), *(f"Note: {note}" for note in found.notes))
 
 
@@ -88,7 +82,7 @@ def _reached(rows: Rows, name: str) -> tuple[Cell, Cell]:
 
 def _line(found: Gathered, rows: Rows, place: int, one: Treatment) -> tuple[Cell, ...]:
     asked, there = 1 if one.fixed else len(found.study.seeds), rows.seeds[one.name]
-    notes = (f"{there} of {_some(asked, 'seed')}",) if 0 < there < asked else ()
+    notes = (f"{there} of {some(asked, 'seed')}",) if 0 < there < asked else ()
     if not there:
         return (Cell(one.name), *(Cell("not there") for _ in rows.numbers), *_reached(rows, one.name))
     return (Cell(one.name, notes), *(_cell(number, number.entries[place]) for number in rows.numbers), *_reached(rows, one.name))
@@ -119,7 +113,7 @@ def _against(against: Against) -> str:
 def _verdicts(found: Gathered) -> Section | None:
     groups = []
     for rows in found.models:
-        said = tuple((Cell(number.label, (level.name, _some(level.comparisons, "test"))), Cell(level.verdict))
+        said = tuple((Cell(number.label, (level.name, some(level.comparisons, "test"))), Cell(level.verdict))
                      for number in rows.numbers for level in number.levels)
         groups += [(rows.model.name if len(found.models) > 1 else "", said)] if said else []
     if not groups:
@@ -155,14 +149,13 @@ def _chart(found: Gathered, rows: Rows, index: int, what: tuple[str, str, list[N
     every = [value for pairs in series.values() for _, value in pairs]
     if len(every) < 2:
         return None
-    log = better == "lower" and min(every) > 0 and max(every) > _LOG * min(every)
     title = f"{rows.model.name}: {label} against sparsity"
     told = (f"{label} ({better} is better), mean over seeds, against the sparsity that was counted in the weights. " + " ".join(
         f"{name}: {', '.join(f'{value:.4g} at {share:.3f}' for share, value in pairs)}." for name, pairs in series.items()))
     table = Table(title, ("", "sparsity", label),
                   (("", tuple((Cell(name), Cell(f"{share:.4f}"), Cell(f"{value:.4g}")) for name, pairs in series.items()
                               for share, value in pairs)),))
-    svg = lines(f"study-{index}", title, told, series, range(len(series)), "sparsity", label, whole=False, log=log)
+    svg = lines(f"study-{index}", title, told, series, range(len(series)), "sparsity", label, whole=False, log=logarithmic(every, better))
     return Chart(title, told, svg, table)
 
 
@@ -234,13 +227,7 @@ def write(found: Gathered, out: Path, source: str = "") -> tuple[Path, ...]:
     """The report in its three forms. Raises ExportError."""
     page = studied_page(found, source)
     files = {"study.html": as_html(page), "study.md": as_markdown(page), "study.json": as_json(found, page)}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            put_text(out / name, text)
-    except OSError as error:
-        raise ExportError(f"{out}: cannot be written: {error.strerror or error}.") from error
-    return tuple(out / name for name in files)
+    return put_texts(out, files)
 
 
 def printed(found: Gathered) -> Sequence[str]:
@@ -250,6 +237,5 @@ def printed(found: Gathered) -> Sequence[str]:
         table = _results(found, rows)
         shown = [[name.partition(", ")[0] for name in table.head], *([first.text, *("* " * cell.best + cell.text for cell in cells)]
                                      for _, group in table.groups for first, *cells in group)]
-        widths = [max(len(row[column]) for row in shown) for column in range(len(table.head))]
-        said += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
+        said += aligned(shown)
     return said

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Literal
 
-from ..comparing.verdicts import LEVEL, bad_parts, direction
-from ..comparison import check_pair, p_value, verdict_of
+from ..comparing.verdicts import bad_parts, direction
+from ..comparison import check_pair, p_value, sides_of, verdict_of
 from ..evaluation import Measurement
-from ..significance import holm, of_seeds
+from ..significance import LEVEL, holm, of_seeds
 from ..uncertainty import draws_interval
 
 __all__ = ["Against", "Entry", "Level", "Number", "Series", "number_of", "tested"]
@@ -180,11 +180,5 @@ def _best(peers: Sequence[Series], better: str) -> tuple[tuple[str, ...], str, i
 
 
 def _sentence(against: Mapping[str, Against]) -> str:
-    """"A is better than the baseline; B cannot be told from it.\""""
-    said: list[str] = []
-    for way in ("better", "worse", "open"):
-        which = [name for name, one in against.items() if one.said == way and one.p is not None]
-        if which:
-            word = "cannot be told from" if way == "open" else f"{'is' if len(which) == 1 else 'are'} {way} than"
-            said.append(f"{', '.join(which)} {word} {next(iter(against.values())).baseline}")
-    return f"{'; '.join(said)}." if said else ""
+    said = {name: one.said for name, one in against.items() if one.p is not None}
+    return sides_of(said, next(iter(against.values())).baseline, ("better", "worse", "open")) if said else ""

@@ -1,7 +1,6 @@
 """What a study is, and how its file says it: models, recipes (with grids), seeds and metrics, checked whole."""
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
@@ -12,7 +11,8 @@ from ..budget import limit_of
 from ..comparing.values import Asked
 from ..errors import RecipeError, nearest
 from ..granularity import NM, Unstructured
-from ..recipe import Recipe, Stage, build, check_keys, parse_granularity
+from ..loading import short_name
+from ..recipe import Recipe, Stage, build, check_keys, parse_granularity, read_toml
 
 __all__ = ["Metrics", "Study", "Subject", "Treatment", "read_study", "study_of"]
 
@@ -151,29 +151,16 @@ class _File:
 
 def read_study(path: str | Path) -> Study:
     """A study from a TOML file. Raises RecipeError that names the place of what is wrong."""
-    return study_of(_toml(path, "study"), Path(path).stem)
-
-
-def _toml(path: str | Path, what: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{what} {path}: cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{what} {path}: not valid TOML: {error}") from None
+    return study_of(read_toml(path, "study"), Path(path).stem)
 
 
 def study_of(data: Table, title: str = "") -> Study:
     """A study from plain data, as a file has it. Raises RecipeError."""
     file: _File = build(_File, data, "study")
     recipes = [one for place, entry in enumerate(file.recipes) for one in _treatments(entry, f"study.recipes[{place}]")]
-    models = [model if model.name else Subject(model.source, _last(model.source), model.dtype) for model in file.models]
+    models = [model if model.name else Subject(model.source, short_name(model.source), model.dtype) for model in file.models]
     return Study(tuple(models), tuple(recipes), file.seeds, file.metrics, file.title or title, file.baseline, file.out, file.keep,
                  file.device)
-
-
-def _last(source: str) -> str:
-    return source.rstrip("/").rpartition("/")[2].removeprefix("package:")
 
 
 def _treatments(entry: Table, where: str) -> Iterator[Treatment]:
@@ -217,8 +204,9 @@ def _of_file(path: Any, where: str) -> dict[str, Any]:
     """What a recipe's file says but for what the study says itself."""
     if not isinstance(path, str):
         raise RecipeError(f"{where} = {path!r}: expected the path of a recipe, from the folder where the command runs.")
-    Recipe.load(path)  # its errors name the file
-    return {key: value for key, value in _toml(path, "recipe").items() if key not in ("metrics", "prompts", "seed")}
+    data = read_toml(path, "recipe")
+    build(Recipe, data, "recipe")  # what is wrong in the file is told of the file
+    return {key: value for key, value in data.items() if key not in ("metrics", "prompts", "seed")}
 
 
 def _with(data: Table, path: Sequence[str], value: Any, where: str) -> dict[str, Any]:

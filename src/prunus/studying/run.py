@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import Any
 from ..calibration.placement import Placement
 from ..comparing.measuring import Piece, pieces_of
 from ..environment import machine
-from ..errors import ExportError
+from ..files import check_place
 from ..grams import Overlap
 from ..guards import overlaps
 from ..loading import parse_dtype, weight_files
@@ -94,7 +93,7 @@ def planned(study: Study, out: Path, *, overwrite: bool = False, trust: bool = F
 
     Raises RecipeError, CorpusError, MissingExtra, LoadError where a model is not there, and ExportError where `out` is in the way.
     """
-    _check_folder(out)
+    check_place(out, "" if (out / CELLS).is_dir() else "exists, and is not of an earlier study. Choose another folder.")
     Placement(study.device)
     for model in study.models:
         parse_dtype(model.dtype)
@@ -133,17 +132,6 @@ def _files(data: Any) -> Iterator[str]:
                 yield from _files(value)
         case str() if "." in data and len(data) < 1000 and Path(data).is_file():
             yield data
-
-
-def _check_folder(out: Path) -> None:
-    """Refuse to write into a folder that holds something else. Raises ExportError."""
-    if out.exists() and not out.is_dir():
-        raise ExportError(f"output '{out}': is a file, expected a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / CELLS).is_dir():
-        raise ExportError(f"output '{out}': exists, and is not of an earlier study. Choose another folder.")
-    home = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
-    if not os.access(home, os.W_OK):
-        raise ExportError(f"output '{out}': no permission to write in {home}.")
 
 
 def state_of(plan: Plan, looks: Mapping[str, Look] | None = None) -> State:
