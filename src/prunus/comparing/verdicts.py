@@ -14,7 +14,7 @@ from ..speed import NUMBERS, Timing, ratio
 from ..uncertainty import Interval
 from .values import Beside, Contender, Entry, Group, Row
 
-__all__ = ["LEVEL", "flags_of", "notes_of", "rows_of"]
+__all__ = ["LEVEL", "bad_parts", "flags_of", "notes_of", "rows_of", "ruined"]
 
 LEVEL = 0.05  # of p-values after correction
 _SIZES: tuple[tuple[str, str, Literal["lower", "higher", ""], Callable[[Contender], float | None]], ...] = (
@@ -40,7 +40,7 @@ def _measured(names: Sequence[str], several: Sequence[Measurement]) -> Row:
     corrected for that number of pairs. A number that is no mean of its parts has no test but its interval."""
     dense = several[0]
     group: Group = "Tasks" if dense.examples else "Texts"
-    finite = [place for place, item in enumerate(several) if not _bad(item)]
+    finite = [place for place, item in enumerate(several) if not bad_parts(item)]
     for place in finite[1:]:
         check_pair(several[finite[0]], several[place], (names[finite[0]], names[place]))
     pruned = {place: several[place] for place in finite if place}
@@ -133,23 +133,25 @@ def _sized(models: Sequence[Contender], label: str, unit: str, better: Literal["
 def flags_of(models: Sequence[Contender], overlaps: Mapping[str, Sequence[Overlap]]) -> tuple[str, ...]:
     """Why figures may not be what they look like, model by model."""
     dense, *pruned = models
-    found = [line for model in models for line in _ruined(model)]
+    found = [line for model in models for line in ruined(model.name, model.measured)]
     for model in pruned:
         found += [f"{model.name} {line[0].lower()}{line[1:]}" for line in flags(dense.measured, model.measured, overlaps[model.name])]
     return tuple(found)
 
 
-def _ruined(model: Contender) -> list[str]:
-    bad = [(item, places) for item in model.measured if (places := _bad(item))]
+def ruined(name: str, measured: Sequence[Measurement]) -> list[str]:
+    """A word on a model whose numbers are not finite; none where they are."""
+    bad = [(item, places) for item in measured if (places := bad_parts(item))]
     if not bad:
         return []
     item, places = bad[0]
-    others = f", and {len(bad) - 1} other numbers neither" if len(bad) > 1 else ""
-    return [f"{model.name} is ruined or overflows: {item.label} is not finite in {len(places)} of {len(item.parts)} windows or examples, "
+    more = len(bad) - 1
+    others = f", and {more} other number{'s' * (more > 1)} neither" if more else ""
+    return [f"{name} is ruined or overflows: {item.label} is not finite in {len(places)} of {len(item.parts)} windows or examples, "
             f"the first is {places[0]}{others}. It takes part in no test of these."]
 
 
-def _bad(item: Measurement) -> list[int]:
+def bad_parts(item: Measurement) -> list[int]:
     """The places of parts that are not finite, or of examples whose likelihoods are no numbers: one of several such is still "chosen"."""
     chosen = {place for place, example in enumerate(item.examples) if any(map(math.isnan, example.likelihoods))}
     return sorted(chosen | {place for place, part in enumerate(item.parts) if not math.isfinite(part)})

@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ..calibration.readout import LOGITS, logits_of
+from ..calibration.sample import check_words
 from .catalogue import quiet
 
 __all__ = ["Scorer"]
@@ -55,6 +56,13 @@ class Scorer(HFLM):
     def _count(self, rows: int) -> None:
         self.done += rows
         self._tell(self.done)
+
+    def tok_encode(self, *texts: Any, **named: Any) -> Any:
+        """Tokens of texts. Raises RecipeError where the model does not know one."""
+        found = super().tok_encode(*texts, **named)
+        rows = found if found and isinstance(found[0], list) else [found]
+        check_words(self.model, max((token for row in rows for token in row), default=0), "tasks")
+        return found
 
     def _model_call(self, inps: Tensor, *others: Any, **named: Any) -> Any:
         found = super()._model_call(inps, *others, **named)
