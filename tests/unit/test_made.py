@@ -28,8 +28,8 @@ def report_texts() -> tuple[list[Text], Looked]:
 def test_seconds_tokens_and_joules_are_those_of_all_stages(tmp_path: Path) -> None:
     site = {"site": "m.0.x", "asked": 0.5, "reached": 0.5, "error": 0.1, "seconds": 1.0}
     report = {"environment": {"model": "a b", "dtype": "float32"}, "sites": [site, {"site": "of another version"}],
-              "cost": {"seconds": {"pruning": 5.0, "solving": 3.0, "dense": 1.5}, "tokens": {"pruning": 100.0}, "host_bytes": 7, "device_bytes": 9, "questions": 4, "looks": 2.5,
-                       "joules": {"processors": 2.0, "memory": 1.0}}}
+              "cost": {"seconds": {"pruning": 5.0, "solving": 3.0, "dense": 1.5}, "tokens": {"pruning": 100.0}, "host_bytes": 7,
+                       "device_bytes": 9, "questions": 4, "looks": 2.5, "joules": {"processors": 2.0, "memory": 1.0}}}
     made = made_of(folder(tmp_path / "one", report=report))
     assert made is not None
     assert (made.seconds, made.tokens, made.host_bytes, made.joules) == (6.5, 100.0, 7, 3.0)  # solving is a part of pruning

@@ -80,8 +80,8 @@ def check_words(model: nn.Module, largest: int, where: str) -> None:
     embeddings: Any = model
     known = embeddings.get_input_embeddings().weight.shape[0]
     if largest >= known:
-        raise RecipeError(f"{where}: the tokenizer gives token {largest}, and the model has embeddings for {known} tokens, from 0. They are "
-                          "not of one model: look at the files of the tokenizer.")
+        raise RecipeError(f"{where}: the tokenizer gives token {largest}, and the model has embeddings for {known} tokens, from 0. "
+                          "They are not of one model: look at the files of the tokenizer.")
 
 
 def how_read(model: Any, tokenizer: Any, stored: str = "") -> str:

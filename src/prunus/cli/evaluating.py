@@ -68,7 +68,8 @@ def flagged(sources: "Sequence[str]", texts: "Sequence[Text]",
 
     seen, remarks = seen_of(sources[-1], texts, Looked())
     bad = [line for source, numbers in zip(sources, found, strict=True) for line in ruined(source, numbers)]
-    return (*bad, *flags(*(found if len(found) == 2 else ((), ())), seen)), remarks
+    dense, model = found if len(found) == 2 else ((), ())
+    return (*bad, *flags(dense, model, seen)), remarks
 
 
 def check_same_words(sources: "Sequence[str]", trust: bool) -> None:
@@ -80,8 +81,8 @@ def check_same_words(sources: "Sequence[str]", trust: bool) -> None:
     tokenizers = [tokenizer_of(source, trust) for source in sources]
     words = [words_of(tokenizer) for tokenizer in tokenizers if tokenizer is not None]
     if len(set(words)) > 1:
-        raise ComparisonError(f"{' and '.join(sources)}: their tokenizers differ ({'; '.join(words)}), so that losses per token are of other "
-                              "tokens. Measure each without --dense, or compare them on --tasks.")
+        raise ComparisonError(f"{' and '.join(sources)}: their tokenizers differ ({'; '.join(words)}), so that losses per token are of "
+                              "other tokens. Measure each without --dense, or compare them on --tasks.")
 
 
 def _metrics(said: dict[str, Any]) -> tuple[list[Any], list[Any]]:
