@@ -29,7 +29,7 @@ def main() -> None:
     print(shown)
     if not options.tiny:
         protocol = (f"SmolLM2-135M-Instruct, float32, {options.threads} thread(s); the first {options.limit} examples of each task, no "
-                    "shots; processor seconds, opening the documents included; the machine did other work meanwhile, so wall seconds are longer")
+                    "shots; processor seconds, opening the documents included, on a machine that did other work meanwhile")
         write("how_fast_beside_lm_eval", protocol, rows, {"how_fast_beside_lm_eval": shown})
 
 
