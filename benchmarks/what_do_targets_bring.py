@@ -20,8 +20,8 @@ from prunus.solvers.sparsegpt import SparseGPT
 
 SOLVERS: dict[str, Solver] = {"SparseGPT": SparseGPT(), "ALPS": ALPS()}
 PATTERNS = {"70 %": (Budget(0.3), Unstructured()), "2:4": (Budget(0.5), NM(2, 4))}
-TARGETS = {"t = 0": Target(), "t = 0.5": Target(asymmetry=0.5), "t = 1": Target(asymmetry=1.0), "t = 0.25": Target(asymmetry=0.25),
-           "tokens by gradient": Target(fisher=True), "block at once": Target(true_sequential=False),
+TARGETS = {"t = 0": Target(), "t = 0.5": Target(asymmetry=0.5), "t = 1": Target(asymmetry=1.0), "tokens by gradient": Target(fisher=True),
+           "t = 0.25": Target(asymmetry=0.25), "block at once": Target(true_sequential=False),
            "t = 0.5, tokens by gradient": Target(asymmetry=0.5, fisher=True)}
 KEPT = ROOT / "build" / "what_do_targets_bring"
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 def _wanted() -> list[tuple[str, str, str]]:
     """Solver, pattern and target, those first that most depends on."""
-    return [("", "", ""), *((solver, pattern, target) for target in TARGETS for solver in SOLVERS for pattern in PATTERNS)]
+    return [("", "", ""), *((solver, pattern, target) for solver in SOLVERS for target in TARGETS for pattern in PATTERNS)]
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -1,7 +1,7 @@
 """What does quantisation add? SmolLM2 as it is, with half its block weights gone, and in 2:4, each in fewer and fewer bits.
 
 Files are written by Prunus and read again before they are measured, so sizes and perplexities are of the same bytes. Finished cells
-and models are kept in build/, so that an interrupted run goes on where it stopped.
+and models are kept in build/, so that an interrupted run goes on where it stopped. `--write` writes what has been measured so far.
 """
 
 import tempfile
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _harness import ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, perplexities, table, write
+from _harness import ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, perplexities, table, write
 from prunus import NM, Budget, Calibration, Recipe, Stage, Unstructured, load, prune, save
 from prunus.achieved import counted, sparsity_of
 from prunus.anatomy import describe
@@ -30,7 +30,7 @@ BUILD = ROOT / "build" / "what_does_quantisation_add"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "")
+    options = arguments(__doc__ or "", write=WRITE)
     cells = [] if options.tiny else kept_rows(BUILD / "cells.jsonl")
     done = {(cell["model"], cell["weights"]) for cell in cells}
     with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +39,7 @@ def main() -> None:
             for weights, how in WEIGHTS.items():
                 if options.tiny and isinstance(how, str):
                     continue  # the tiny tokenizer has no merges, which those of llama.cpp have
-                if (name, weights) not in done:
+                if (name, weights) not in done and not options.write:
                     cell = _cell(_model(models / name.replace(" %", "").replace(":", "-"), name, options.tiny), name, weights, options.tiny)
                     print({key: value for key, value in cell.items() if key != "protocols"}, flush=True)
                     cells.append(cell if options.tiny else keep_row(BUILD / "cells.jsonl", {**cell, "commit": environment()["commit"]}))
@@ -47,7 +47,9 @@ def main() -> None:
     print(shown)
     if not options.tiny:
         write("what_does_quantisation_add", " / ".join(cells[0]["protocols"]), cells, {"what_does_quantisation_add": shown},
-              calibration="c4 train, 16 sequences of 512 tokens, for pruning (SparseGPT) and for GPTQ")
+              calibration="c4 train, 16 sequences of 512 tokens, for pruning (SparseGPT) and for GPTQ",
+              missing=[f"{name}, {weights}" for name in MODELS for weights in WEIGHTS
+                       if (name, weights) not in {(cell["model"], cell["weights"]) for cell in cells}])
 
 
 def _text(tiny: bool) -> Calibration:

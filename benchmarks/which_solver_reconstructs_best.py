@@ -18,11 +18,14 @@ from prunus.criteria.magnitude import Magnitude
 from prunus.granularity import NM, Granularity, Unstructured
 from prunus.problem import LayerProblem
 from prunus.solvers.alps import ALPS
+from prunus.solvers.ladmm import LADMM
 from prunus.solvers.mask import Mask
 from prunus.solvers.sparsegpt import SparseGPT
+from prunus.solvers.swaps import Swaps
 from prunus.surgery.write import read_weight
 
-SOLVERS: dict[str, Any] = {"magnitude": Mask(Magnitude()), "Wanda": Mask(), "SparseGPT": SparseGPT(), "ALPS": ALPS()}
+SOLVERS: dict[str, Any] = {"magnitude": Mask(Magnitude()), "Wanda": Mask(), "SparseGPT": SparseGPT(), "L-ADMM": LADMM(),
+                           "ALPS": ALPS(), "swaps": Swaps()}
 PATTERNS: dict[str, float] = {"50 %": 0.5, "60 %": 0.6, "70 %": 0.7, "80 %": 0.8, "90 %": 0.9, "2:4": 0.5}
 SAMPLES = (8, 64)
 
@@ -75,11 +78,12 @@ def _table(rows: list[dict[str, Any]], samples: int) -> str:
     for pattern in PATTERNS:
         found = {name: {row["site"]: row for row in rows if (row["samples"], row["pattern"], row["solver"]) ==
                         (samples, pattern, name)} for name in SOLVERS}
-        ratios = [found["ALPS"][site]["error"] / row["error"] for site, row in found["SparseGPT"].items()]
+        pairs = [[found[one][site]["error"] / row["error"] for site, row in found[other].items()]
+                 for one, other in (("ALPS", "SparseGPT"), ("swaps", "ALPS"))]
         means = [f"{math.exp(statistics.fmean(math.log(row['error']) for row in found[name].values())):.4f}, "
                  f"{sum(row['seconds'] for row in found[name].values()):.1f} s" for name in SOLVERS]
-        lines.append([pattern, *means, f"{statistics.fmean(ratios):.3f}", f"{max(ratios):.3f}"])
-    return table(["sparsity", *SOLVERS, "ALPS / SparseGPT, mean", "largest"], lines)
+        lines.append([pattern, *means, *(f"{value:.3f}" for ratios in pairs for value in (statistics.fmean(ratios), max(ratios)))])
+    return table(["sparsity", *SOLVERS, "ALPS / SparseGPT, mean", "largest", "swaps / ALPS, mean", "largest"], lines)
 
 
 if __name__ == "__main__":

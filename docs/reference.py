@@ -49,6 +49,10 @@ VALUES = {  # page: (title, introduction, {module: classes})
                 "uncertainty": ("mean_interval", "difference_interval", "paired_ratio_interval", "share_interval"),
                 "significance": ("mcnemar", "sign_flips", "of_seeds", "Seeds", "holm"),
                 "comparing.run": ("compare", "write"), "comparing.values": ("Asked", "Compared", "Contender", "Row", "Entry", "Beside"),
+                "studying.plan": ("read_study", "study_of", "Study", "Subject", "Treatment", "Metrics"),
+                "studying.run": ("planned", "carry_out", "Plan", "State", "Told"), "studying.work": ("Apart",),
+                "studying.gathered": ("gathered",), "studying.content": ("write",),
+                "studying.numbers": ("tested", "Number", "Entry", "Against"),
                 "comparison": ("ranked", "Ranking", "Standing", "check_pair"),
                 "sites": ("Anatomy", "Block", "LinearSite", "ChannelSite", "Producer", "SublayerSite")}),
 }

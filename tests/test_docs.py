@@ -25,6 +25,7 @@ from prunus.cli.list import _FOLDERS
 from prunus.cli.main import app
 from prunus.lookup import names
 from prunus.recipe import Recipe, build
+from prunus.studying.plan import study_of
 
 from .tiny import tiny_model, tiny_tokenizer
 
@@ -164,8 +165,9 @@ def test_what_python_examples_import_exists(example: Example) -> None:
 
 
 @pytest.mark.parametrize("example", everywhere("toml"), ids=where)
-def test_toml_examples_are_recipes(example: Example) -> None:
-    assert isinstance(build(Recipe, tomllib.loads(example.body), "recipe"), Recipe)
+def test_toml_examples_are_recipes_or_studies(example: Example) -> None:
+    data = tomllib.loads(example.body)
+    assert study_of(data) if "recipes" in data else isinstance(build(Recipe, data, "recipe"), Recipe)
 
 
 @pytest.mark.parametrize("example", everywhere("console"), ids=where)

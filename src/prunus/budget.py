@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .errors import RecipeError
 from .sites import Site
 
-__all__ = ["Allocation", "Budget"]
+__all__ = ["Allocation", "Budget", "limit_of"]
 
 Allocation = Mapping[str, float]  # site name -> sparsity
 
@@ -35,3 +35,11 @@ class Budget:
     def met(self, sites: Sequence[Site], allocation: Allocation) -> bool:
         """Whether the budget is kept, to rounding."""
         return self.remaining(sites, allocation) <= self.limit + 1e-9
+
+
+def limit_of(sparsity: float, where: str) -> float:
+    """The fraction kept, from the fraction removed; `where` is how an error begins. Raises RecipeError."""
+    if not 0 <= sparsity < 1:
+        hint = f" Did you mean {sparsity / 100:g}?" if 1 <= sparsity < 100 else ""
+        raise RecipeError(f"{where} {sparsity:g}: expected the fraction of weights removed, in [0, 1).{hint}")
+    return round(1 - sparsity, 12)

@@ -10,7 +10,7 @@ from .errors import ComparisonError
 from .significance import holm, mcnemar, sign_flips
 from .uncertainty import Interval, difference_interval
 
-__all__ = ["STORED", "Ranking", "Sample", "Standing", "bare", "check_pair", "difference_of", "p_value", "ranked", "stored_of"]
+__all__ = ["STORED", "Ranking", "Sample", "Standing", "bare", "check_pair", "difference_of", "p_value", "ranked", "stored_of", "verdict_of"]
 
 _READ_BY = "tokenizer of "  # as protocols begin what they say of it
 STORED = "weights stored as "  # and of the model itself, which is what may differ between two that are compared
@@ -70,16 +70,21 @@ class Ranking:
     @property
     def verdict(self) -> str:
         """What can be said, in a sentence."""
-        corrected = (f" (p < {self.level:g} after Holm's correction for {self.comparisons} comparisons)" if self.comparisons > 1
-                     else f" (p < {self.level:g})")
         others = [standing.name for standing in self.standings if not standing.tied]
-        if len(self.standings) == 1:
-            return f"{self.best} alone was measured."
-        if not others:
-            return f"No model is better than another{corrected.replace('<', '≥')}: {', '.join(self.tied)} are tied."
-        if len(self.tied) == 1:
-            return f"{self.best} is better than {', '.join(others)}{corrected}."
-        return f"{self.best} is better than {', '.join(others)}{corrected}; {', '.join(self.tied[1:])} cannot be told from it."
+        return verdict_of(self.tied, others, self.comparisons, self.level)
+
+
+def verdict_of(tied: Sequence[str], others: Sequence[str], comparisons: int, level: float) -> str:
+    """What can be said of the best and those that are tied with it, and of others, in a sentence."""
+    corrected = f" (p < {level:g} after Holm's correction for {comparisons} comparisons)" if comparisons > 1 else f" (p < {level:g})"
+    best = tied[0]
+    if len(tied) + len(others) == 1:
+        return f"{best} alone was measured."
+    if not others:
+        return f"No model is better than another{corrected.replace('<', '≥')}: {', '.join(tied)} are tied."
+    if len(tied) == 1:
+        return f"{best} is better than {', '.join(others)}{corrected}."
+    return f"{best} is better than {', '.join(others)}{corrected}; {', '.join(tied[1:])} cannot be told from it."
 
 
 def check_pair(one: Sample, other: Sample, names: tuple[str, str] = ("one", "the other")) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Clock", "available_bytes", "environment", "machine", "peak_bytes", "release_memory", "reuse_memory"]
+__all__ = ["Clock", "available_bytes", "environment", "forget_peak", "machine", "peak_bytes", "release_memory", "reuse_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's settings, from malloc.h
 
@@ -72,6 +72,16 @@ def peak_bytes() -> int:
     """The largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> bool:
+    """Let `peak_bytes` begin again from what is resident now; gives back whether the system can (Linux can)."""
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        return False
+    return True
 
 
 def available_bytes() -> int:

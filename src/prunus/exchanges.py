@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .errors import CalibrationError
 from .granularity import NM, Granularity, Unstructured
+from .traits import most_precise
 
 __all__ = ["Windows", "exchange"]
 
@@ -17,7 +18,7 @@ _SHORT = 8  # places on either side whose pairs are priced exactly, before every
 _NEAR = 2  # groups of a row whose patterns are all tried when no exchange helps: where one is nearest to helping
 _ESCAPES = 6  # exchanges that do not help from which every row looks for better ones
 _PATTERNS = 100  # of a group that are tried, at most; where there are more, those that differ by one exchange
-_TOGETHER = 2**22  # numbers in the largest tensor of a batch of rows
+_TOGETHER = 2**20  # numbers in the largest tensor of a batch of rows
 _ROUNDS = 64  # exchanges of one row, at most
 _RELEVANT = 1e-7  # of a row's energy: what falls less than this is rounding
 
@@ -203,12 +204,12 @@ def _places(worth: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], granul
 
 
 def _windows(gram: Tensor, owed: Tensor, mask: Tensor, places: Tensor, name: str) -> Windows:
-    """Of all rows, some at a time; in float32, and in float64 where the Gram is not positive definite in float32."""
+    """Of all rows, some at a time; in float32, and as precisely as the device can where the Gram is not positive definite in float32."""
     parts, start = [], 0
     while start < len(mask):
         largest = int(mask[start:].sum(1).max()) + places.shape[1]
         rows = slice(start, start + max(1, _TOGETHER // largest**2))
-        for dtype in (torch.float32, torch.float64):
+        for dtype in (torch.float32, most_precise(gram.device)):
             try:
                 parts.append(Windows.of(gram.to(dtype), owed[rows].to(dtype), mask[rows], places[rows]))
                 break

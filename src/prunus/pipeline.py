@@ -147,13 +147,12 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     chosen = [select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
     for site in anatomy.sites("linear"):
         check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
-    needs = most(*(need for stage in recipe.stage for need in stage.needs))
     searching = any(stage.search for stage in recipe.stage)
     deriving = [part for stage in recipe.stage for part in stage.deriving]
     if (searching or deriving) and not predicts_next(model):
         what, how = ("search", "candidates are compared") if searching else (deriving[0], "sensitivity to the loss is measured")
         raise RecipeError(f"{what}: {how} by the next token that a model predicts, which this one does not do.")
-    calibrated = needs != "nothing" or bool(deriving)
+    calibrated = recipe.calibrated
     if tokenizer is None and (calibrated or searching or recipe.metrics or recipe.prompts):
         raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
                           "metrics=(), prompts=() and a solver that needs no data.")

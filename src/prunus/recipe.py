@@ -3,7 +3,7 @@
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -32,7 +32,7 @@ from .solvers.alps import ALPS
 from .stats import LossNeeds, Needs
 from .supernet import TrainingStrategy
 
-__all__ = ["Recipe", "Stage", "build", "parse_granularity", "plain", "plugin"]
+__all__ = ["Recipe", "Stage", "build", "check_keys", "parse_granularity", "plain", "plugin"]
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,16 @@ class Recipe:
         if not self.stage:
             raise RecipeError("stage: expected at least one.")
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether calibration text is read."""
+        return any(stage.deriving or any(need != "nothing" for need in stage.needs) for stage in self.stage)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the seed decides anything: which sequences of a text are read, or where a search begins."""
+        return self.calibrated or any(stage.search for stage in self.stage)
+
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
         """A recipe from a TOML file. Raises RecipeError that names the place of what is wrong."""
@@ -238,9 +248,7 @@ def _record(kind: Any, data: Any, where: str) -> Any:
         raise RecipeError(f"{where} = {data!r}: expected a table, found {type(data).__name__}.")
     hints = typing.get_type_hints(kind)
     known = [item.name for item in fields(kind)]
-    for key in data:
-        if key not in known:
-            raise RecipeError(f"{where}.{key}: unknown key{nearest(key, known)} Known: {', '.join(known) or 'none'}.")
+    check_keys(data, known, where)
     missing = [item.name for item in fields(kind)
                if item.name not in data and item.default is MISSING and item.default_factory is MISSING]
     if missing:
@@ -250,6 +258,13 @@ def _record(kind: Any, data: Any, where: str) -> Any:
         return kind(**values)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
+
+
+def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuse a key that nothing has. Raises RecipeError."""
+    for key in table:
+        if key not in known:
+            raise RecipeError(f"{where}.{key}: unknown key{nearest(key, list(known))} Known: {', '.join(known) or 'none'}.")
 
 
 def plugin(folder: str, data: Any, where: str) -> Any:
@@ -263,8 +278,9 @@ def plugin(folder: str, data: Any, where: str) -> Any:
         return find(folder, "mask")(criterion)
     try:
         kind = find(folder, name)
-    except UnknownName as error:
-        raise RecipeError(f"{where}: {str(error).partition(': ')[2]}") from None
+    except UnknownName:
+        known = [*names(folder), *(names("criteria") if folder == "solvers" else ())]  # criteria stand for solvers
+        raise RecipeError(f"{where}: {str(UnknownName(folder, name, known)).partition(': ')[2]}") from None
     if not is_dataclass(kind):
         raise RecipeError(f"{where}: '{name}' is no plug-in: expected a dataclass.")
     return _record(kind, settings, where)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .calibration.blocks import States, evaluating, frozen
 from .calibration.pair import Dense, Watch
 from .calibration.placement import Placement
-from .calibration.teaching import two_groups
+from .calibration.teaching import in_small_steps
 from .environment import Clock
 from .recovery import BlockRecovery, Recovery
 from .sites import Anatomy, SublayerSite
@@ -64,4 +64,4 @@ class Repairs:
     @property
     def together(self) -> int:
         """Sequences that pass through a block together where some of them are held out."""
-        return two_groups(self.tokens, self.batch)
+        return in_small_steps(self.tokens, self.batch)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .uncertainty import by_cluster
 
-__all__ = ["Seeds", "holm", "mcnemar", "of_seeds", "sign_flips"]
+__all__ = ["Seeds", "holm", "mcnemar", "of_seeds", "remark_on", "sign_flips"]
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -84,12 +84,17 @@ class Seeds:
     @property
     def remark(self) -> str:
         """What a reader must know of so few seeds; empty where there are enough."""
-        if self.count >= _FEW:
-            return ""
-        if self.count == 1:
-            return "One seed: how much another one would change is not known."
-        return (f"{self.count} seeds: the test takes the differences to be normally distributed; without that, no test of so few can go "
-                f"below p = {2 / 2**self.count:.3g}.")
+        return remark_on(self.count)
+
+
+def remark_on(seeds: int) -> str:
+    """What a reader must know of so few seeds; empty where there are enough."""
+    if seeds >= _FEW:
+        return ""
+    if seeds == 1:
+        return "One seed: how much another one would change is not known."
+    return (f"{seeds} seeds: the test takes the differences to be normally distributed; without that, no test of so few can go "
+            f"below p = {2 / 2**seeds:.3g}.")
 
 
 def of_seeds(one: Sequence[float], other: Sequence[float]) -> Seeds:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import CalibrationError
@@ -207,7 +207,7 @@ class InputStats:
             raise CalibrationError(f"{self.name}: nothing was collected of what the dense model reads.")
 
         def guess() -> Tensor:
-            factor = self._inverse_cholesky(damping)  # not shared: it is as large, and not all solvers need one
+            factor = self._inverse_cholesky(self.damped(damping), damping)  # not shared: it is as large, and not all solvers need one
             return (drifts / max(self.tokens, 1)) @ factor.T @ factor
 
         return self.shared(("drift", damping), guess)
@@ -261,20 +261,22 @@ class InputStats:
         value: T = self._kept[key]
         return value
 
-    def inverse_cholesky(self, damping: float) -> Float[Tensor, "in in"]:
-        """Upper Cholesky factor U of the inverse of the damped Gram, inverse = U^T U; shared per damping.
+    def inverse_cholesky(self, damping: float, order: Int[Tensor, "in"] | None = None) -> Float[Tensor, "in in"]:
+        """Upper Cholesky factor U of the inverse of the damped Gram, inverse = U^T U; shared per damping. With an `order`, of the Gram
+        with the inputs in that order, which is not shared.
 
         Raises CalibrationError when the damped Gram is not positive definite.
         """
-        return self.shared(("inverse_cholesky", damping), lambda: self._inverse_cholesky(damping))
+        if order is not None:
+            return self._inverse_cholesky(self.damped(damping)[order][:, order], damping)
+        return self.shared(("inverse_cholesky", damping), lambda: self._inverse_cholesky(self.damped(damping), damping))
 
-    def _inverse_cholesky(self, damping: float) -> Tensor:
+    def _inverse_cholesky(self, damped: Tensor, damping: float) -> Tensor:
         """In float32, and in float64 where the damped Gram is not positive definite in float32.
 
         With the inputs in reverse order G = L L^T; put back, L becomes an upper factor R with G = R R^T, and U = R^-1:
         one factorisation and one triangular inverse instead of two factorisations and a whole inverse.
         """
-        damped = self.damped(damping)
         for dtype in (torch.float32, torch.float64):
             lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1).to(dtype))
             if not int(failed):

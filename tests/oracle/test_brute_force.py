@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import statistics
 from typing import Any
 
@@ -10,14 +11,17 @@ import torch
 
 from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.wanda import Wanda
-from prunus.granularity import NM, Columns, Granularity, Unstructured
+from prunus.granularity import NM, Columns, Granularity, Unstructured, keep_mask
 from prunus.lookup import find
 from prunus.pivots import Pivoted
 from prunus.problem import LayerProblem
+from prunus.solvers import ladmm
+from prunus.solvers.ladmm import LADMM
 from prunus.solvers.mask import Mask
 from prunus.solvers.subset import Subset
+from prunus.solvers.swaps import Swaps
 
-from ..problems import problem
+from ..problems import generator, problem
 
 SEEDS = range(60)
 ROWS, WIDTH = 4, 8
@@ -66,6 +70,8 @@ LIMITS = [
     ("refit", Unstructured("row"), 2.1), ("refit", NM(2, 4), 1.9), ("refit", Columns(1), 1.5),
     ("sparsegpt", Unstructured("row"), 3.5), ("sparsegpt", NM(2, 4), 2.6), ("sparsegpt", Columns(1), 1.2),
     ("alps", Unstructured("row"), 1.35), ("alps", NM(2, 4), 1.3), ("alps", Columns(1), 1.4),
+    ("swaps", Unstructured("row"), 1.02), ("swaps", NM(2, 4), 1.02),
+    ("ladmm", Unstructured("row"), 1.65), ("ladmm", NM(2, 4), 1.55), ("ladmm", Columns(1), 1.35),
     ("subset", Columns(1), 1.01),
 ]
 
@@ -77,10 +83,10 @@ def test_the_error_is_within_a_factor_of_the_best_support_s(name: str, granulari
     assert statistics.fmean(found) <= limit
 
 
-def larger_errors(solver: Any, granularity: Granularity) -> list[float]:
-    """On 50 problems of 24 x 48, at 2:4 or 70 percent."""
+def larger_errors(solver: Any, granularity: Granularity, count: int = 50) -> list[float]:
+    """On so many problems of 24 x 48, at 2:4 or 70 percent."""
     sparsity = 0.5 if isinstance(granularity, NM) else 0.7
-    drawn = [problem(seed, 24, 48, 150, granularity, sparsity) for seed in range(50)]
+    drawn = [problem(seed, 24, 48, 150, granularity, sparsity) for seed in range(count)]
     return [float(asked.error(solver.solve(asked).weight)) for asked in drawn]
 
 
@@ -103,6 +109,33 @@ def test_alps_leaves_a_fraction_of_sparsegpt_s_error(granularity: Granularity, s
     """The shares that the real layers of the benchmark are held to, on drawn ones."""
     ours, theirs = (larger_errors(find("solvers", name)(), granularity) for name in ("alps", "sparsegpt"))
     assert statistics.fmean(one / other for one, other in zip(ours, theirs, strict=True)) <= share
+
+
+@pytest.mark.parametrize(("granularity", "share"), [(LARGER[0], 0.97), (LARGER[1], 0.97), (LARGER[2], 0.96)], ids=str)
+def test_exchanges_never_raise_the_error_and_end_below_alps(granularity: Granularity, share: float) -> None:
+    """The first is a law; the second held on 150 of 150 problems, where the means were 0.954, 0.961 and 0.948."""
+    ours, start, alps = (larger_errors(solver, granularity, 15) for solver in (Swaps(), Swaps(window=0), find("solvers", "alps")()))
+    assert all(after <= before for after, before in zip(ours, start, strict=True))
+    assert sum(one < other for one, other in zip(ours, alps, strict=True)) >= 14
+    assert statistics.fmean(one / other for one, other in zip(ours, alps, strict=True)) <= share
+
+
+@pytest.mark.parametrize("granularity", LARGER[:3], ids=str)
+def test_a_sparsity_that_grows_leaves_less_error_than_one_that_is_there_at_once(granularity: Granularity) -> None:
+    """In every scope and shape the schedule acts: 0.68, 0.66 and 0.73 of the error, measured."""
+    grown, once = (larger_errors(LADMM(gradual=steps), granularity) for steps in (15, 1))
+    assert statistics.fmean(one / other for one, other in zip(grown, once, strict=True)) <= 0.8
+
+
+def test_on_the_way_to_n_m_only_what_the_pattern_removes_goes_and_as_much_as_the_schedule_says() -> None:
+    saliency = torch.rand(12, 24, generator=generator(1))
+    pattern = keep_mask(saliency, 0.5, NM(2, 4))
+    for share in (0.1, 0.3, 0.49):
+        kept = ladmm._mask(saliency, share, NM(2, 4), last=False)
+        assert int((~kept).sum()) == math.ceil(share * 288)
+        assert not (pattern & ~kept).any()
+        assert float(saliency[~kept].max()) <= float(saliency[kept & ~pattern].min())
+    assert torch.equal(ladmm._mask(saliency, 0.5, NM(2, 4), last=True), pattern)
 
 
 def test_column_subset_selection_is_never_worse_without_exchanges_and_better_than_rounds() -> None:

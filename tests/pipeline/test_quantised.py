@@ -165,6 +165,11 @@ def test_a_quantised_model_is_compared_with_the_dense_one_it_was_made_from(text_
     assert " && prunus quantise " in small.made.command
     assert " --bits 4 --group 16 --method gptq,damping=0.01 " in small.made.command
     assert "quantisation text" in {overlap.before.split(" (")[0] for overlap in found.overlaps["small"]}
+    (tmp_path / "small" / QUANTISATION).write_text('["of somebody else"]')
+    again = compare([str(dense), str(tmp_path / "small")], asked(), tmp_path / "other").models[1]
+    assert again.stored == "int4 in groups of 16"
+    assert again.made is not None
+    assert "prunus quantise" not in again.made.command
 
 
 def facts(found: Quantised, folder: Path) -> Any:

@@ -148,6 +148,21 @@ def test_the_pruned_model_s_own_moments_are_the_same_with_the_dense_model_beside
         assert torch.equal(view.stats.gram, alone[name].stats.gram)
 
 
+def test_what_is_written_to_a_block_on_leaving_it_is_not_written_to_the_dense_model_even_if_no_matrix_of_it_is_pruned() -> None:
+    dense, model = inputs_of(tiny_model()), tiny_model()
+    site = next(site for site in linear(model) if site.block == 1)
+
+    def leaving(depth: int, states: Any) -> None:
+        model.model.layers[depth].mlp.down_proj.weight.data.mul_(0.5)
+
+    (views,) = (views for views in stream(model, describe(model), [site], TOKENS, "gram", target=Target(asymmetry=1.0), leaving=leaving))
+    now = inputs_of(model)[site.name].double()
+    expected = (dense[site.name].double() - now).T @ now / TOKENS.numel()
+    found = views[0].stats.drift(0.1).double() @ views[0].stats.damped(0.1).double()
+    assert float(expected.abs().max()) > 0.01
+    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
 @pytest.mark.parametrize("activations", ["disk", "device"])
 def test_where_activations_wait_changes_no_drift(activations: Any) -> None:
     target = Target(asymmetry=1.0)

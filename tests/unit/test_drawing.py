@@ -70,3 +70,16 @@ def test_lines_have_their_names_at_their_ends() -> None:
     assert len(list(svg.iter("polyline"))) == 2
     assert [name for name in texts(svg) if name in ("a", "b & c")] == ["a", "b & c"]
     assert "b & c, block 1: 0.2" in texts(svg, "title")
+
+
+def test_lines_may_be_over_shares_and_up_by_powers() -> None:
+    """At 10, 100 and 1000 of a logarithmic axis, points are as far apart from each other; 0.6 is halfway from 0.5 to 0.7."""
+    pairs = [(0.5, 10.0), (0.6, 100.0), (0.7, 1000.0)]
+    svg = parsed(lines("e", "t", "d", {"a": pairs}, [0], "sparsity", "loss", whole=False, log=True))
+    line, = svg.iter("polyline")
+    (x0, y0), (x1, y1), (x2, y2) = ([float(value) for value in point.split(",")] for point in line.attrib["points"].split())
+    assert (x1 - x0, y0 - y1) == pytest.approx((x2 - x1, y1 - y2), abs=0.11)
+    assert x0 < x1
+    assert y0 > y1
+    assert "loss (log)" in texts(svg)
+    assert "a, sparsity 0.6: 100" in texts(svg, "title")

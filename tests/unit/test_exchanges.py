@@ -108,7 +108,7 @@ SHAPES = [Unstructured("row"), Unstructured("matrix"), NM(2, 4), NM(1, 4), NM(4,
 
 @pytest.mark.parametrize("window", [4, 8, 64])
 @pytest.mark.parametrize("granularity", SHAPES, ids=str)
-def test_no_row_s_share_changes_but_by_trade_and_the_loss_never_rises(granularity: Granularity, window: int) -> None:
+def test_rows_change_their_shares_by_trade_alone_and_the_loss_never_rises(granularity: Granularity, window: int) -> None:
     for seed in range(8):
         weight, gram = drawn(seed, rows=9)
         mask = keep_mask(torch.rand(9, WIDTH, generator=generator(seed)), 0.5, granularity)

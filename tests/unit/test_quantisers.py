@@ -33,13 +33,13 @@ def test_no_weight_is_further_than_half_a_step_from_what_it_becomes(bits: int, g
 
 
 def eliminated(weight: Tensor, mask: Tensor, grid: Grid, gram: Tensor) -> Tensor:
-    """Frantar et al. 2023, eq. 2 and 3, a column at a time in float64: after each, its row and column are eliminated from the inverse."""
+    """Frantar et al. 2023, eq. 2 and 3, a column at a time in float64, those that read most power first: after each, its row and
+    column are eliminated from the inverse."""
     work, inverse = weight.double().clone(), torch.linalg.inv(gram.double())
-    done, scale = torch.zeros_like(work), torch.ones(len(work))
-    for column in range(work.shape[1]):
-        if column % grid.group == 0:
-            part = slice(column, column + grid.group)
-            scale = grid.fit((work[:, part] * mask[:, part]).float())
+    done = torch.zeros_like(work)
+    for column in gram.diagonal().argsort(descending=True).tolist():
+        start = column - column % grid.group
+        scale = grid.fit(weight[:, start : start + grid.group])
         done[:, column] = grid.codes(work[:, column].float(), scale) * scale * mask[:, column]
         gap = (work[:, column] - done[:, column]) / inverse[column, column]
         work -= gap[:, None] * inverse[column]

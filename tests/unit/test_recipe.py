@@ -120,7 +120,7 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(toml
      "search.repaired = 4: the stage has no recovery that can repair candidates"),
     ({"stage": [{"search": {"repaired": 4}}]}, "only where sublayers go is there something to repair"),
     ({"stage": [{"search": {"repaired": -1}}]}, "expected no negative number"),
-    ({"stage": [{"recovery": "patch"}]}, "recovery repairs the loss of sublayers and channels; linear sites are repaired by their solver"),
+    ({"stage": [{"recovery": {"name": "reconstruct", "unit": "matrix"}}]}, "unit = 'matrix': expected"),
     ({"stage": [{"granularity": "columns:0x2"}]}, "the width and the multiple must be at least 1"),
     ({"stage": [{"allocation": "influence"}]}, "allocation 'influence' shares out sublayer sites, not linear sites."),
     ({"stage": [{"sites": ["sublayer"], "allocation": "influence", "search": {"strategy": "dynamic"}}]}, "which sublayers have none of"),

@@ -62,7 +62,7 @@ def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], toke
             chosen = _of(block, sites)
             module = model.get_submodule(block.name)
             with placement.visiting(module), ExitStack() as inner:
-                modules = [module, *(deepcopy(module) if chosen else module for _ in paths[1:])]  # the caller writes to the first
+                modules = [module, *(deepcopy(module) if chosen or leaving else module for _ in paths[1:])]  # callers write to the first
                 if depth in done:
                     yield _views(model, chosen, needs, states.device)
                 elif chosen:

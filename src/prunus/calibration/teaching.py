@@ -16,9 +16,10 @@ from ..sites import Anatomy
 from .placement import Placement
 from .repair import LeastSquares
 
-__all__ = ["Taught", "check_sequences", "precise", "train_kept", "two_groups"]
+__all__ = ["Taught", "check_sequences", "in_small_steps", "precise", "sizes", "train_kept", "two_groups"]
 
 _HELD_OUT = 8  # of so many groups of sequences one is not trained on
+_STEP = 512  # tokens; with twice as many, and so half the steps, a block ends farther from its aim
 _PATIENCE = 2  # epochs in a row that may be worse on those than the one before
 _DIVERGED = 2.0  # times the error that there was before
 
@@ -59,6 +60,11 @@ def two_groups(tokens: Int[Tensor, "samples length"], batch: int) -> int:
     return min(batch, (len(tokens) + 1) // 2)
 
 
+def in_small_steps(tokens: Int[Tensor, "samples length"], batch: int) -> int:
+    """How many sequences go together where one block is trained: a step costs little, and there have to be many."""
+    return two_groups(tokens, min(batch, max(1, _STEP // tokens.shape[1])))
+
+
 def _parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:
     """What is trained on, and an eighth that is not."""
     apart = list(groups[::_HELD_OUT])
@@ -66,16 +72,19 @@ def _parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:
 
 
 @torch.no_grad()
-def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callable[[slice], Float[Tensor, ""]], *, epochs: int, rate: float,
-               rng: random.Random, warmup: float = 0.0, told: Callable[[int, int], None] = lambda done, steps: None) -> Taught:
-    """Adam, a group of sequences a step; its rate grows in a share `warmup` of the steps, and falls by a cosine. What is 0 stays 0,
-    which is looked at after every step; where everything is 0 there is nothing to do.
+def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callable[[slice], Float[Tensor, ""]], *, epochs: int,
+               rates: Sequence[float], rng: random.Random, warmup: float = 0.0,
+               told: Callable[[int, int], None] = lambda done, steps: None) -> Taught:
+    """Adam, a group of sequences a step; its rate, one for each of `trained`, grows in a share `warmup` of the steps, and falls by a
+    cosine. What is 0 stays 0, which is looked at after every step; where everything is 0 there is nothing to do.
 
     After every epoch the loss is added up over the groups that are not trained on; what had the least of it stays in the end, and that
-    may be what there was before. Two epochs in a row that bring nothing end the training, and so does a loss that is no number.
+    may be what there was before. Two epochs in a row that were worse than the one before end the training, and so does a loss that is
+    no number.
     """
     shown, apart = _parted(groups)
-    trained = [parameter for parameter in trained if bool(parameter.any())]
+    left = [(parameter, rate) for parameter, rate in zip(trained, rates, strict=True) if bool(parameter.any())]
+    trained = [parameter for parameter, _ in left]
 
     def held_out() -> float:
         return sum(float(loss(rows)) for rows in apart) / len(apart)
@@ -83,7 +92,7 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
     first = least = worst = held_out()
     if not trained:
         return Taught(first, first, first)
-    steps, best = _Steps(trained, rate, warmup, epochs * len(shown)), [parameter.clone() for parameter in trained]
+    steps, best = _Steps(left, warmup, epochs * len(shown)), [parameter.clone() for parameter in trained]
     idle, last = 0, math.inf  # a high rate may begin with worse weights than there were
     for _ in range(epochs):
         rng.shuffle(shown)
@@ -105,15 +114,17 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
 class _Steps:
     """Adam on weights of which the zeros stay."""
 
-    def __init__(self, trained: Sequence[Tensor], rate: float, warmup: float, total: int) -> None:
-        self._trained, self._rate, self._warmup, self.total, self._done = trained, rate, warmup, total, 0
-        self._gone = [parameter == 0 for parameter in trained]
-        self._optimizer = torch.optim.Adam(trained, lr=rate, fused=True)
+    def __init__(self, trained: Sequence[tuple[Tensor, float]], warmup: float, total: int) -> None:
+        self._warmup, self.total, self._done = warmup, total, 0
+        self._trained = [parameter for parameter, _ in trained]
+        self._gone = [parameter == 0 for parameter in self._trained]
+        self._optimizer = torch.optim.Adam([{"params": [parameter], "lr": rate, "most": rate} for parameter, rate in trained], fused=True)
 
     def take(self, loss: Callable[[slice], Float[Tensor, ""]], rows: slice, told: Callable[[int, int], None]) -> bool:
         """One step; whether its loss was a number."""
         grown = min(1.0, (self._done + 1) / (self._warmup * self.total)) if self._warmup else 1.0
-        self._optimizer.param_groups[0]["lr"] = self._rate * grown * (1 + math.cos(math.pi * self._done / self.total)) / 2
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["most"] * grown * (1 + math.cos(math.pi * self._done / self.total)) / 2
         with torch.enable_grad():
             found = loss(rows)
             found.backward()
@@ -127,6 +138,11 @@ class _Steps:
         self._done += 1
         told(self._done, self.total)
         return math.isfinite(float(found.detach()))
+
+
+def sizes(trained: Sequence[Tensor]) -> list[float]:
+    """Of each, the root mean square of what is not 0: what a rate can be a share of, whatever the scale of a model's weights."""
+    return [float((parameter.float().square().sum() / parameter.count_nonzero().clamp_min(1)).sqrt()) for parameter in trained]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from .prune import prune
 from .quantise import quantise
 from .recipe import recipe
 from .speed import speed
+from .study import study
 
 __all__ = ["app", "run"]
 
@@ -37,6 +38,7 @@ app.command("front")(front)
 app.command("extract")(extract)
 app.command("evaluate")(evaluate)
 app.command("compare")(compare)
+app.command("study")(study)
 app.command("analyse")(analyse)
 app.command("quantise")(quantise)
 app.command("export")(export)

@@ -46,8 +46,8 @@ Repaired = Annotated[int | None, typer.Option(
 Multiple = Annotated[int | None, typer.Option(
     help="Where channels go, a multiple of this stays in every MLP (32 for Q8_0, 64 or 128 for GPUs). [default: 1]")]
 Recovery = Annotated[str | None, typer.Option(
-    help="Repair what is kept where sublayers or channels go: patch, or none; settings after commas. [default: patch where "
-         "sublayers go, none where channels do]")]
+    help="Repair what is kept: reconstruct, patch, distill, or none; settings after commas. [default: patch where sublayers go, else "
+         "none]")]
 Target = Annotated[str | None, typer.Option(
     help="What matrices are fitted to: asymmetry=0.5 (half-way to the dense model's outputs), fisher=true (tokens by what they cost), "
          "true_sequential=false (a block's matrices as they were); several with commas. [default: their own outputs on the pruned model's "
@@ -170,6 +170,7 @@ def recipe_of(recipe: Path | None, flags: dict[str, Any]) -> "Recipe":
 
 def _data(given: dict[str, Any]) -> dict[str, Any]:
     """Flags as the plain data of a recipe with one stage."""
+    from ..budget import limit_of
     from ..errors import RecipeError
     from ..granularity import NM
     from ..recipe import parse_granularity
@@ -180,7 +181,7 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
     fixed = 1 - granularity.n / granularity.m if isinstance(granularity, NM) else 0.5
     stage: dict[str, Any] = {
         "sites": [kind],
-        "budget": {"limit": _limit(given.get("sparsity", fixed))},
+        "budget": {"limit": limit_of(given.get("sparsity", fixed), "--sparsity")},
         "granularity": str(granularity),
         "solver": named(given.get("solver", "alps"), "--solver"),
         "allocation": named(given.get("allocation", "uniform"), "--allocation"),
@@ -213,15 +214,6 @@ def _search(given: dict[str, Any]) -> dict[str, Any]:
     text = {"samples": 16, **length, **of_corpus(given.get("search_text", "self"), "--search-text")}
     asked: dict[str, Any] = {key: value for key, value in given.items() if key in ("evaluations", "objective", "repaired")}
     return {"strategy": named(given["search"], "--search"), "text": text, **asked}
-
-
-def _limit(sparsity: float) -> float:
-    from ..errors import RecipeError
-
-    if not 0 <= sparsity < 1:
-        hint = f" Did you mean {sparsity / 100:g}?" if 1 <= sparsity < 100 else ""
-        raise RecipeError(f"--sparsity {sparsity:g}: expected the fraction of weights removed, in [0, 1).{hint}")
-    return round(1 - sparsity, 12)
 
 
 def named(text: str, where: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Screen", "compared"]
+__all__ = ["Screen", "clock", "compared"]
 
 
 class Screen:
@@ -21,7 +21,7 @@ class Screen:
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(Text(""), console=self._console, refresh_per_second=4, transient=True)
         self._start = time.perf_counter()
-        self._phase = ""
+        self._phases: dict[str, tuple[float, int | float]] = {}  # when each began, and how far it was last: two may take turns
         self._shown = 0.0
 
     def __enter__(self) -> "Screen":
@@ -46,9 +46,10 @@ class Screen:
         """Show how far the run has come."""
         if self._quiet:
             return
-        if progress.phase != self._phase:
-            self._phase, self._start = progress.phase, time.perf_counter()
-        line = _line(progress, time.perf_counter() - self._start)
+        start, done = self._phases.get(progress.phase, (time.perf_counter(), 0))
+        start = start if progress.done >= done else time.perf_counter()
+        self._phases[progress.phase] = start, progress.done
+        line = _line(progress, time.perf_counter() - start)
         self._live.update(Text(line))
         if not self._console.is_terminal and (progress.done == progress.total or time.perf_counter() - self._shown > 10):
             self._shown = time.perf_counter()
@@ -95,7 +96,7 @@ class Screen:
         found = progress.found
         done, total = len(found.trials), progress.evaluations
         share = done / max(total, 1)
-        left = f"about {_clock((time.perf_counter() - self._start) * (1 - share) / share)} left"
+        left = f"about {clock((time.perf_counter() - self._start) * (1 - share) / share)} left"
         line = f"{share:4.0%}  {left}  {done} of {total} seen, {len(found.front)} on the front, volume {progress.hypervolume:.3f}"
         table = Table(*found.objectives, box=None, pad_edge=False)
         for trial in found.front[:: max(1, len(found.front) // 12)]:
@@ -110,7 +111,7 @@ class Screen:
         """How far a training is."""
         if self._quiet:
             return
-        line = (f"{progress.done / progress.total:4.0%}  about {_clock(progress.remaining)} left  step {progress.done} of "
+        line = (f"{progress.done / progress.total:4.0%}  about {clock(progress.remaining)} left  step {progress.done} of "
                 f"{progress.total}, epoch {progress.epoch + 1}, loss {progress.loss:.4f}")
         self._live.update(Text(line))
         if not self._console.is_terminal and (progress.done == progress.total or time.perf_counter() - self._shown > 10):
@@ -178,7 +179,7 @@ def compared(before: Any, after: Any) -> tuple[str, str, str]:
 
 def _line(progress: Any, seconds: float) -> str:
     share = progress.done / max(progress.total, 1)
-    left = f"about {_clock(seconds * (1 - share) / share)} left" if share > 0.01 else "estimating the time left"
+    left = f"about {clock(seconds * (1 - share) / share)} left" if share > 0.01 else "estimating the time left"
     if progress.phase.endswith("model"):
         return f"Measuring the {progress.phase}: {progress.done} of {progress.total}"
     if progress.record is None:
@@ -187,6 +188,7 @@ def _line(progress: Any, seconds: float) -> str:
     return f"{share:4.0%}  {left}  {progress.record.site}: sparsity {progress.record.reached:.3f}{error}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as a person reads them."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

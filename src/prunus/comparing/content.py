@@ -12,7 +12,7 @@ from .drawing import Point, heat, lines, scatter
 from .page import Cell, Chart, Code, Page, Section, Table, Text
 from .values import Beside, Compared, Contender, Entry, Made, Row, Spent
 
-__all__ = ["compared_page", "lead_of", "main_table", "protocol_lines", "shown", "words_of"]
+__all__ = ["compared_page", "figure", "known", "lead_of", "main_table", "millions", "protocol_lines", "shown", "words_of"]
 
 _NOTHING = Made("", (), None, None, None, None)
 _LOG = 10.0  # from which ratio of the largest to the least on an axis is logarithmic
@@ -102,10 +102,22 @@ def shown(value: float, row: Row) -> str:
     if not math.isfinite(value):
         return "infinite" if math.isinf(value) else "no number"
     if row.label == "parameters":
-        return f"{value / 1e6:,.2f} M" if value >= 1e5 else f"{value:,.0f}"
+        return millions(value)
     if row.group in ("Speed", "Size") and row.unit != "share":
         return f"{value:,.1f}"
-    if row.unit == "perplexity":
+    return figure(value, row.unit)
+
+
+def millions(parameters: float) -> str:
+    """A number of parameters."""
+    return f"{parameters / 1e6:,.2f} M" if parameters >= 1e5 else f"{parameters:,.0f}"
+
+
+def figure(value: float, unit: str) -> str:
+    """A number that was measured on texts or tasks, as tables show it."""
+    if not math.isfinite(value):
+        return "infinite" if math.isinf(value) else "no number"
+    if unit == "perplexity":
         return f"{value:,.2f}" if value < 1e6 else f"{value:.3g}"
     return f"{value:.4f}"
 
@@ -183,11 +195,12 @@ def _map(index: int, model: Contender, dense: Contender) -> Chart | None:
     flat = list(shares.values())
     told = (f"Share of every matrix of {model.name} that is zero or gone, {how}: from {min(flat):.3f} to {max(flat):.3f}, "
             f"mean {statistics.fmean(flat):.3f}.")
-    rows = tuple((Cell(f"block {depth}"), *(_known(shares.get((kind, depth)), 3) for kind in kinds)) for depth in depths)
+    rows = tuple((Cell(f"block {depth}"), *(known(shares.get((kind, depth)), 3) for kind in kinds)) for depth in depths)
     return Chart(title, told, heat(f"map-{index}", title, told, kinds, depths, shares), Table(title, ("", *kinds), (("", rows),)))
 
 
-def _known(value: float | None, digits: int) -> Cell:
+def known(value: float | None, digits: int) -> Cell:
+    """A cell with a number that may not be known."""
     return Cell("–" if value is None else f"{value:,.{digits}f}")
 
 
@@ -218,8 +231,8 @@ def _errors(found: Compared) -> Section | None:
             " ".join(f"{name}: from {min(value for _, value in pairs):.4f} to {max(value for _, value in pairs):.4f}."
                      for name, pairs in series.items()))
     depths = sorted({depth for pairs in series.values() for depth, _ in pairs})
-    known = {name: dict(pairs) for name, pairs in series.items()}
-    rows = tuple((Cell(f"block {depth}"), *(_known(known[name].get(depth), 4) for name in series)) for depth in depths)
+    by_name = {name: dict(pairs) for name, pairs in series.items()}
+    rows = tuple((Cell(f"block {depth}"), *(known(by_name[name].get(depth), 4) for name in series)) for depth in depths)
     drawing = lines("error", title, told, series, colours, "block", "relative output error")
     return Section("Error by depth", (Chart(title, told, drawing, Table(title, ("", *series), (("", rows),))),))
 
@@ -267,7 +280,7 @@ def _costs(found: Compared) -> Section:
               ("Measuring, memory and energy", tuple(_held([list(spent.values()) for spent in every]))),
               ("Pruning, as the folder's report says", tuple(_making([model.made or _NOTHING for model in found.models]))))
     table = Table("What it cost to measure and to make each model", ("", *(model.name for model in found.models)), groups)
-    shared = tuple((Cell(name), _known(spent.seconds, 1), _known(spent.tokens or None, 0), _known(spent.joules, 0))
+    shared = tuple((Cell(name), known(spent.seconds, 1), known(spent.tokens or None, 0), known(spent.joules, 0))
                    for name, spent in found.spent.items())
     whole = (Table("What is not of one model", ("", "seconds", "tokens forwarded", "energy, J"), (("", shared),)),) if shared else ()
     machine = "; ".join(f"{name}: {value}" for name, value in found.environment.items())
@@ -280,9 +293,9 @@ def _costs(found: Compared) -> Section:
 def _by_part(models: Sequence[Mapping[str, Spent]], value: Callable[[Spent], float | None], digits: int) -> tuple[tuple[Cell, ...], ...]:
     """A line for every part of the measuring that has such a number, and one for all of them."""
     numbers = [{name: number for name, spent in parts.items() if (number := value(spent)) is not None} for parts in models]
-    lines = [(Cell(name), *(_known(parts.get(name), digits) for parts in numbers)) for name in dict.fromkeys(
+    lines = [(Cell(name), *(known(parts.get(name), digits) for parts in numbers)) for name in dict.fromkeys(
         name for parts in numbers for name in parts)]
-    return (*lines, (Cell("in all"), *(_known(math.fsum(parts.values()), digits) for parts in numbers)))
+    return (*lines, (Cell("in all"), *(known(math.fsum(parts.values()), digits) for parts in numbers)))
 
 
 def _held(models: Sequence[Sequence[Spent]]) -> Iterator[tuple[Cell, ...]]:
@@ -293,25 +306,25 @@ def _held(models: Sequence[Sequence[Spent]]) -> Iterator[tuple[Cell, ...]]:
     yield Cell("peak memory, MiB"), *(_mib(size) for size in host)
     if any(on_gpu):
         yield Cell("peak memory of the GPU, MiB"), *(_mib(size) for size in on_gpu)
-    yield Cell("energy, J"), *(_known(math.fsum(found) if found else None, 0) for found in joules)
+    yield Cell("energy, J"), *(known(math.fsum(found) if found else None, 0) for found in joules)
 
 
 def _making(made: Sequence[Made]) -> Iterator[tuple[Cell, ...]]:
     for stage in dict.fromkeys(stage for one in made for stage in one.stages):
-        yield Cell(f"seconds, {stage}"), *(_known(one.stages.get(stage), 0) for one in made)
-    yield Cell("seconds, in all"), *(_known(one.seconds, 0) for one in made)
-    yield Cell("tokens forwarded"), *(_known(one.tokens, 0) for one in made)
+        yield Cell(f"seconds, {stage}"), *(known(one.stages.get(stage), 0) for one in made)
+    yield Cell("seconds, in all"), *(known(one.seconds, 0) for one in made)
+    yield Cell("tokens forwarded"), *(known(one.tokens, 0) for one in made)
     if any(one.questions for one in made):
-        yield Cell("candidates that searches asked for"), *(_known(one.questions or None, 0) for one in made)
-        yield Cell("looks at the search text"), *(_known(one.looks or None, 1) for one in made)
+        yield Cell("candidates that searches asked for"), *(known(one.questions or None, 0) for one in made)
+        yield Cell("looks at the search text"), *(known(one.looks or None, 1) for one in made)
     yield Cell("peak memory, MiB"), *(_mib(one.host_bytes) for one in made)
     if any(one.device_bytes for one in made):
         yield Cell("peak memory of the GPU, MiB"), *(_mib(one.device_bytes) for one in made)
-    yield Cell("energy, J"), *(_known(one.joules, 0) for one in made)
+    yield Cell("energy, J"), *(known(one.joules, 0) for one in made)
 
 
 def _mib(size: int | None) -> Cell:
-    return _known(size / 2**20 if size else None, 0)
+    return known(size / 2**20 if size else None, 0)
 
 
 def protocol_lines(rows: Sequence[Row]) -> tuple[str, ...]:

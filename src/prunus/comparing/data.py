@@ -9,7 +9,7 @@ from .content import compared_page
 from .page import Chart, Page, Table
 from .values import Compared
 
-__all__ = ["as_json"]
+__all__ = ["as_json", "tables_of"]
 
 
 def as_json(found: Compared) -> str:
@@ -18,11 +18,11 @@ def as_json(found: Compared) -> str:
     for row, model in zip(data["models"], found.models, strict=True):
         row["matrices"] = [{**asdict(matrix), "sparsity": matrix.sparsity} for matrix in model.matrices]
     data["comparisons"] = found.comparisons
-    data["tables"] = _tables(compared_page(found))
+    data["tables"] = tables_of(compared_page(found))
     return json.dumps(standard(data), indent=1, ensure_ascii=False) + "\n"
 
 
-def _tables(page: Page) -> list[dict[str, Any]]:
+def tables_of(page: Page) -> list[dict[str, Any]]:
     """The tables as the other forms show them."""
     tables = [(section.title, part.table if isinstance(part, Chart) else part) for section in page.sections for part in section.parts
               if isinstance(part, Chart | Table)]

@@ -44,17 +44,17 @@ def scatter(ident: str, title: str, told: str, points: Sequence[Point], across: 
     return _svg(ident, title, told, _HEIGHT, parts)
 
 
-def lines(ident: str, title: str, told: str, series: Mapping[str, Sequence[tuple[int, float]]], colours: Sequence[int], across: str,
-          up: str) -> str:
-    """A line per name over whole numbers, each in a colour of the page."""
+def lines(ident: str, title: str, told: str, series: Mapping[str, Sequence[tuple[int | float, float]]], colours: Sequence[int],
+          across: str, up: str, *, whole: bool = True, log: bool = False) -> str:
+    """A line per name, each in a colour of the page; over whole numbers from 0 up, or over any numbers."""
     every = [pair for pairs in series.values() for pair in pairs]
-    x, ticks_x = _axis([float(place) for place, _ in every], _LEFT, _WIDTH - _NAMES, False, whole=True)
-    y, ticks_y = _axis([0.0, *(value for _, value in every)], _HEIGHT - _BOTTOM, _TOP, False)
-    parts = _frame(ticks_x, ticks_y, across, up, x, y, right=_NAMES)
+    x, ticks_x = _axis([float(place) for place, _ in every], _LEFT, _WIDTH - _NAMES, False, whole=whole)
+    y, ticks_y = _axis([*([0.0] if whole else []), *(value for _, value in every)], _HEIGHT - _BOTTOM, _TOP, log)
+    parts = _frame(ticks_x, ticks_y, across, f"{up}{' (log)' if log else ''}", x, y, right=_NAMES)
     ends = _apart([y(pairs[-1][1]) + 4 for pairs in series.values()], _TOP + 8, _HEIGHT - _BOTTOM)
     for place, (name, pairs), end in zip(colours, series.items(), ends, strict=True):
         path = " ".join(f"{x(float(where)):.1f},{y(value):.1f}" for where, value in pairs)
-        marks = "".join(f"<g><title>{escape(name)}, {across} {where}: {_number(value)}</title>"
+        marks = "".join(f"<g><title>{escape(name)}, {across} {_number(float(where))}: {_number(value)}</title>"
                         f"{_mark(x(float(where)), y(value), place, False, 2.5)}</g>" for where, value in pairs)
         parts.append(f'<g class="s{place % 6}"><polyline class="line d{place % 3}" points="{path}"/>{marks}'
                      f'<text class="name" x="{_WIDTH - _NAMES + 6:g}" y="{end:.1f}">{_short(name, 13)}</text></g>')

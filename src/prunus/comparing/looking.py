@@ -24,7 +24,7 @@ from .made import made_of
 from .spending import spending
 from .values import Contender, Spent
 
-__all__ = ["Looking", "opened", "short_names"]
+__all__ = ["Looking", "hash_of", "opened", "short_names"]
 
 
 def short_names(sources: Sequence[str]) -> tuple[str, ...]:
@@ -38,12 +38,12 @@ def short_names(sources: Sequence[str]) -> tuple[str, ...]:
     return tuple(name if short.count(name) == 1 else source for name, source in zip(short, sources, strict=True))
 
 
-def opened(source: str, dtype: str, device: str, trust: bool) -> Loaded:
+def opened(source: str, dtype: str, device: str, trust: bool, where: str = "compare") -> Loaded:
     """A model that writes, with its tokenizer. Raises LoadError and RecipeError."""
     loaded = load(source, dtype=dtype, device=device, trust_remote_code=trust)
     if not predicts_next(loaded.model):
-        raise RecipeError(f"compare: model '{source}' does not predict the next token. Score models with a head by prunus evaluate --task.")
-    check_tokenizer(loaded.tokenizer, f"compare: model '{source}'")
+        raise RecipeError(f"{where}: model '{source}' does not predict the next token. Score models with a head by prunus evaluate --task.")
+    check_tokenizer(loaded.tokenizer, f"{where}: model '{source}'")
     return loaded
 
 
@@ -95,7 +95,7 @@ class Looking:
         matrices = _counted(model, own, self.anatomy)
         files = weight_files(source)
         return Contender(
-            name, source, _hash(loaded), how_read(model, loaded.tokenizer, loaded.stored), parameters_of(model), model_bytes(model),
+            name, source, hash_of(loaded), how_read(model, loaded.tokenizer, loaded.stored), parameters_of(model), model_bytes(model),
             sum(file.stat().st_size for file in files) if files else None, sparsity_of(matrices) if matrices else None, matrices,
             len(own.blocks), None, loaded.stored)
 
@@ -136,7 +136,7 @@ def _check_tokens(dense: Contender, name: str, read: str) -> None:
 
 
 @torch.no_grad()
-def _hash(loaded: Any) -> str:
+def hash_of(loaded: Any) -> str:
     """Of everything that decides what the model says."""
     found = hashlib.sha256()
     config = {key: value for key, value in loaded.model.config.to_dict().items() if key not in ("_name_or_path", "transformers_version")}

@@ -42,7 +42,9 @@ def _command(source: str, environment: Mapping[str, str]) -> str:
     words = ["prunus", "prune", environment.get("model", "MODEL"), "--recipe", str(recipe), "--dtype", environment.get("dtype", "auto"),
              "--out", again]
     plan = readable(Path(source) / QUANTISATION)
-    return shlex.join(words) if plan is None else f"{shlex.join(words)} && {shlex.join(_rounded_again(again, plan))}"
+    if not isinstance(plan, dict) or not plan.keys() >= {"method", "grid", "calibration", "seed"}:
+        return shlex.join(words)
+    return f"{shlex.join(words)} && {shlex.join(_rounded_again(again, plan))}"
 
 
 def _rounded_again(pruned: str, plan: Any) -> list[str]:

@@ -19,9 +19,9 @@ def as_markdown(page: Page) -> str:
 
 
 def quoted(flag: str) -> str:
-    """A warning, up to its first colon in bold."""
-    before, colon, after = flag.partition(":")
-    return f"> **{escaped(before)}{colon}** {escaped(after)}".rstrip()
+    """A warning, up to its first colon in bold; names may have colons without a space."""
+    before, colon, after = flag.partition(": ")
+    return f"> **{escaped(before)}{colon.strip()}** {escaped(after)}".rstrip()
 
 
 def _blocks(part: Part) -> list[str]:

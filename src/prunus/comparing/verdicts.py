@@ -14,7 +14,7 @@ from ..speed import NUMBERS, Timing, ratio
 from ..uncertainty import Interval
 from .values import Beside, Contender, Entry, Group, Row
 
-__all__ = ["LEVEL", "bad_parts", "flags_of", "notes_of", "rows_of", "ruined"]
+__all__ = ["LEVEL", "bad_parts", "direction", "flags_of", "notes_of", "rows_of", "ruined"]
 
 LEVEL = 0.05  # of p-values after correction
 _SIZES: tuple[tuple[str, str, Literal["lower", "higher", ""], Callable[[Contender], float | None]], ...] = (
@@ -68,10 +68,11 @@ def _beside(item: Measurement, dense: Measurement, p: float | None) -> Beside:
     word, value, interval = item.beside(dense)
     same = 1.0 if word == "ratio" else 0.0
     shown = p < LEVEL if p is not None else not interval[0] <= same <= interval[1]
-    return Beside(word, value, interval, p, _direction(value, same, dense.better) if shown else "open")
+    return Beside(word, value, interval, p, direction(value, same, dense.better) if shown else "open")
 
 
-def _direction(value: float, same: float, better: str) -> Literal["better", "worse", "open"]:
+def direction(value: float, same: float, better: str) -> Literal["better", "worse", "open"]:
+    """Which way a number lies from another."""
     if value == same or not better:
         return "open"
     return "better" if (value < same) == (better == "lower") else "worse"
@@ -101,7 +102,7 @@ def _timed(names: Sequence[str], models: Sequence[Contender], label: str, unit: 
         beside = None
         if place:
             middle, low, high = ratio(rounds[0], each)
-            beside = Beside("ratio", middle, (low, high), None, "open" if low <= 1 <= high else _direction(middle, 1.0, better))
+            beside = Beside("ratio", middle, (low, high), None, "open" if low <= 1 <= high else direction(middle, 1.0, better))
         entries.append(Entry(middles[place], interval, beside, place > 0 and _touches(rounds[first], each)))
     return Row("Speed", label, unit, better, f"{label}, {protocol}", tuple(entries), _against_dense(names, entries))
 
@@ -125,7 +126,7 @@ def _sized(models: Sequence[Contender], label: str, unit: str, better: Literal["
         if place and better and values[0]:
             share = item / values[0]
             limits: Interval = (share, share)
-            beside = Beside("ratio", share, limits, None, _direction(share, 1.0, better))
+            beside = Beside("ratio", share, limits, None, direction(share, 1.0, better))
         entries.append(Entry(float(item), None, beside, bool(better) and place > 0 and item == min(known) < (values[0] or 0.0)))
     return Row("Size", label, unit, better, "", tuple(entries))
 

@@ -39,7 +39,7 @@ def as_html(page: Page) -> str:
 
 
 def _flag(flag: str) -> str:
-    before, colon, after = flag.partition(":")
+    before, colon, after = flag.partition(": ")
     return f"<p><strong>{escape(before)}{colon}</strong>{escape(after)}</p>"
 
 

@@ -77,8 +77,9 @@ class Distill:
             stack.enter_context(precise(trained))
             lesson, together = _Lesson(model, gone, known, tokens.to(placement.device), dtype), two_groups(tokens, batch)
             taught = train_kept(trained, [slice(start, start + together) for start in range(0, len(tokens), together)],
-                                lambda rows: lesson.loss(rows, self), epochs=self.epochs, rate=self.rate, rng=random.Random(self.seed),
-                                warmup=_WARMUP, told=lambda done, steps: watch("training what is kept", done, steps))
+                                lambda rows: lesson.loss(rows, self), epochs=self.epochs, rates=[self.rate] * len(trained),
+                                rng=random.Random(self.seed), warmup=_WARMUP,
+                                told=lambda done, steps: watch("training what is kept", done, steps))
         return taught.remarks("recovery 'distill'")
 
 

@@ -13,7 +13,7 @@ from ..calibration.blocks import frozen
 from ..calibration.pair import Place, Watch, places, unwatched
 from ..calibration.placement import Placement
 from ..calibration.repair import LeastSquares
-from ..calibration.teaching import check_sequences, precise, train_kept, two_groups
+from ..calibration.teaching import check_sequences, in_small_steps, precise, sizes, train_kept
 from ..errors import RecipeError
 from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
@@ -24,18 +24,19 @@ __all__ = ["Reconstruct"]
 @dataclass(frozen=True)
 class Reconstruct:
     """Block by block, in the order of the forward pass: all weights that are not zero are trained by Adam, whose rate falls by a cosine,
-    so that the stream behind the block is the dense model's; its input is the stream of the model repaired so far.
+    so that the stream behind the block is the dense model's; its input is the stream of the model repaired so far. Where matrices or
+    channels are pruned, a block is trained before the next one is pruned.
 
     The error of a token is its squared distance as a share of the dense stream's square there, as the norms that read the stream see
     it. After every epoch it is measured on an eighth of the sequences that are not trained on; the block keeps the best weights it had,
     those before the training among them. Zimmer et al. 2025 ("A Free Lunch in LLM Compression") train one attention or MLP at a time,
-    and find that any region with a non-linearity in it does about as well. One block is in float32 at a time, with its gradients and
-    Adam's two moments.
+    and find that any region with a non-linearity in it does about as well. What is trained together is in float32, with its gradients
+    and Adam's two moments; a model in half precision is multiplied in bfloat16.
     """
 
-    epochs: int = 4  # through the sequences
-    rate: float = 3e-4  # Adam's, at first
-    first: bool = True  # whether every block is repaired by least squares (`patch`) before it is trained
+    epochs: int = 3  # through the sequences
+    rate: float = 0.01  # Adam's, at first, as a share of the root mean square of a matrix's kept weights
+    first: bool = False  # whether every block is repaired by least squares (`patch`) before it is trained
     damping: float = 0.3  # of that
     unit: Literal["branch", "block"] = "block"  # what is trained together
     seed: int = 0  # of the order of the sequences
@@ -55,7 +56,7 @@ class Reconstruct:
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
         said: list[str] = []
         with torch.no_grad(), frozen(model):
-            for place in places(model, anatomy, gone, dense, tokens, placement, two_groups(tokens, batch), watch, self.branches):
+            for place in places(model, anatomy, gone, dense, tokens, placement, in_small_steps(tokens, batch), watch, self.branches):
                 said += self.mend(model, place, gone)
         return said
 
@@ -70,8 +71,9 @@ class Reconstruct:
         said: list[str] = []
         for unit in self._units(model, place, gone):
             with silenced(model, unit.silent), precise(unit.trained):
-                taught = train_kept(unit.trained, list(place.pruned.batches()), unit.error(module, place),
-                                    epochs=self.epochs, rate=self.rate, rng=random.Random(f"{self.seed} {unit.name}"))
+                taught = train_kept(unit.trained, list(place.pruned.batches()), unit.error(module, place), epochs=self.epochs,
+                                    rates=[self.rate * size for size in sizes(unit.trained)],
+                                    rng=random.Random(f"{self.seed} {unit.name}"))
             said += taught.remarks(f"recovery 'reconstruct', {unit.name}")
         return said
 
