@@ -80,6 +80,15 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu", t
         return _from_transformers(place, str(source), parse_dtype(dtype), device, trust_remote_code, tuple(labels))
 
 
+def tokenizer_of(source: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a source alone; None where it has none. Raises LoadError."""
+    place = _place(source)
+    with quiet():
+        if isinstance(place, Path) and place.suffix == ".gguf":
+            place, _ = _from_gguf(place)
+        return _tokenizer(place, {"trust_remote_code": trust_remote_code})
+
+
 def _place(source: str) -> Path | str:
     """The folder or file that a source means; a string is left for a hub id."""
     if source.startswith("package:"):

@@ -1,11 +1,13 @@
 """prunus evaluate: several texts, tasks and prompts, of a model and of the dense one beside it."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from prunus.evaluation import Context
 from prunus.evaluation.fidelity import Fidelity
@@ -13,6 +15,7 @@ from prunus.evaluation.tasks import Tasks
 from prunus.loading import load
 
 from ..asked import rows_of, written
+from ..tiny import tiny_model, tiny_tokenizer
 from .conftest import Ran
 
 Prunus = Callable[..., Ran]
@@ -111,3 +114,44 @@ def test_tasks_that_cannot_be_asked_are_refused(prunus: Prunus, pair: tuple[Path
     ran = prunus("evaluate", pair[0], *words)
     assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err
     assert reason in ran.err
+
+
+def test_models_that_read_other_tokens_are_no_pair_on_texts(prunus: Prunus, pair: tuple[Path, Path]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["plum"])
+    tokenizer.save_pretrained(pair[1])
+    for flags in (["--corpora", "builtin"], ["--corpus", "builtin"]):
+        ran = prunus("evaluate", pair[1], "--dense", pair[0], *flags, "--length", 32, "--tokens", 320)
+        assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1), ran.err
+        assert "their tokenizers differ (tokenizer of 260 words " in ran.err
+
+
+@harness
+def test_a_tokenizer_of_another_model_is_told_in_one_line(prunus: Prunus, pair: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["plum"])
+    tokenizer.save_pretrained(pair[1])
+    (tmp_path / "plums.txt").write_text("a plum " * 200)
+    words = [["--corpora", tmp_path / "plums.txt", "--length", 32, "--tokens", 320]]
+    words += [["--tasks", "piqa"]] if importlib.util.find_spec("lm_eval") else []
+    for flags in words:
+        ran = prunus("evaluate", pair[1], *flags, "--quiet")
+        assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err
+        assert "the tokenizer gives token 260, and the model has embeddings for 260 tokens" in ran.err
+
+
+@harness
+def test_a_ruined_model_is_told_before_its_numbers(prunus: Prunus, pair: tuple[Path, Path], data: Path) -> None:
+    """A model whose likelihoods are no numbers still chooses answers, and a mean of losses that are none is not infinite."""
+    ruined = tiny_model()
+    with torch.no_grad():
+        ruined.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    ruined.save_pretrained(pair[1])
+    ran = prunus("evaluate", pair[1], "--dense", pair[0], "--corpora", "builtin", "--length", 32, "--tokens", 320, "--quiet")
+    first, _, line, *_ = ran.out.splitlines()
+    assert first.startswith(f"{pair[1]} is ruined or overflows: builtin test perplexity is not finite in 10 of 10 windows")
+    assert line.split()[4:7] == ["nan", "nan", "[nan,"]
+    assert "is ruined or overflows" in prunus("evaluate", pair[1], "--corpus", "builtin", "--length", 32, "--tokens", 320).out
+    if importlib.util.find_spec("lm_eval"):
+        ran = prunus("evaluate", pair[1], "--tasks", "piqa", "--quiet")
+        assert ran.out.startswith(f"{pair[1]} is ruined or overflows: piqa acc_norm is not finite in 12 of 12")

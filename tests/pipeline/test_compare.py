@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from prunus.comparing import looking, measuring
 from prunus.comparing.run import KEPT, compare, write
 from prunus.comparing.values import Compared
 from prunus.errors import ComparisonError, CorpusError, ExportError, LoadError, RecipeError
@@ -81,6 +82,69 @@ def test_a_second_call_measures_nothing_and_says_the_same(sources: list[str], da
     assert second.rows == first.rows
     assert second.models == first.models
     assert second.flags == first.flags
+
+
+def test_a_second_call_loads_no_model(sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compare(sources[:2], asked(), tmp_path / "out")
+    opened: list[str] = []
+    load_one = looking.opened
+
+    def counted(source: str, *others: Any) -> Any:
+        opened.append(Path(source).name)
+        return load_one(source, *others)
+
+    monkeypatch.setattr(looking, "opened", counted)
+    monkeypatch.setattr(measuring, "opened", counted)
+    assert compare(sources[:2], asked(), tmp_path / "out").rows == first.rows
+    assert opened == []
+    compare(sources, asked(), tmp_path / "out")
+    assert opened == ["wreck", "dense", "wreck"]  # looked at, beside what the dense one is made of, and measured
+    opened.clear()
+    saved(Path(sources[1]), without(tiny_model(), 0.6))
+    again = compare(sources[:2], asked(), tmp_path / "out")
+    assert opened == ["half", "dense", "half"]
+    assert again.models[1].sparsity == pytest.approx(0.6, abs=1e-3)
+
+
+def test_what_the_dense_model_predicted_is_the_same_when_it_comes_from_disk(sources: list[str], tmp_path: Path,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = compare(sources, asked(), tmp_path / "whole")
+    for name in ("kept", "lost", "damaged", "large"):
+        if name == "large":
+            monkeypatch.setattr("prunus.comparing.kept._LARGEST", 1000)
+        compare(sources[:2], asked(), tmp_path / name)
+        files = list((tmp_path / name / KEPT).glob("predictions-*.safetensors"))
+        assert len(files) == (name != "large")
+        for file in files:
+            if name == "lost":
+                file.unlink()
+            if name == "damaged":
+                file.write_bytes(file.read_bytes()[:-8] + bytes(8))
+        found = compare(sources, asked(), tmp_path / name)
+        assert found.rows == whole.rows
+        assert any("dense again" in part for part in found.spent) == (name != "kept")
+
+
+def test_every_part_of_the_cost_is_told(sources: list[str], data: Path, tmp_path: Path) -> None:
+    """Tokens are counted where they go through a model: 16 windows of 32 through each, whatever for."""
+    found = compare(sources[:2], asked(tasks=("piqa",), limit=8, rounds=1, read=8, write=4), tmp_path / "out")
+    for model in found.models:
+        assert list(model.spent) == ["looking", "text builtin", "task piqa", "answers", "memory"]
+        assert min(spent.seconds for spent in model.spent.values()) > 0
+        assert model.spent["text builtin"].tokens == 512
+        assert model.spent["memory"].tokens == 2 * 12
+        assert model.spent["answers"].tokens == len("A plum is") + 3
+        assert model.spent["task piqa"].tokens > 8 * 2 * len("Question: \nAnswer:")
+        assert model.spent["text builtin"].host_bytes > 2**20
+    assert found.spent["speed, all models in turn"].tokens == 2 * 2 * 12
+    assert set(found.spent) == {"speed, all models in turn", "intervals and tests", "texts seen before"}
+    files = write(found, tmp_path / "out")
+    text = files[1].read_text()
+    assert "| text builtin | 512 | 512 |" in text
+    for part in ("looking", "task piqa", "memory", "speed, all models in turn", "texts seen before", "peak memory, MiB", "energy, J"):
+        assert f"| {part} |" in text
+    data_found = json.loads(files[2].read_text())
+    assert data_found["models"][0]["spent"]["text builtin"]["tokens"] == 512
 
 
 def test_another_model_or_task_measures_only_what_is_missing(sources: list[str], data: Path, tmp_path: Path,

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from prunus.calibration.corpus import Text
-from prunus.grams import WORDS, grams_of, overlap_of
+from prunus.calibration.corpus import QUESTIONS, Text
+from prunus.grams import WORDS, Looked, grams_of, overlap_of, run_of
 
 Prose = Callable[[int, int], str]
 
@@ -42,6 +43,20 @@ def test_no_run_goes_from_one_document_to_the_next_and_the_order_of_words_counts
     assert len(grams_of([" ".join(words[:12]), " ".join(words[12:])]).hashes) == 0
     assert overlap_of(whole, grams_of([" ".join(reversed(words))])).shared == 0
     assert overlap_of(whole, grams_of([""])).share == 0
+
+
+def test_short_documents_are_found_by_shorter_runs(prose: Prose) -> None:
+    """19 of 20 questions have nine words or more: runs of nine; but never of fewer than eight."""
+    words = prose(400, 1).split()
+    questions = [" ".join(words[start : start + 9]) for start in range(0, 360, 9)]
+    assert run_of(["a plum", *questions[:19]]) == run_of(questions) == 9
+    assert run_of(["a plum"] * 20) == 8
+    assert run_of([prose(200, 2)]) == run_of([]) == run_of(["", " . "]) == 13
+    asked = Text("fruit", "test", tuple(questions), QUESTIONS)
+    found = Looked().overlap(Text("c4", "train", (" ".join(words[:180]),), ""), asked, ("c4", "fruit"))
+    assert (found.words, found.runs, found.shared) == (9, 40, 20)
+    assert "(20 of 40 runs of 9 words)" in str(found)
+    assert Looked().overlap(asked, replace(asked, joined=""), ("a", "b")).runs == 0
 
 
 def test_what_is_kept_is_hashes_in_place_of_text(prose: Prose) -> None:

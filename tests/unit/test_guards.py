@@ -1,5 +1,7 @@
 """A report that cannot be trusted says so in its first lines."""
 
+import math
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +61,39 @@ def test_a_model_that_is_worse_or_ruined_is_neither() -> None:
         assert flags([DENSE], [after], []) == remarks([DENSE], [after], []) == ()
     speed = measured(10.0, (9.0, 10.0, 11.0), better="higher", kind="rounds")
     assert flags([speed], [replace(speed, value=20.0, parts=(19.0, 20.0, 21.0))], []) == ()
+
+
+def looked(shift: float, moved: float, error: float = 0.02) -> list[Measurement]:
+    """Perplexity, calibration error and divergence on one text, of 40 windows."""
+    parts, name = losses(0, 3.0 + shift), "news test"
+    divergences = tuple(moved + 0.1 * float(part) for part in torch.rand(40, generator=generator(5), dtype=torch.float64))
+    return [measured(20.0 * math.exp(shift), parts, protocol=f"{name} perplexity, text sha256 abc"),
+            measured(error, parts, kind="means", unit="share", protocol=f"{name} calibration error, 15 bins", draws=(error,) * 40),
+            measured(statistics.fmean(divergences), divergences, kind="means", protocol=f"{name} divergence from dense, top 256")]
+
+
+@pytest.mark.parametrize(("shift", "moved", "error", "flagged"), [
+    (0.5, 0.45, 0.02, False),  # the loss rose as far as predictions moved
+    (0.4, 0.45, 0.02, False),  # a training on other text makes it a little less
+    (0.3, 0.45, 0.02, True),
+    (0.3, 0.45, 0.06, False),  # the dense model's probabilities are wrong, so that its losses say little
+    (0.0, 0.45, 0.02, True),
+])
+def test_a_loss_that_rose_by_far_less_than_predictions_moved_is_flagged(shift: float, moved: float, error: float, flagged: bool) -> None:
+    dense, after = looked(0.0, 0.0, error), looked(shift, moved, error)
+    said = flags(dense, after, [])
+    assert len(said) == flagged
+    for line in said:
+        assert line.startswith(f"May be reward-hacked: on news test the loss changed by {shift:+.3f} nats per token, and predictions moved by "
+                               f"{after[2].value:.3f} (divergence from dense; p = 0.0001).")
+
+
+def test_a_text_is_flagged_once_and_a_ruined_model_is_not() -> None:
+    better = looked(-0.2, 0.45)
+    assert [line.split(" (p")[0] for line in flags(looked(0.0, 0.0), better, [])] == [
+        f"May be reward-hacked: news test perplexity is better than the dense model's: {better[0].value:.4g} against 20"]
+    ruined = [replace(item, value=float("nan"), parts=(float("nan"),) * 40) for item in looked(0.1, 0.45)]
+    assert flags(looked(0.0, 0.0), ruined, []) == ()
 
 
 @pytest.mark.parametrize(("perplexity", "flagged"), [(20.0, True), (484.0, False)])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prunus.calibration.corpus import Text
+from prunus.calibration.corpus import QUESTIONS, Text
 from prunus.comparing.made import made_of, seen_of
 from prunus.grams import Looked
 
@@ -29,10 +29,12 @@ def test_seconds_tokens_and_joules_are_those_of_all_stages(tmp_path: Path) -> No
     site = {"site": "m.0.x", "asked": 0.5, "reached": 0.5, "error": 0.1, "seconds": 1.0}
     report = {"environment": {"model": "a b", "dtype": "float32"}, "sites": [site, {"site": "of another version"}],
               "cost": {"seconds": {"pruning": 5.0, "solving": 3.0, "dense": 1.5}, "tokens": {"pruning": 100.0}, "host_bytes": 7,
-                       "joules": {"processors": 2.0, "memory": 1.0}}}
+                       "device_bytes": 9, "questions": 4, "looks": 2.5, "joules": {"processors": 2.0, "memory": 1.0}}}
     made = made_of(folder(tmp_path / "one", report=report))
     assert made is not None
     assert (made.seconds, made.tokens, made.host_bytes, made.joules) == (6.5, 100.0, 7, 3.0)  # solving is a part of pruning
+    assert made.stages == {"pruning": 5.0, "dense": 1.5}
+    assert (made.device_bytes, made.questions, made.looks) == (9, 4, 2.5)
     assert [record.site for record in made.sites] == ["m.0.x"]
     assert made.command == f"prunus prune 'a b' --recipe {tmp_path}/one/recipe.toml --dtype float32 --out {tmp_path}/one-again"
 
@@ -56,6 +58,16 @@ def test_calibration_and_search_text_are_looked_at(tmp_path: Path) -> None:
     found, remarks = seen_of(folder(tmp_path / "one", recipe), *report_texts())
     assert remarks == ()
     assert [(item.before.split(" ")[0], item.share) for item in found] == [("calibration", 0.0), ("search", 1.0)]
+
+
+def test_questions_that_a_search_looked_at_are_found_among_those_that_are_reported(tmp_path: Path) -> None:
+    rows = [{"question": f"{PLUMS[:90]} {place}?", "choices": ["pear", "quince"], "answer": place % 2} for place in range(4)]
+    (tmp_path / "seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = f'[[stage]]\n[stage.search]\nobjective = "accuracy"\n[stage.search.text]\ncorpus = "{tmp_path}/seen.jsonl"\n'
+    asked = Text("fruit", "test", tuple(f"{row['question']} {row['choices'][row['answer']]}" for row in rows), QUESTIONS)
+    found, remarks = seen_of(folder(tmp_path / "one", '[calibration]\ncorpus = "self"\n' + recipe), [asked], Looked())
+    assert remarks == ()
+    assert [(item.text, item.share, item.runs > 0) for item in found] == [("report questions (fruit test)", 1.0, True)]
 
 
 def test_a_calibration_text_that_was_not_read_does_not_count(tmp_path: Path) -> None:

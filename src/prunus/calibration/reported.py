@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from .corpus import Text, has_split, read, windows
-from .sample import check_length, check_tokenizer, how_read, with_bos
+from .sample import check_length, check_tokenizer, check_words, how_read, with_bos
 
 __all__ = ["beginning_of", "check_windows", "report_text", "windows_of"]
 
@@ -38,6 +38,7 @@ def windows_of(text: Text, tokenizer: Any, model: Any, length: int, tokens: int,
     check_tokenizer(tokenizer, where)
     begun = with_bos(tokenizer, bos)
     table = windows(text, tokenizer, length, tokens // length if tokens else None, bos=begun)
+    check_words(model, int(table.max()), where)
     start = "BOS in every window" if begun else "no BOS"
     cut = f"first {table.numel()} tokens" if tokens else "full stride"
     return table, (f"text sha256 {text.digest}, {text.joined}, {cut}, {len(table)} windows of {length}, stride {length}, {start}, "

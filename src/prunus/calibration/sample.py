@@ -13,7 +13,7 @@ from ..errors import CorpusError, RecipeError
 from ..traits import predicts_next
 from .corpus import Text, read, windows
 
-__all__ = ["Calibration", "check_length", "check_tokenizer", "how_read", "with_bos"]
+__all__ = ["Calibration", "check_length", "check_tokenizer", "check_words", "how_read", "with_bos", "words_of"]
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,25 @@ def check_tokenizer(tokenizer: Any, where: str) -> None:
         raise RecipeError(f"{where}: text needs a tokenizer, and this model comes with none that transformers can read.")
 
 
+def check_words(model: nn.Module, largest: int, where: str) -> None:
+    """Refuse tokens that the model does not know. Raises RecipeError."""
+    embeddings: Any = model
+    known = embeddings.get_input_embeddings().weight.shape[0]
+    if largest >= known:
+        raise RecipeError(f"{where}: the tokenizer gives token {largest}, and the model has embeddings for {known} tokens, from 0. "
+                          "They are not of one model: look at the files of the tokenizer.")
+
+
 def how_read(model: Any, tokenizer: Any, stored: str = "") -> str:
     """The dtype of the model, how its weights were stored before it was loaded, and what its tokenizer knows, for a protocol."""
-    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    vocabulary = hashlib.sha256(repr(words).encode()).hexdigest()[:8]
     weights = f", {STORED}{stored}" if stored else ""
-    return f"{str(model.dtype).removeprefix('torch.')}{weights}, tokenizer of {len(words)} words {vocabulary}"
+    return f"{str(model.dtype).removeprefix('torch.')}{weights}, {words_of(tokenizer)}"
+
+
+def words_of(tokenizer: Any) -> str:
+    """What a tokenizer knows, for a protocol: the size and a hash of its vocabulary."""
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return f"tokenizer of {len(words)} words {hashlib.sha256(repr(words).encode()).hexdigest()[:8]}"
 
 
 @torch.no_grad()

@@ -66,6 +66,10 @@ def evaluate(
         return
     measure, labels, texts = _on_task(task, split) if task else _on_text(
         {name: said[name] for name in ("corpus", "length", "tokens", "split") if name in said})
+    if dense and not task:
+        from .evaluating import check_same_words
+
+        check_same_words([dense, model], trust_remote_code)
     rows = []
     for source in [model, *([dense] if dense else [])]:
         loaded = load(source, labels=labels, **loading)
@@ -134,8 +138,7 @@ def _print(rows: list[tuple[str, Any]], texts: "list[Text]", as_json: bool) -> N
     from .evaluating import flagged, stored
 
     on_task = isinstance(rows[0][1], Score)
-    numbers = ([rows[1][1]], [rows[0][1]]) if len(rows) == 2 and not on_task else ([], [])
-    flags, remarks = flagged(rows[0][0], texts, *numbers)
+    flags, remarks = flagged([source for source, _ in rows[::-1]], texts, [[item] for _, item in rows[::-1]]) if not on_task else ((), ())
     if as_json:
         typer.echo(json.dumps(standard([{"model": source, **asdict(item), "interval": item.interval, "flags": () if place else flags}
                                         for place, (source, item) in enumerate(rows)]), indent=2))

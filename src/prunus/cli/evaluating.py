@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..calibration.corpus import Text
     from ..evaluation import Measurement
 
-__all__ = ["flagged", "several", "stored"]
+__all__ = ["check_same_words", "flagged", "several", "stored"]
 
 _ANSWER = 128  # tokens of an answer that is shown, at most
 
@@ -26,6 +26,8 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
 
     metrics, texts = _metrics(said)
     dense: dict[str, Any] | None = {} if len(sources) == 2 else None
+    if "corpora" in said:
+        check_same_words(sources, loading["trust_remote_code"])
     prompts = prompts_of(tuple(f"@{name}" for name in o.words(said.get("prompts", ""))))
     found: list[list[Measurement]] = []
     answers: list[tuple[str, ...]] = []
@@ -39,7 +41,7 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
             found.append(numbers)
             answers.append(generate(loaded.model, loaded.tokenizer, prompts, _ANSWER))
             del loaded
-    lines, remarks = flagged(sources[-1], texts, *(found if len(found) == 2 else ([], [])))
+    lines, remarks = flagged(sources, texts, found)
     if as_json:
         _as_json(sources, found, prompts, answers, lines)
         return
@@ -55,16 +57,32 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
         typer.echo(f"Note: {line}")
 
 
-def flagged(source: str, texts: "Sequence[Text]", dense: "Sequence[Measurement]",
-            model: "Sequence[Measurement]") -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Why the numbers of a model may not be what they look like: what its folder says that it has seen of these texts, and where it is
-    better than the dense one; and remarks."""
+def flagged(sources: "Sequence[str]", texts: "Sequence[Text]",
+            found: "Sequence[Sequence[Measurement]]") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Why the numbers of the last model may not be what they look like: they are none, its folder says that it has seen of these texts,
+    or it is better than the first one, the dense model, where there is one; and remarks."""
     from ..comparing.made import seen_of
+    from ..comparing.verdicts import ruined
     from ..grams import Looked
     from ..guards import flags
 
-    found, remarks = seen_of(source, texts, Looked())
-    return flags(dense, model, found), remarks
+    seen, remarks = seen_of(sources[-1], texts, Looked())
+    bad = [line for source, numbers in zip(sources, found, strict=True) for line in ruined(source, numbers)]
+    dense, model = found if len(found) == 2 else ((), ())
+    return (*bad, *flags(dense, model, seen)), remarks
+
+
+def check_same_words(sources: "Sequence[str]", trust: bool) -> None:
+    """Refuse to compare losses per token of models that read other tokens. Raises ComparisonError and LoadError."""
+    from ..calibration.sample import words_of
+    from ..errors import ComparisonError
+    from ..loading import tokenizer_of
+
+    tokenizers = [tokenizer_of(source, trust) for source in sources]
+    words = [words_of(tokenizer) for tokenizer in tokenizers if tokenizer is not None]
+    if len(set(words)) > 1:
+        raise ComparisonError(f"{' and '.join(sources)}: their tokenizers differ ({'; '.join(words)}), so that losses per token are of "
+                              "other tokens. Measure each without --dense, or compare them on --tasks.")
 
 
 def _metrics(said: dict[str, Any]) -> tuple[list[Any], list[Any]]:

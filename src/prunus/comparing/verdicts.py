@@ -138,7 +138,8 @@ def ruined(name: str, measured: Sequence[Measurement]) -> list[str]:
     if not bad:
         return []
     item, places = bad[0]
-    others = f", and {len(bad) - 1} other numbers neither" if len(bad) > 1 else ""
+    more = len(bad) - 1
+    others = f", and {more} other number{'s' * (more > 1)} neither" if more else ""
     return [f"{name} is ruined or overflows: {item.label} is not finite in {len(places)} of {len(item.parts)} windows or examples, "
             f"the first is {places[0]}{others}. It takes part in no test of these."]
 

@@ -85,7 +85,7 @@ class Fidelity:
         if dense is not None and first:
             dense[key] = how, seen.predicted
         mean = math.fsum(seen.losses) / len(seen.losses)
-        perplexity = Measurement(math.exp(mean) if mean < 700 else math.inf, self.unit, self.better, f"{name} perplexity, {how}",
+        perplexity = Measurement(math.inf if mean >= 700 else math.exp(mean), self.unit, self.better, f"{name} perplexity, {how}",
                                  seen.losses, seconds)
         error = _calibration_error(seen.bins)
         draws = statistic_draws(lambda drawn: _calibration_error(seen.bins[drawn]), len(table), _DRAWS)

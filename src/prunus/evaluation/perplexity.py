@@ -57,7 +57,7 @@ class Perplexity:
                                context.stored)
         losses = tuple(losses_of(model, table))
         mean = sum(losses) / len(losses)
-        value = math.exp(mean) if mean < 700 else math.inf
+        value = math.inf if mean >= 700 else math.exp(mean)
         return Measurement(value, self.unit, self.better, f"{text.name} {text.split} perplexity, {how}", losses,
                            time.perf_counter() - start)
 

@@ -157,7 +157,7 @@ def _measurement(one: Any, outcomes: Sequence[Any], which: tuple[str, str], prot
     if aggregate is perplexity:
         losses = tuple(-float(item) for item in items)
         value = math.fsum(losses) / len(losses)
-        return Measurement(math.exp(value) if value < 700 else math.inf, "perplexity", better, protocol, losses, seconds, "losses",
+        return Measurement(math.inf if value >= 700 else math.exp(value), "perplexity", better, protocol, losses, seconds, "losses",
                            examples=examples)
     if aggregate is mean:
         parts = _weighed([found.items[which] for found in outcomes]) if not one.by_size else tuple(map(float, items))

@@ -11,11 +11,12 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ..calibration.readout import LOGITS, logits_of
+from ..calibration.sample import check_words
 from .catalogue import quiet
 
 __all__ = ["Scorer"]
 
-_TOKENS = 2048  # per pass on a CPU; four times as many elsewhere
+_TOKENS = 512  # per pass on a CPU, whose cache holds no more; 16 times as many elsewhere
 _CLOSE = 1e-3  # log-likelihoods that differ by less are the same, of passes of one token or several, in float32
 
 Request = tuple[Any, list[int], list[int]]  # the texts, and the tokens of the context and of its continuation
@@ -46,7 +47,7 @@ class Scorer(HFLM):
         with quiet():
             super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch)
         self._tell, self.done = lambda done: None, 0  # questions that are answered
-        self._together = _TOKENS if self.device.type == "cpu" else 4 * _TOKENS
+        self._together = _TOKENS if self.device.type == "cpu" else 16 * _TOKENS
         width: Any = model.get_input_embeddings().weight.shape[1]
         self.own_passes = model.dtype == torch.float32 and logits_of(model, torch.zeros(1, 1, width, device=self.device)) is not None
         self._shares = self.own_passes and self._agrees()
@@ -55,6 +56,13 @@ class Scorer(HFLM):
     def _count(self, rows: int) -> None:
         self.done += rows
         self._tell(self.done)
+
+    def tok_encode(self, *texts: Any, **named: Any) -> Any:
+        """Tokens of texts. Raises RecipeError where the model does not know one."""
+        found = super().tok_encode(*texts, **named)
+        rows = found if found and isinstance(found[0], list) else [found]
+        check_words(self.model, max((token for row in rows for token in row), default=0), "tasks")
+        return found
 
     def _model_call(self, inps: Tensor, *others: Any, **named: Any) -> Any:
         found = super()._model_call(inps, *others, **named)
