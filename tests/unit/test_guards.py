@@ -84,7 +84,8 @@ def test_a_loss_that_rose_by_far_less_than_predictions_moved_is_flagged(shift: f
     said = flags(dense, after, [])
     assert len(said) == flagged
     for line in said:
-        assert line.startswith(f"May be reward-hacked: on news test the loss changed by {shift:+.3f} nats per token, and predictions moved by "
+        assert line.startswith("May be reward-hacked: on news test the loss changed by "
+                               f"{shift:+.3f} nats per token, and predictions moved by "
                                f"{after[2].value:.3f} (divergence from dense; p = 0.0001).")
 
 
