@@ -1,5 +1,6 @@
 """prunus study: what it runs in a process of its own, what it prints, and what it refuses."""
 
+import contextlib
 import json
 import os
 import signal
@@ -93,7 +94,8 @@ def test_a_cell_whose_process_dies_is_told_and_tried_again(prunus: Prunus, tmp_p
     assert "Failed cells" not in (tmp_path / "out" / "study.html").read_text()
 
 
-def test_ctrl_c_ends_the_worker_too_keeps_what_is_done_and_the_same_command_goes_on(prunus: Prunus, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_worker_too_keeps_what_is_done_and_the_same_command_goes_on(
+        prunus: Prunus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second recipe waits until the test has interrupted the run."""
     (tmp_path / "slow.py").write_text(textwrap.dedent(f"""
         import os
@@ -113,8 +115,10 @@ def test_ctrl_c_ends_the_worker_too_keeps_what_is_done_and_the_same_command_goes
     file = written(tmp_path, recipes=[{"name": "magnitude", "solver": "magnitude"}, {"name": "slow", "solver": "slow:Slow"}])
     root = str(Path(__file__).parents[2])
     settings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root, os.environ.get("PYTHONPATH", "")])}
-    with subprocess.Popen([sys.executable, "-m", "prunus", "study", str(file)], env=settings, text=True,
-                          stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as running:
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from prunus.cli import run; run()"
+    running = subprocess.Popen([sys.executable, "-c", code, "study", str(file)], env=settings, text=True,  # a job in the background of
+                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)  # a shell ignores SIGINT
+    try:
         deadline = time.monotonic() + 240
         while not (tmp_path / "pid").exists():
             assert running.poll() is None, running.communicate()
@@ -122,6 +126,10 @@ def test_ctrl_c_ends_the_worker_too_keeps_what_is_done_and_the_same_command_goes
             time.sleep(0.1)
         os.killpg(running.pid, signal.SIGINT)
         _, err = running.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
     assert running.returncode == 130
     assert "Interrupted: 2 of 3 cells are kept in" in " ".join(err.split())
     with pytest.raises(ProcessLookupError):
@@ -129,9 +137,9 @@ def test_ctrl_c_ends_the_worker_too_keeps_what_is_done_and_the_same_command_goes
     assert sorted(path.name for path in (tmp_path / "out" / "cells").iterdir()) == ["tiny--dense-model.json", "tiny--magnitude.json"]
     assert "1 cell is missing" in (tmp_path / "out" / "study.md").read_text()
     (tmp_path / "go").touch()
-    done = subprocess.run([sys.executable, "-m", "prunus", "study", str(file), "--quiet"], env=settings, capture_output=True, text=True,
-                          check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    monkeypatch.syspath_prepend(tmp_path)
+    done = prunus("study", file, "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
 
 
 @pytest.mark.parametrize(("changes", "flags", "message"), [
