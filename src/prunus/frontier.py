@@ -213,15 +213,15 @@ def _channels(anatomy: Anatomy) -> list[ChannelSite]:
 
 
 def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recovery, text: Calibration, seed: int = 0,
-           watch: Watch = unwatched) -> None:
-    """Zero the channels that go, and repair what stays, by text; to be extracted afterwards. Raises RecipeError, before anything is
-    changed, for a family that the recovery cannot repair."""
+           watch: Watch = unwatched) -> Sequence[str]:
+    """Zero the channels that go, and repair what stays, by text; to be extracted afterwards. Gives what the recovery has to say. Raises
+    RecipeError, before anything is changed, for a family that the recovery cannot repair."""
     placement = Placement.of(model)
     tokens = text.tokens(tokenizer, model, seed)
     batch = together(tokens.shape[1])
     recovery.check(model, units.anatomy, tokens, placement, batch)
     dense = units.clear(model, kept)
-    recovery.recover(model, units.anatomy, units.gone(kept), dense, tokens, placement, batch, watch)
+    return recovery.recover(model, units.anatomy, units.gone(kept), dense, tokens, placement, batch, watch)
 
 
 def orders_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> dict[str, list[int]]:

@@ -25,6 +25,7 @@ _PER_INPUT = 8  # tokens, for what the dense model would give to be guessed from
 _LEVEL = 0.05
 _LEARNED = 0.7  # of the divergence, below which a rise of the loss is less than pruning alone makes it
 _CALIBRATED = 0.05  # calibration error of a dense model up to which its losses say what they should
+_KNOWS = 100.0  # perplexity of a dense model up to which it knows a text well enough to be right about what it does not know
 _HACKED = "May be reward-hacked:"
 
 
@@ -107,7 +108,7 @@ def _learned(before: Sequence[Measurement], after: Sequence[Measurement]) -> lis
             continue
         rises = [mine - theirs for mine, theirs in zip(pruned.parts, dense.parts, strict=True)]
         rise = statistics.fmean(rises)
-        if rise < _LEARNED * moved[1].value and sure[0].value <= _CALIBRATED:
+        if rise < _LEARNED * moved[1].value and sure[0].value <= _CALIBRATED and dense.value <= _KNOWS:
             found[text] = rise, moved[1].value, p_value(moved[1].parts, rises)
     corrected = holm({text: p for text, (_, _, p) in found.items()})
     return [(text, rise, moved, corrected[text]) for text, (rise, moved, _) in found.items() if corrected[text] < _LEVEL]

@@ -115,9 +115,9 @@ def test_ctrl_c_ends_the_worker_too_keeps_what_is_done_and_the_same_command_goes
     file = written(tmp_path, recipes=[{"name": "magnitude", "solver": "magnitude"}, {"name": "slow", "solver": "slow:Slow"}])
     root = str(Path(__file__).parents[2])
     settings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root, os.environ.get("PYTHONPATH", "")])}
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from prunus.cli import run; run()"
-    running = subprocess.Popen([sys.executable, "-c", code, "study", str(file)], env=settings, text=True,  # a job in the background of
-                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)  # a shell ignores SIGINT
+    running = subprocess.Popen([sys.executable, "-m", "prunus", "study", str(file)], env=settings, text=True,
+                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background job ignores it
     try:
         deadline = time.monotonic() + 240
         while not (tmp_path / "pid").exists():

@@ -15,6 +15,7 @@ from prunus.criteria.wanda import Wanda
 from prunus.errors import RecipeError
 from prunus.pipeline import Progress, prune
 from prunus.recipe import Recipe, Stage
+from prunus.recovery.reconstruct import Reconstruct
 from prunus.result import Pruned
 from prunus.solvers.alps import ALPS
 from prunus.solvers.mask import Mask
@@ -73,6 +74,31 @@ def test_shares_that_were_measured_on_the_dense_model_are_the_same_after_a_resum
     recipe = recipe_for(solver=SparseGPT(), allocation=OWL(per="matrix"))
     found = interrupted_and_resumed(recipe, tmp_path / "run", SECOND["llama"], tiny_model)
     assert_same(found, run(recipe, tiny_model()))
+
+
+@pytest.mark.parametrize("sites", ["linear", "channel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_that_repairs_its_blocks_goes_on_with_the_block_it_was_at(dtype: torch.dtype, sites: str, recipe_for: Any, tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    mend = Reconstruct.mend
+    monkeypatch.setattr(Reconstruct, "mend",
+                        lambda self, model, place, gone: (trained.append(place.depth), mend(self, model, place, gone))[1])
+    recipe = recipe_for(sites=(sites,), solver=SparseGPT(), recovery=Reconstruct(epochs=1, rate=0.03), samples=24)
+
+    def stop(progress: Progress) -> None:
+        if (progress.phase, progress.done) == ("repairing blocks", 2):
+            raise Stop
+
+    def model() -> Any:
+        return tiny_model("qwen2", dtype, num_hidden_layers=3)
+
+    expected = run(recipe, model())
+    with pytest.raises(Stop):
+        run(recipe, model(), resume=tmp_path / "run", watch=stop)
+    assert trained == [0, 1, 2, 0, 1]
+    assert_same(run(recipe, model(), resume=tmp_path / "run"), expected)
+    assert trained == [0, 1, 2, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

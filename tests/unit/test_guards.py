@@ -61,6 +61,19 @@ def test_a_model_that_is_worse_or_ruined_is_neither() -> None:
     assert flags([speed], [replace(speed, value=20.0, parts=(19.0, 20.0, 21.0))], []) == ()
 
 
+@pytest.mark.parametrize(("perplexity", "flagged"), [(20.0, True), (484.0, False)])
+def test_a_loss_that_rises_less_than_predictions_move_is_flagged_where_the_dense_model_knows_the_text(perplexity: float,
+                                                                                                      flagged: bool) -> None:
+    def numbers(loss: float, moved: float, value: float) -> list[Measurement]:
+        others = {"divergence from dense": moved, "calibration error": 0.02}
+        return [measured(value, losses(0, loss)),
+                *(measured(number, losses(1, number), protocol=f"news test {name}, text sha256 abc") for name, number in others.items())]
+
+    said = flags(numbers(3.0, 0.0, perplexity), numbers(3.1, 0.8, 1.1 * perplexity), [])
+    begins = "May be reward-hacked: on news test the loss changed by +0.1"
+    assert [line[: len(begins)] for line in said] == [begins] * flagged
+
+
 def test_report_text_that_was_seen_is_flagged_and_search_text_that_was_seen_is_told() -> None:
     seen = replace(OTHER, shared=20)
     assert flags([], [], [OTHER]) == ()

@@ -21,7 +21,7 @@ from .placement import Placement
 
 __all__ = ["LeastSquares"]
 
-_STEPS, _ENOUGH = 100, 1e-4  # of conjugate gradients, where every row has kept weights of its own; and what is left of the residual
+_STEPS, _ENOUGH = 30, 1e-3  # of conjugate gradients, where every row has kept weights of its own; and what is left of the residual
 
 
 @dataclass(frozen=True)

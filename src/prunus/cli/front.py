@@ -129,7 +129,8 @@ def extract(
         thin, before = thin_of(loaded.model, found.plan.space, run), model_bytes(loaded.model)
         genome = genome_of(loaded.model, found.plan.space, found.orders, thin)
         if repaired:
-            repair(loaded.model, loaded.tokenizer, genome.units, genome.kept(point.candidate), *repaired, watch=screen.working)
+            for line in repair(loaded.model, loaded.tokenizer, genome.units, genome.kept(point.candidate), *repaired, watch=screen.working):
+                screen.warn(line)
         genome.extract(loaded.model, point.candidate)
         if found.plan.training:
             fill(loaded.model, weights_file(run / FOLDER, genome.kept(point.candidate), point.resource))

@@ -21,7 +21,7 @@ class Screen:
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(Text(""), console=self._console, refresh_per_second=4, transient=True)
         self._start = time.perf_counter()
-        self._phase = ""
+        self._phases: dict[str, tuple[float, int | float]] = {}  # when each began, and how far it was last: two may take turns
         self._shown = 0.0
 
     def __enter__(self) -> "Screen":
@@ -46,9 +46,10 @@ class Screen:
         """Show how far the run has come."""
         if self._quiet:
             return
-        if progress.phase != self._phase:
-            self._phase, self._start = progress.phase, time.perf_counter()
-        line = _line(progress, time.perf_counter() - self._start)
+        start, done = self._phases.get(progress.phase, (time.perf_counter(), 0))
+        start = start if progress.done >= done else time.perf_counter()
+        self._phases[progress.phase] = start, progress.done
+        line = _line(progress, time.perf_counter() - start)
         self._live.update(Text(line))
         if not self._console.is_terminal and (progress.done == progress.total or time.perf_counter() - self._shown > 10):
             self._shown = time.perf_counter()

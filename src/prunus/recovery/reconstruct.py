@@ -24,18 +24,19 @@ __all__ = ["Reconstruct"]
 @dataclass(frozen=True)
 class Reconstruct:
     """Block by block, in the order of the forward pass: all weights that are not zero are trained by Adam, whose rate falls by a cosine,
-    so that the stream behind the block is the dense model's; its input is the stream of the model repaired so far.
+    so that the stream behind the block is the dense model's; its input is the stream of the model repaired so far. Where matrices or
+    channels are pruned, a block is trained before the next one is pruned.
 
     The error of a token is its squared distance as a share of the dense stream's square there, as the norms that read the stream see
     it. After every epoch it is measured on an eighth of the sequences that are not trained on; the block keeps the best weights it had,
     those before the training among them. Zimmer et al. 2025 ("A Free Lunch in LLM Compression") train one attention or MLP at a time,
-    and find that any region with a non-linearity in it does about as well. One block is in float32 at a time, with its gradients and
-    Adam's two moments.
+    and find that any region with a non-linearity in it does about as well. What is trained together is in float32, with its gradients
+    and Adam's two moments; a model in half precision is multiplied in bfloat16.
     """
 
     epochs: int = 3  # through the sequences
     rate: float = 0.01  # Adam's, at first, as a share of the root mean square of a matrix's kept weights
-    first: bool = True  # whether every block is repaired by least squares (`patch`) before it is trained
+    first: bool = False  # whether every block is repaired by least squares (`patch`) before it is trained
     damping: float = 0.3  # of that
     unit: Literal["branch", "block"] = "block"  # what is trained together
     seed: int = 0  # of the order of the sequences
