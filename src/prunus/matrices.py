@@ -6,7 +6,8 @@ from fnmatch import fnmatch
 
 from torch import Tensor, nn
 
-from .allocation import columns_of
+from .allocation import columns_of, reach
+from .budget import Allocation
 from .errors import RecipeError
 from .granularity import Granularity, Unstructured, check_shape
 from .recipe import Stage
@@ -14,7 +15,7 @@ from .search.plan import Rankings
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import Solver
 
-__all__ = ["Task", "changed", "matrices_of", "resolved", "select"]
+__all__ = ["Task", "beyond_budget", "changed", "matrices_of", "resolved", "select"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,16 @@ def resolved(granularity: Granularity, solver: Solver) -> Granularity:
     if granularity == Unstructured("native"):
         return Unstructured("row" if solver.scope == "row" else "matrix")
     return granularity
+
+
+def beyond_budget(index: int, stage: Stage, sites: tuple[Site, ...], shares: Allocation) -> list[str]:
+    """A word where much more went than was asked for, as what goes whole comes in steps."""
+    shape = resolved(stage.granularity, stage.solver)
+    gone = 1 - stage.budget.remaining(sites, {site.name: reach(site, shares[site.name], shape) for site in sites})
+    if gone < stage.budget.sparsity + 0.02:
+        return []
+    return [f"Of the weights of stage {index + 1}'s sites {gone:.1%} went, where {stage.budget.sparsity:.1%} were to go: "
+            "what goes as a whole comes in steps, and the next smaller one was too small."]
 
 
 def select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:

@@ -22,7 +22,7 @@ from .calibration.branches import branch_seconds, branch_stats
 from .calibration.choices import Choices
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
-from .calibration.stream import View, stream
+from .calibration.stream import Beside, View, stream
 from .calibration.target import Target
 from .cost import Meter, metered
 from .environment import Clock, environment, release_memory, reuse_memory
@@ -32,9 +32,10 @@ from .files import fingerprint
 from .generations import generate, prompts_of
 from .grams import Overlap
 from .guards import flags, overlaps, remarks, scarcity, shortfall
+from .joined import Joined, check_mlps
 from .journal import Journal
 from .known import Known, checked
-from .matrices import Task, changed, matrices_of, resolved, select
+from .matrices import Task, beyond_budget, changed, matrices_of, resolved, select
 from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
 from .recovery import BlockRecovery
@@ -55,14 +56,14 @@ __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 class Progress:
     """How far a run has come: `done` of `total` units of one phase, and the record of the site just finished."""
 
-    phase: str  # "dense model", "solving levels", "ranking channels", "searching", "pruning", "repairing blocks", …, "pruned model"
+    phase: str  # "dense model", "solving levels", "ranking channels", "searching", "pruning", "solving MLPs", "repairing blocks", …, "pruned model"
     done: int | float  # metrics measured, matrices solved at all levels, looks at the search text, weights solved, blocks, steps
     total: int | float
     record: SiteRecord | None = None
 
 
 Watch = Callable[[Progress], None]
-Leaving = Callable[[int, States], None]  # a block's depth, and the states at its entry
+Leaving = Callable[[int, States, Beside | None], None]  # as of `stream`
 _OTHER_SEED = 7919  # search text that the model writes itself must not be the calibration text
 
 
@@ -158,7 +159,9 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
                           "metrics=(), prompts=() and a solver that needs no data.")
     seen = overlaps(recipe, calibrated)
     tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if calibrated else torch.empty(0, 0).long()
-    for stage in recipe.stage:
+    for stage, sites in zip(recipe.stage, chosen, strict=True):
+        if hasattr(stage.solver, "solve_mlp") and stage.sites == ("linear",):
+            check_mlps(model, anatomy, sites, stage.target, tokens)
         if stage.recovery:
             stage.recovery.check(model, anatomy, tokens, placement, together(tokens.shape[1]))
     texts = {index: stage.search.draws(tokenizer, model, recipe.seed + _OTHER_SEED, f"stage[{index}].search.text")
@@ -168,16 +171,6 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     if journal:
         journal.begin(identity)
     return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed, seen), chosen
-
-
-def _beyond(index: int, stage: Stage, sites: tuple[Site, ...], shares: Allocation) -> list[str]:
-    """A word where much more went than was asked for, as what goes whole comes in steps."""
-    shape = resolved(stage.granularity, stage.solver)
-    gone = 1 - stage.budget.remaining(sites, {site.name: reach(site, shares[site.name], shape) for site in sites})
-    if gone < stage.budget.sparsity + 0.02:
-        return []
-    return [f"Of the weights of stage {index + 1}'s sites {gone:.1%} went, where {stage.budget.sparsity:.1%} were to go: "
-            "what goes as a whole comes in steps, and the next smaller one was too small."]
 
 
 def _identity(model: Any, tokens: Tensor) -> str:
@@ -204,6 +197,7 @@ class _Run:
     overlaps: tuple[Overlap, ...]
     losses: dict[tuple[int, LossNeeds], Mapping[str, Any]] = field(default_factory=dict)  # by stage and what it wants to know
     remarks: list[str] = field(default_factory=list)  # of recoveries
+    joined: Joined | None = None  # the MLPs of the stage that is carried out, where its solver takes them as a whole
 
     def stages(self, recipe: Recipe, chosen: list[tuple[Site, ...]],
                meter: Meter) -> tuple[list[SiteRecord], list[Allocation], list[SearchRecord], list[str]]:
@@ -219,7 +213,7 @@ class _Run:
             allocations.append(shares)
             searches += [found] if found else []
             records += self.carry_out(index, stage, sites, shares, rankings)
-            beyond += _beyond(index, stage, sites, shares)
+            beyond += beyond_budget(index, stage, sites, shares)
             meter.follow(self.model, self.anatomy)  # matrices that were cut are other modules
         return records, allocations, searches, beyond + self.remarks
 
@@ -275,8 +269,7 @@ class _Run:
                       resolved(stage.granularity, stage.solver), self.tokens,
                       self.texts[index], self.placement, folder / f"search-{index}", solved, self._known(index, stage, sites, "solver"),
                       stage.recovery, stage.target)
-            return carry_out(search, job, first, self.seed,
-                             lambda phase, done, total: self.tell(Progress(phase, done, total)))
+            return carry_out(search, job, first, self.seed, self._told)
 
     def _stream(self, plan: Mapping[LinearSite, Task], needs: Needs, done: frozenset[int] = frozenset(), target: Target = Target(),
                 leaving: Leaving | None = None) -> Iterator[list[View]]:
@@ -310,6 +303,10 @@ class _Run:
             known = self._known(index, stage, sites, "solver")
             leaving = self._repairs.in_turn(stage.recovery, {site.block for site in plan}, done, finish, stack) \
                 if isinstance(stage.recovery, BlockRecovery) else None
+            self.joined = Joined(self.model, self.anatomy, stage.solver, stage.target, sites, self.placement, self.clock, self._told) \
+                if hasattr(stage.solver, "solve_mlp") else None
+            if self.joined:
+                leaving = self.joined.in_turn(done, records, leaving or (lambda depth, *_: finish(depth)))
             for views in self._stream(plan, stage.solver.needs, done, stage.target, leaving):
                 for view, record in self._group(index, stage, views, plan, allocation, known, done):
                     records.append(record)
@@ -326,8 +323,10 @@ class _Run:
 
     @property
     def _repairs(self) -> Repairs:
-        return Repairs(self.model, self.anatomy, self.tokens, self.placement, self._batch, self.clock,
-                       lambda phase, done, total: self.tell(Progress(phase, done, total)), self.remarks)
+        return Repairs(self.model, self.anatomy, self.tokens, self.placement, self._batch, self.clock, self._told, self.remarks)
+
+    def _told(self, phase: str, done: int | float, total: int | float) -> None:
+        self.tell(Progress(phase, done, total))
 
     def _skip(self, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
         """Repair what is kept, and leave branches out of the model."""
@@ -356,8 +355,10 @@ class _Run:
                 solutions = next(answers)
                 solved, left = left[: len(solutions)], left[len(solutions) :]
                 errors = [problem.error(solution.weight) for (_, problem), solution in zip(solved, solutions, strict=True)]
-                for (view, _), solution in zip(solved, solutions, strict=True):
+                for (view, problem), solution in zip(solved, solutions, strict=True):
                     self._write(view, plan[view.site].site, solution)
+                    if self.joined:
+                        self.joined.remember(view, problem, solution)
             rate = (time.perf_counter() - start) / sum(view.site.size for view, _ in solved)
             for (view, problem), solution, error in zip(solved, solutions, errors, strict=True):
                 reached = 1 - float(solution.mask.float().mean())

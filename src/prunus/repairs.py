@@ -39,7 +39,7 @@ class Repairs:
             self.remarks += recovery.recover(self.model, self.anatomy, gone, dense, self.tokens, self.placement, self.batch, self.watch)
 
     def in_turn(self, recovery: BlockRecovery, depths: Collection[int], done: Collection[int], finish: Callable[[int], None],
-                stack: ExitStack) -> Callable[[int, States], None]:
+                stack: ExitStack) -> Callable[[int, States, Any], None]:
         """Begin, while the model is dense; gives what `stream` is to call when it leaves a block, which calls `finish` in the end. The
         blocks at `depths` are pruned, of which those that are `done` are what they were after their repair. Raises CalibrationError
         like a recovery."""
@@ -48,7 +48,7 @@ class Repairs:
             dense.through(0)
         order, last = sorted(depths), max(depths, default=-1)
 
-        def leaving(depth: int, pruned: States) -> None:
+        def leaving(depth: int, pruned: States, beside: Any) -> None:
             with self.clock.apart("repairing"):
                 if depth in depths:
                     if depth not in done:

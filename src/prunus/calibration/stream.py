@@ -17,7 +17,7 @@ from .placement import Placement
 from .replay import AtOnce, Outputs, Replay
 from .target import Target
 
-__all__ = ["View", "stream"]
+__all__ = ["Beside", "View", "stream"]
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,25 @@ class View:
     stats: InputStats
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A block of the dense model that runs beside, and its hidden states at the entry."""
+
+    block: nn.Module
+    states: States
+
+
 def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Int[Tensor, "samples length"],
            needs: Needs, placement: Placement = Placement(), batch: int = 4,
            done: frozenset[int] = frozenset(), target: Target = Target(),
-           leaving: Callable[[int, States], None] | None = None) -> Iterator[list[View]]:
+           leaving: Callable[[int, States, Beside | None], None] | None = None) -> Iterator[list[View]]:
     """Yield, in the order of the forward pass, the Views of the sites that read one activation.
 
     Between two yields the caller may write to the matrices it was given: all later matrices, those of the same block
     too unless `target` says otherwise, see what the pruned model computes. No product is computed twice.
     Blocks in `done` are yielded whole and without statistics: their answers are known from an interrupted run.
-    Once the caller has done with a block, and before the stream goes through it, `leaving` is told its depth and the states at its
-    entry; it may write to any of the block's parameters.
+    Once the caller has done with a block, and before the stream goes through it, `leaving` is told its depth, the states at its
+    entry, and what runs beside, if anything does; it may write to any of the block's parameters.
     With needs "nothing", for the target too, the model is not run, and nothing is told. With asymmetry the dense model runs beside: its
     hidden states wait too, and a copy of one block is in memory. Raises CalibrationError when activations are not finite.
     """
@@ -71,7 +79,7 @@ def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], toke
                                         None if weights is None else weights[depth])
                 if leaving:
                     inner.close()  # what the replay remembers may be changed now
-                    leaving(depth, states)
+                    leaving(depth, states, Beside(modules[1], paths[1].states) if target.asymmetry else None)
                 for path, own in zip(paths, modules, strict=True) if depth < last else ():
                     path.states.advance(own, depth, block.name)
 
