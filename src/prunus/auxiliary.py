@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 __all__ = ["Between", "Penalties", "Reads", "cost", "given"]
 
-_LENGTHS = (1.0, 0.25, 0.0625)  # of a Gauss-Newton step, the first of which that lowers the cost is taken
+_LENGTHS = (1.0, 0.25)  # of a Gauss-Newton step, the first of which that lowers the cost is taken
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Between:
         gate, up = values.chunk(2, -1)
         return gate + up
 
-    def spread(self, values: Float[Tensor, "tokens read"]) -> Float[Tensor, "tokens given"]:
+    def spread(self, values: Shaped[Tensor, "tokens read"]) -> Shaped[Tensor, "tokens given"]:
         """The same for each of those parts."""
         return torch.cat([values, values], -1) if self.gated else values
 

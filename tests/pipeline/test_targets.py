@@ -152,7 +152,7 @@ def test_what_is_written_to_a_block_on_leaving_it_is_not_written_to_the_dense_mo
     dense, model = inputs_of(tiny_model()), tiny_model()
     site = next(site for site in linear(model) if site.block == 1)
 
-    def leaving(depth: int, states: Any) -> None:
+    def leaving(depth: int, states: Any, beside: Any) -> None:
         model.model.layers[depth].mlp.down_proj.weight.data.mul_(0.5)
 
     (views,) = (views for views in stream(model, describe(model), [site], TOKENS, "gram", target=Target(asymmetry=1.0), leaving=leaving))

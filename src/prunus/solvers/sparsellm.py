@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..auxiliary import Penalties, Reads, given
-from ..errors import RecipeError
+from ..errors import CalibrationError, RecipeError
 from ..granularity import Columns
 from ..least_squares import fit_support
 from ..lookup import find
@@ -48,9 +48,9 @@ class SparseLLM:
     needs: ClassVar[Needs] = "gram"
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.sweeps < 1 or self.refit_steps < 0 or self.damping <= 0:
+        if self.rounds < 1 or self.sweeps < 1 or min(self.refit_steps, self.damping) < 0:
             raise RecipeError(f"rounds = {self.rounds}, sweeps = {self.sweeps}, refit_steps = {self.refit_steps}, damping = "
-                              f"{self.damping:g}: expected at least one round and sweep, no negative steps, and damping above 0.")
+                              f"{self.damping:g}: expected at least one round and sweep, and no negative steps or damping.")
         if not min(self.alpha, self.beta, self.gamma) > 0:
             raise RecipeError(f"alpha = {self.alpha:g}, beta = {self.beta:g}, gamma = {self.gamma:g}: expected all above 0.")
         if not self.supports:
@@ -153,7 +153,11 @@ class SparseLLM:
         return solutions
 
     def _refitted(self, problem: LayerProblem, solution: LayerSolution, gram: Tensor) -> LayerSolution:
-        weight = fit_support(problem.weight, solution.mask, gram, solution.weight, self.refit_steps, _TOLERANCE)
+        try:
+            weight = fit_support(problem.weight, solution.mask, gram, solution.weight, self.refit_steps, _TOLERANCE)
+        except torch.linalg.LinAlgError:
+            raise CalibrationError(f"{problem.name}: Gram matrix not positive definite after damping {self.damping}. "
+                                   "Raise `damping` or calibrate with more tokens.") from None
         return LayerSolution(weight, solution.mask, None if solution.bias is None else problem.shift(weight))
 
 
