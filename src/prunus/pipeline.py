@@ -56,7 +56,7 @@ __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 class Progress:
     """How far a run has come: `done` of `total` units of one phase, and the record of the site just finished."""
 
-    phase: str  # "dense model", "solving levels", "ranking channels", "searching", "pruning", "solving MLPs", "repairing blocks", …, "pruned model"
+    phase: str  # "dense model", "solving levels", "ranking channels", "searching", "pruning", "solving MLPs", …, "pruned model"
     done: int | float  # metrics measured, matrices solved at all levels, looks at the search text, weights solved, blocks, steps
     total: int | float
     record: SiteRecord | None = None

@@ -24,6 +24,8 @@ class Solver(Protocol):
     gives the same answer to the same problem, reaches exactly `snap(sparsity)`, and returns a weight that is 0
     outside the mask. It works with dead inputs, fewer tokens than inputs and a matrix that is already sparse.
     One that chooses by a `criterion`, and by the problem's ranking where there is one, says so: `ranks = True`.
+    One that can also solve a whole MLP has `solve_mlp(problem: MLPProblem) -> MLPSolution`, and is asked for that where a stage prunes
+    all of its matrices, once each of them is solved alone.
     Raises CalibrationError, naming the site, when the statistics cannot be used.
     """
 
