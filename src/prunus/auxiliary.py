@@ -84,13 +84,9 @@ class Reads:
 
 
 def given(between: Between, z: Float[Tensor, "tokens given"], p: Float[Tensor, "tokens read"], m: Float[Tensor, "tokens given"],
-          penalties: Penalties, steps: int) -> Float[Tensor, "tokens given"]:
-    """A z that costs no more, element by element: the best one of a rectifier, otherwise after `steps` of Gauss and Newton's."""
-    if between.rectifies:
-        return _rectified(p, m, penalties)
-    for _ in range(steps):
-        z = _stepped(between, z, p, m, penalties)
-    return z
+          penalties: Penalties) -> Float[Tensor, "tokens given"]:
+    """A z that costs no more, element by element: the best one of a rectifier, otherwise after a step of Gauss and Newton's."""
+    return _rectified(p, m, penalties) if between.rectifies else _stepped(between, z, p, m, penalties)
 
 
 def _rectified(p: Tensor, m: Tensor, penalties: Penalties) -> Tensor:
@@ -102,7 +98,7 @@ def _rectified(p: Tensor, m: Tensor, penalties: Penalties) -> Tensor:
 
 
 def _stepped(between: Between, z: Tensor, p: Tensor, m: Tensor, penalties: Penalties) -> Tensor:
-    """One step: f(z) taken as linear, the best z is m and a multiple of the slopes (Sherman and Morrison)."""
+    """f(z) taken as linear, the best z is m and a multiple of the slopes (Sherman and Morrison)."""
     alpha, gamma = penalties.alpha, penalties.gamma
     slopes = between.slopes(z)
     pull = alpha * (m - z) + gamma * slopes * between.spread(p - between(z))

@@ -69,8 +69,8 @@ def check_mlps(model: Any, anatomy: Anatomy, sites: Sequence[Site], target: Targ
         read = seen[mlp.last.name].float()
         guess = mlp.between(torch.cat([seen[site.name].float() for site in mlp.first], -1))
         if guess.shape != read.shape or bool((guess - read).norm() > _TOLERANCE * read.norm()):
-            raise RecipeError(f"solver: {mlp.last.name} does not read the activation of what {mlp.first[0].name} gives (gated or not), as in "
-                              "an MLP that is solved as a whole it has to. Use the solver inside alone.")
+            raise RecipeError(f"solver: {mlp.last.name} does not read the activation of what {mlp.first[0].name} gives (gated or not), "
+                              "as it has to in an MLP that is solved as a whole. Use the solver inside alone.")
 
 
 def _keep(seen: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -20,7 +20,6 @@ from . import Solver, solve_all
 
 __all__ = ["SparseLLM"]
 
-_STEPS = 2  # of an update of z that has no closed form
 _TOLERANCE = 1e-3  # of a refit's residual, relative to its first
 
 
@@ -117,7 +116,7 @@ class SparseLLM:
                 continue
             z = dense.gives(x)
             for _ in range(self.sweeps):
-                z = given(between, z, reads(between(z), aim), m, penalties, _STEPS)
+                z = given(between, z, reads(between(z), aim), m, penalties)
             lacking.addmm_((z - m).T, x)
             count += len(x)
         return (lost / whole if whole > 0 else 0.0), lacking / max(count, 1)
