@@ -154,7 +154,7 @@ def read_study(path: str | Path) -> Study:
     return study_of(read_toml(path, "study"), Path(path).stem)
 
 
-def study_of(data: Table, title: str = "") -> Study:
+def study_of(data: Table, title: str = "A study") -> Study:
     """A study from plain data, as a file has it. Raises RecipeError."""
     file: _File = build(_File, data, "study")
     recipes = [one for place, entry in enumerate(file.recipes) for one in _treatments(entry, f"study.recipes[{place}]")]
