@@ -18,7 +18,7 @@ __all__ = ["Metrics", "Study", "Subject", "Treatment", "read_study", "study_of"]
 
 Table = Mapping[str, Any]
 _OWN = ("name", "file", "grid", "sparsity", "stage", "calibration")  # keys of a recipe in a study; others are of its one stage
-_STAGE = tuple(item.name for item in fields(Stage))
+_STAGE = (*(item.name for item in fields(Stage)), "effort")
 _SIZES = ("sparsity", "budget")  # what recipes of one method differ in
 
 
