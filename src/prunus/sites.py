@@ -79,6 +79,17 @@ class ChannelSite:
         """Paths of the producers and the consumer, each once."""
         return tuple(dict.fromkeys((*(producer.name for producer in self.producers), self.consumer)))
 
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        """How many parts its inputs have, how many of them make a part, and how often the consumer reads each.
+
+        Within a part they may take any order. An MLP is one part; of attention, the values of a group are, which all of its queries read.
+        """
+        if self.width == 1:
+            return 1, self.count, 1
+        head = (sum(producer.rows for producer in self.producers) - self.width) // 2  # rows of keys, and of values, which lie last
+        return self.count, head, self.width // head
+
 
 @dataclass(frozen=True)
 class SublayerSite:
