@@ -33,7 +33,7 @@ def put_in_order(model: nn.Module, moving: Mapping[LinearSite, ChannelSite], gra
     before, after, whole = (sum(orders[matrix.name][key] for matrix in moving) for key in ("before", "after", "whole"))
     names = ", ".join(dict.fromkeys(matrix.name.removeprefix(f"{matrix.branch.rpartition('.')[0]}.") for matrix in moving))
     return (f"Inputs of {len(moving)} matrices ({names}) took another order before {granularity.n}:{granularity.m} was chosen: it can keep "
-            f"{after / whole:.2%} of the importance of their weights, and not {before / whole:.2%}. Others read what has no other order.")
+            f"{after / whole:.2%} of the importance of their weights, and not {before / whole:.2%}. Other matrices kept theirs.")
 
 
 def _order(view: View, site: ChannelSite, granularity: NM) -> dict[str, Any]:
