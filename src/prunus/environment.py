@@ -6,14 +6,15 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-__all__ = ["Clock", "available_bytes", "environment", "forget_peak", "machine", "peak_bytes", "release_memory", "reuse_memory"]
+__all__ = [
+    "Clock", "available_bytes", "environment", "forget_peak", "machine", "peak_bytes", "release_memory", "return_memory", "reuse_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's settings, from malloc.h
 
@@ -98,20 +99,27 @@ def reuse_memory() -> None:
 
     By default each comes from the system and goes back to it, and the system clears its pages every time.
     """
-    try:
-        allocator = ctypes.CDLL(None)
-        allocator.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that all versions accept
-        allocator.mallopt(_TRIM_THRESHOLD, 256 << 20)
-    except (OSError, AttributeError):
-        return  # another allocator
+    _set({_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 256 << 20})  # the most that all versions accept
+
+
+def return_memory() -> None:
+    """Let glibc's allocator give freed tensors of 4 MiB or more back at once.
+
+    By default it begins to keep them as soon as one was freed, and tensors of many sizes, as of sub-networks, leave holes between them.
+    """
+    _set({_MMAP_THRESHOLD: 4 << 20})
+
+
+def _set(values: Mapping[int, int]) -> None:
+    with suppress(OSError, AttributeError):  # another allocator
+        for name, value in values.items():
+            ctypes.CDLL(None).mallopt(name, value)
 
 
 def release_memory() -> None:
     """Give freed memory back to the system; glibc's allocator keeps the holes that blocks of tensors leave."""
-    try:
+    with suppress(OSError, AttributeError):  # another allocator
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        return  # another allocator
 
 
 def _processor() -> str:

@@ -25,7 +25,7 @@ from .calibration.sample import Calibration
 from .calibration.tasks import Encoded, Labelled, encoded
 from .criteria import loss_needs
 from .distillation import task_loss
-from .environment import Clock, environment
+from .environment import Clock, environment, return_memory
 from .errors import RecipeError
 from .files import fingerprint
 from .finetune import TrainingProgress
@@ -69,6 +69,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
     told how far the training of a sub-network is. Raises RecipeError when the parts do not go together.
     """
     clock, read = Clock(), _checked(model, plan, folder)
+    return_memory()
     with clock("ordering"):
         scores = _importance(model, tokenizer, plan, read)
         order = dict(orders) if orders is not None else _descending(scores)

@@ -14,6 +14,7 @@ from .budget import Budget
 from .calibration.sample import Calibration
 from .calibration.target import Target
 from .criteria import Criterion, loss_needs
+from .effort import preset
 from .errors import RecipeError, UnknownName, nearest
 from .evaluation import Metric
 from .evaluation.perplexity import Perplexity
@@ -60,6 +61,14 @@ class Stage:
             _check_branches(self)
         else:
             _check_solved(self)
+
+    @classmethod
+    def of(cls, effort: str, **given: Any) -> "Stage":
+        """What is composed for an effort: fast, balanced or best. Fields that are given take the place of its own. Raises RecipeError."""
+        (kind,), granularity = given.get("sites", cls.sites), given.get("granularity", cls.granularity)
+        hints = typing.get_type_hints(cls)
+        composed = {key: build(hints[key], value, key) for key, value in preset(effort, kind, granularity).items() if key not in given}
+        return cls(**composed, **given)
 
     @property
     def needs(self) -> tuple[Needs, ...]:
@@ -226,6 +235,8 @@ def build(kind: Any, data: Any, where: str) -> Any:
         return plugin(_FOLDERS[kind], data, where)
     if kind == Granularity:
         return _granularity(data, where)
+    if kind is Stage and isinstance(data, Mapping) and "effort" in data:
+        data = _composed(data, where)
     if is_dataclass(kind):
         return _record(kind, data, where)
     match get_origin(kind):
@@ -242,6 +253,17 @@ def build(kind: Any, data: Any, where: str) -> Any:
             options = [option for option in get_args(kind) if option is not type(None)]
             return None if data is None else build(options[0], data, where)
     return _scalar(kind, data, where)
+
+
+def _composed(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A stage's table without `effort`, and with what that composes where the table says nothing itself."""
+    own = {key: value for key, value in data.items() if key != "effort"}
+    (kind,) = build(tuple[Kind, ...], own.get("sites", Stage.sites), f"{where}.sites")[:1] or Stage.sites
+    granularity = _granularity(own.get("granularity", "unstructured"), f"{where}.granularity")
+    try:
+        return {**preset(data["effort"], kind, granularity), **own}
+    except RecipeError as error:
+        raise RecipeError(f"{where}.{error}") from None
 
 
 def _scalar(kind: type, data: Any, where: str) -> Any:

@@ -31,6 +31,7 @@ def put_in_order(model: nn.Module, moving: Mapping[LinearSite, ChannelSite], gra
     for matrix, site in moving.items():
         reorder(model, site, torch.tensor(orders[matrix.name]["order"]))
     before, after, whole = (sum(orders[matrix.name][key] for matrix in moving) for key in ("before", "after", "whole"))
+    whole = whole or 1.0  # where all weights are 0
     names = ", ".join(dict.fromkeys(matrix.name.removeprefix(f"{matrix.branch.rpartition('.')[0]}.") for matrix in moving))
     return (f"Inputs of {len(moving)} matrices ({names}) took another order before {granularity.n}:{granularity.m} was chosen: it can keep "
             f"{after / whole:.2%} of the importance of their weights, and not {before / whole:.2%}. Other matrices kept theirs.")

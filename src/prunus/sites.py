@@ -63,7 +63,7 @@ class ChannelSite:
     count: int  # channels: MLP width, or key/value groups with their queries
     consumer: str  # path of the matrix whose columns go: down_proj, o_proj
     width: int  # its columns per channel
-    producers: tuple[Producer, ...]
+    producers: tuple[Producer, ...]  # of attention queries, keys and values, these last
     size: int  # weights of producers and consumer together
     counted: tuple[Size, ...] = ()  # attributes of modules that a cut has to change
     settings: tuple[Size, ...] = ()  # of the config, where all blocks have as many channels; none: it cannot say
