@@ -1,6 +1,7 @@
 """Inputs of matrices in the order in which n:m keeps most, before they are pruned; what the dense model computes stays."""
 
 from collections.abc import Callable, Iterator, Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,20 +31,19 @@ def put_in_order(model: nn.Module, moving: Mapping[LinearSite, ChannelSite], gra
     orders = measured(measure)
     for matrix, site in moving.items():
         reorder(model, site, torch.tensor(orders[matrix.name]["order"]))
-    before, after, whole = (sum(orders[matrix.name][key] for matrix in moving) for key in ("before", "after", "whole"))
-    whole = whole or 1.0  # where all weights are 0
+    before, after = (fmean(orders[matrix.name][key] for matrix in moving) for key in ("before", "after"))
     names = ", ".join(dict.fromkeys(matrix.name.removeprefix(f"{matrix.branch.rpartition('.')[0]}.") for matrix in moving))
     return (f"Inputs of {len(moving)} matrices ({names}) took another order before {granularity.n}:{granularity.m} was chosen: it can keep "
-            f"{after / whole:.2%} of the importance of their weights, and not {before / whole:.2%}. Other matrices kept theirs.")
+            f"{after:.2%} of the importance of their weights on average, and not {before:.2%}. Other matrices kept theirs.")
 
 
 def _order(view: View, site: ChannelSite, granularity: NM) -> dict[str, Any]:
-    """The order of one matrix's inputs, and the importance that is kept without it, with it, and at most."""
+    """The order of one matrix's inputs, and the share of its importance that is kept without it and with it."""
     parts, channels, reads = site.parts
     weight = read_weight(view.module).to(view.stats.power)
     saliency = (weight.square() * view.stats.power).view(-1, parts, reads, channels).permute(1, 0, 2, 3).flatten(1, 2)
     n, m = granularity.n, granularity.m
     order = best_order(saliency, n, m)
     moved = saliency.gather(2, order[:, None].expand_as(saliency))
-    whole = float(saliency.sum(dtype=torch.float64))
-    return {"order": order.tolist(), "before": kept_of(saliency, n, m), "after": kept_of(moved, n, m), "whole": whole}
+    whole = float(saliency.sum(dtype=torch.float64)) or 1.0  # where all weights are 0
+    return {"order": order.tolist(), "before": kept_of(saliency, n, m) / whole, "after": kept_of(moved, n, m) / whole}
