@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from .allocation import columns_of
 from .errors import RecipeError
-from .granularity import Granularity, Unstructured, check_shape
+from .granularity import NM, Granularity, Unstructured, check_shape
 from .recipe import Stage
 from .search.plan import Rankings
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import Solver
 
-__all__ = ["Task", "changed", "matrices_of", "resolved", "select"]
+__all__ = ["Task", "changed", "matrices_of", "movable", "resolved", "select"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,18 @@ def matrices_of(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage, ranking
             case ChannelSite():
                 plan[matrices[site.consumer]] = Task(site, columns_of(site), (rankings or {}).get(site.name))
     return plan
+
+
+def movable(anatomy: Anatomy, sites: Iterable[Site], granularity: Granularity) -> dict[LinearSite, ChannelSite]:
+    """The matrices of a stage whose inputs are to take another order first, and the channels that they read; none where none is asked for.
+
+    Others read the residual stream, which one order for all would have to serve, or share groups of m between parts.
+    """
+    if not isinstance(granularity, NM) or not granularity.permute:
+        return {}
+    read = {site.consumer: site for site in anatomy.sites("channel")
+            if isinstance(site, ChannelSite) and site.parts[1] % granularity.m == 0}
+    return {site: read[site.name] for site in sites if isinstance(site, LinearSite) and site.name in read}
 
 
 def changed(model: nn.Module, plan: Mapping[LinearSite, Task], matrices: Iterable[LinearSite]) -> dict[str, Tensor]:
@@ -69,6 +81,10 @@ def select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
     for site in sites:
         if isinstance(site, LinearSite):
             check_shape(site.shape, stage.granularity, site.name)
+    if isinstance(stage.granularity, NM) and stage.granularity.permute and not movable(anatomy, sites, stage.granularity):
+        raise RecipeError(f"{where}.granularity {stage.granularity}: none of the {len(sites)} chosen sites, {sites[0].name} the first, can "
+                          "have its inputs in another order: the residual stream gives them, or groups of m would reach into two "
+                          "heads. Choose the last matrix of the MLP or attention too, or leave permute out.")
     if "cache" in stage.denominators and not any(isinstance(site, SublayerSite) and site.cached for site in sites):
         raise RecipeError(f"{where}: denominator = 'cache', but no site keeps keys and values. Use weights, latency or none.")
     if stage.sites == ("sublayer",):

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,13 +31,14 @@ from .evaluation import Context, Measurement
 from .files import fingerprint
 from .generations import generate, prompts_of
 from .grams import Overlap
-from .guards import flags, overlaps, remarks, scarcity, shortfall
+from .guards import excess, flags, overlaps, remarks, scarcity, shortfall
 from .journal import Journal
 from .known import Known, checked
-from .matrices import Task, changed, matrices_of, resolved, select
+from .matrices import Task, changed, matrices_of, movable, resolved, select
 from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
 from .recovery import BlockRecovery
+from .reordering import put_in_order
 from .repairs import Repairs
 from .result import Pruned, Report, Shares, SiteRecord
 from .search.plan import Job, Rankings, Search, SearchRecord, carry_out
@@ -170,16 +171,6 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed, seen), chosen
 
 
-def _beyond(index: int, stage: Stage, sites: tuple[Site, ...], shares: Allocation) -> list[str]:
-    """A word where much more went than was asked for, as what goes whole comes in steps."""
-    shape = resolved(stage.granularity, stage.solver)
-    gone = 1 - stage.budget.remaining(sites, {site.name: reach(site, shares[site.name], shape) for site in sites})
-    if gone < stage.budget.sparsity + 0.02:
-        return []
-    return [f"Of the weights of stage {index + 1}'s sites {gone:.1%} went, where {stage.budget.sparsity:.1%} were to go: "
-            "what goes as a whole comes in steps, and the next smaller one was too small."]
-
-
 def _identity(model: Any, tokens: Tensor) -> str:
     """A hash of what statistics depend on."""
     first = next(model.parameters())
@@ -219,7 +210,7 @@ class _Run:
             allocations.append(shares)
             searches += [found] if found else []
             records += self.carry_out(index, stage, sites, shares, rankings)
-            beyond += _beyond(index, stage, sites, shares)
+            beyond += excess(index, stage, sites, shares, resolved(stage.granularity, stage.solver))
             meter.follow(self.model, self.anatomy)  # matrices that were cut are other modules
         return records, allocations, searches, beyond + self.remarks
 
@@ -238,8 +229,11 @@ class _Run:
             return branch_seconds(self.model, self.anatomy, self.tokens, self.placement)
 
         with self.clock("allocating"):
-            found = self.journal.measured(self.identity, f"seconds-{index}", measure) if self.journal else measure()
+            found = self._measured(f"seconds-{index}", measure)
         return tuple(replace(site, seconds=found[site.name]) if isinstance(site, SublayerSite) else site for site in sites)
+
+    def _measured(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return self.journal.measured(self.identity, name, measure) if self.journal else measure()
 
     def _decide(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
         """How much each site gives, after one look at the loss and one at the inputs of all sites if the allocator needs them."""
@@ -278,7 +272,7 @@ class _Run:
             return carry_out(search, job, first, self.seed,
                              lambda phase, done, total: self.tell(Progress(phase, done, total)))
 
-    def _stream(self, plan: Mapping[LinearSite, Task], needs: Needs, done: frozenset[int] = frozenset(), target: Target = Target(),
+    def _stream(self, plan: Iterable[LinearSite], needs: Needs, done: frozenset[int] = frozenset(), target: Target = Target(),
                 leaving: Leaving | None = None) -> Iterator[list[View]]:
         batch, needs = (self._repairs.together, most(needs, "power")) if leaving else (self._batch, needs)
         return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, batch, done, target, leaving)
@@ -298,6 +292,10 @@ class _Run:
             return self._skip(stage, sites, allocation)
         check_left(self.anatomy, [site.branch for site in sites if isinstance(site, ChannelSite)
                                   and reach(site, allocation[site.name], stage.granularity) == 1])
+        if moving := movable(self.anatomy, sites, stage.granularity):
+            with self.clock("reordering"):
+                self.remarks.append(put_in_order(self.model, moving, stage.granularity, lambda: self._stream(moving, "power"),
+                                                 partial(self._measured, f"orders-{index}")))
         plan = matrices_of(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()

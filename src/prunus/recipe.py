@@ -76,7 +76,8 @@ class Stage:
         repairing: tuple[Needs, ...] = ("power",) if self.recovery else ()
         if self.sites == ("sublayer",):
             return ("power",)
-        return self.solver.needs, self.allocation.needs, self.target.needs, *repairing
+        reordering: tuple[Needs, ...] = ("power",) if isinstance(self.granularity, NM) and self.granularity.permute else ()
+        return self.solver.needs, self.allocation.needs, self.target.needs, *repairing, *reordering
 
     @property
     def loss_needs(self) -> dict[str, LossNeeds]:
@@ -180,6 +181,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.stage:
             raise RecipeError("stage: expected at least one.")
+        shapes = [stage.granularity for stage in self.stage]
+        for index, shape in enumerate(shapes):
+            if isinstance(shape, NM) and shape.permute and any(isinstance(other, Tile) for other in shapes[:index]):
+                raise RecipeError(f"stage[{index}].granularity {shape}: would move rows of the tiles that an earlier stage leaves. "
+                                  "Leave permute out, or tiles.")
 
     @property
     def calibrated(self) -> bool:
@@ -324,8 +330,8 @@ def _granularity(data: Any, where: str) -> Granularity:
 
 
 def parse_granularity(text: str, where: str = "granularity") -> Granularity:
-    """`unstructured`, `unstructured:row`, `2:4`, `tile:4x4`, `columns`, `columns:8` or `columns:1x64` (a multiple of 64 stays).
-    Raises RecipeError."""
+    """`unstructured`, `unstructured:row`, `2:4`, `2:4,permute=true`, `tile:4x4`, `columns`, `columns:8` or `columns:1x64` (a multiple
+    of 64 stays). Raises RecipeError."""
     head, _, rest = text.partition(":")
     scope: Literal["native", "row", "matrix"]
     try:
@@ -340,10 +346,11 @@ def parse_granularity(text: str, where: str = "granularity") -> Granularity:
                 rows, _, columns = rest.partition("x")
                 return Tile(int(rows), int(columns))
             case _:
-                return NM(int(head), int(rest))
-    except ValueError:
+                size, comma, setting = rest.partition(",")
+                return NM(int(head), int(size), bool(comma) and {"permute=true": True, "permute=false": False}[setting])
+    except (ValueError, KeyError):
         raise RecipeError(f"{where} = '{text}': expected unstructured, unstructured:row, unstructured:matrix, n:m (2:4), "
-                          "tile:4x4, columns, columns:8 or columns:1x64.") from None
+                          "n:m,permute=true, tile:4x4, columns, columns:8 or columns:1x64.") from None
 
 
 def plain(value: Any) -> Any:

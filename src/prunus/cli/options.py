@@ -23,7 +23,8 @@ Sites = Annotated[str | None, typer.Option(
          "[default: linear]")]
 Sparsity = Annotated[float | None, typer.Option(help="Fraction of the weights removed, in [0, 1). [default: 0.5]")]
 Granularity = Annotated[str | None, typer.Option(
-    help="Shape of the zeros: unstructured[:row|:matrix], n:m (2:4 keeps 2 of 4), tile:RxC, columns[:W].")]
+    help="Shape of the zeros: unstructured[:row|:matrix], n:m (2:4 keeps 2 of 4; 2:4,permute=true reorders inputs first), "
+         "tile:RxC, columns[:W].")]
 Solver = Annotated[str | None, typer.Option(
     help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: "
          "sparsegpt,damping=0.1. [default: alps; of channels sparsegpt]")]
