@@ -34,7 +34,7 @@ from prunus.search.spaces.medium import Medium
 
 QUESTION, WIDTH = "what_does_a_front_of_a_decoder_bring", "which_channels_go"
 SPACE = Medium(steps=48)  # 32 of SmolLM2's 1536 MLP channels a step
-RECOVERIES: dict[str, Recovery] = {"repaired": Patch(), "distilled": Distill(epochs=1, first=False)}
+RECOVERIES: dict[str, Recovery] = {"repaired": Patch(), "distilled": Distill()}
 KEPT = ROOT / "build" / QUESTION
 
 

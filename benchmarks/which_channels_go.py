@@ -44,7 +44,7 @@ CODE = "FLAP as its authors' code does it: ranking of squares in attention, bias
 MORE = ", on more text"  # rows so named: 192 sequences instead of 64
 REPAIRED = f"Taylor, refitted, ranking, repaired{MORE}"
 DISTILLED = f"Taylor, refitted, ranking, distilled{MORE}"
-RECOVERIES = {"repaired": Patch(), "distilled": Distill(epochs=1, first=False)}  # by a word of the row
+RECOVERIES = {"repaired": Patch(), "distilled": Distill()}  # by a word of the row
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,30 @@ def results() -> dict[str, tuple[Path, dict[str, Any]]]:
     for file in sorted(RESULTS.rglob("*.json"), key=lambda file: file.name):
         data = json.loads(file.read_text(encoding="utf-8"))
         found |= {name: (file, {**data, "table": text}) for name, text in data.get("tables", {}).items()}
+    for file in sorted((ROOT / "benchmarks" / "studies").glob("*/study.json")):
+        found[f"study_{file.parent.name}"] = (file, studied(json.loads(file.read_text(encoding="utf-8"))))
     return found
+
+
+def studied(data: dict[str, Any]) -> dict[str, Any]:
+    """Of a study: the perplexities of every recipe, their gaps to the dense model beside those of the first recipe that removes as much,
+    and what it took."""
+    (model,) = data["models"]
+    numbers = [number for number in model["numbers"] if number["unit"] == "perplexity"]
+    first: dict[str, str] = {}
+    for recipe, entry in numbers[0]["recipes"].items():
+        first.setdefault(entry["level"], recipe)
+    rows = [["dense", *(f"{number['dense']:.2f}" for number in numbers), *("0" for _ in numbers), "", ""]]
+    for recipe, entry in numbers[0]["recipes"].items():
+        cost, other = model["costs"][recipe], first[entry["level"]]
+        means = [(number["dense"], *(number["recipes"][name]["mean"] for name in (recipe, other))) for number in numbers]
+        rows.append([recipe, *(f"{mine:.2f}" for _, mine, _ in means),
+                     *(f"{(mine - dense) / (base - dense):.2f}" for dense, mine, base in means),
+                     f"{cost['seconds']:.0f} s", f"{cost['host_bytes'] / 2**20:.0f} MiB"])
+    labels = [number["label"].removesuffix(" perplexity") for number in numbers]
+    return {"table": table(["", *labels, *(f"gap, {label}" for label in labels), "pruning", "peak memory"], rows),
+            "environment": {"machine": ", ".join(data["machines"])},
+            "protocol": "; ".join(number["protocol"] for number in numbers)}
 
 
 def shown(result: tuple[Path, dict[str, Any]] | None, path: Path) -> str:
@@ -226,8 +249,9 @@ def shown(result: tuple[Path, dict[str, Any]] | None, path: Path) -> str:
     if result is None:
         return ""
     file, data = result
-    machine, commit = (data.get("environment", {}).get(key, "unknown") for key in ("machine", "commit"))
-    said = [f"Measured on {machine}, at commit {commit}: [result]({os.path.relpath(file, path.parent)})."]
+    known = data.get("environment", {})
+    at = f", at commit {known['commit']}" if "commit" in known else ""
+    said = [f"Measured on {known.get('machine', 'unknown')}{at}: [result]({os.path.relpath(file, path.parent)})."]
     said += [f"{key.capitalize()}: {data[key]}." for key in ("calibration", "protocol") if isinstance(data.get(key), str)]
     return "\n" + data["table"].strip() + "\n\n" + "\n".join(said) + "\n\n"
 

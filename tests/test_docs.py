@@ -230,3 +230,17 @@ def test_a_table_of_results_fills_its_marker_and_only_that(reference: Any, tmp_p
     assert reference.fill(text, {"one": (result, content)}, page) == (
         "a\n<!-- table: one -->\n\n| 1 |\n\nMeasured on M, at commit c: [result](2026-01-02-abc.json).\n"
         "Protocol: first 10 tokens.\n\n<!-- end -->\nb\n<!-- table: two -->\n<!-- end -->\n")
+
+
+def test_a_study_is_a_table_of_perplexities_and_of_gaps_beside_the_first_recipe_of_a_level(reference: Any) -> None:
+    def number(label: str, unit: str, dense: float, means: dict[str, tuple[str, float]]) -> dict[str, Any]:
+        recipes = {name: {"level": level, "mean": mean} for name, (level, mean) in means.items()}
+        return {"label": label, "unit": unit, "protocol": f"{label}, all of it", "dense": dense, "recipes": recipes}
+
+    means = {"a": ("half", 14.0), "b": ("half", 11.0), "c": ("2:4", 20.0)}
+    numbers = [number("news perplexity", "perplexity", 10.0, means), number("news agreement", "share", 1.0, means)]
+    costs = {name: {"seconds": 2.4, "host_bytes": 2**21} for name in means}
+    found = reference.studied({"models": [{"numbers": numbers, "costs": costs}], "machines": ["M"]})
+    assert found["table"].splitlines()[2:] == ["| dense | 10.00 | 0 |  |  |", "| a | 14.00 | 1.00 | 2 s | 2 MiB |",
+                                               "| b | 11.00 | 0.25 | 2 s | 2 MiB |", "| c | 20.00 | 1.00 | 2 s | 2 MiB |"]
+    assert found["protocol"] == "news perplexity, all of it"

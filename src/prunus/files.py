@@ -1,5 +1,6 @@
 """Files and folders that are there as a whole or not at all, and hashes of their content or of what decides it."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,9 @@ from typing import Any
 
 from .errors import ExportError
 
-__all__ = ["check_place", "fingerprint", "intact", "keep_tensors", "put_in_place", "put_text", "put_texts", "readable", "whole_folder"]
+__all__ = [
+    "check_place", "fingerprint", "intact", "keep_tensors", "put_in_place", "put_text", "put_texts", "readable", "whole_folder",
+    "working_alone"]
 
 
 def fingerprint(*parts: str) -> str:
@@ -49,6 +52,34 @@ def check_place(folder: Path, in_the_way: str) -> Path:
     if not os.access(home, os.W_OK):
         raise ExportError(f"output '{folder}': no permission to write in {home}.")
     return home
+
+
+@contextmanager
+def working_alone(folder: Path) -> Iterator[None]:
+    """No other process that asks for it works in the folder meanwhile, which is made where it is missing, and goes again if nothing
+    was put into it. The system ends it with this process, whatever happens. Raises ExportError."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ExportError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+    try:
+        _lock(place, folder)
+        yield
+    finally:
+        os.close(place)
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _lock(place: int, folder: Path) -> None:
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ExportError(f"{folder}: another process works in it. Wait until it ends, end it, or name another folder.") from None
+    except OSError:
+        return  # this file system has no locks
 
 
 def put_texts(folder: Path, texts: Mapping[str, str]) -> tuple[Path, ...]:

@@ -35,13 +35,14 @@ class NM:
 
     n: int = 2  # kept …
     m: int = 4  # … of every m
+    permute: bool = False  # first put inputs in the order in which most is kept, where what produces them can give them in it
 
     def __post_init__(self) -> None:
         if not 0 < self.n <= self.m:
             raise RecipeError(f"granularity {self.n}:{self.m}: expected 0 < n <= m (n:m keeps n of every m inputs).")
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}"
+        return f"{self.n}:{self.m}{',permute=true' if self.permute else ''}"
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from .achieved import Counted
+from .allocation import reach
+from .budget import Allocation
 from .calibration.corpus import Text, check_apart
 from .calibration.reported import beginning_of
 from .comparison import p_value
 from .evaluation import Measurement
 from .grams import Looked, Overlap
-from .recipe import Recipe
+from .granularity import Granularity
+from .recipe import Recipe, Stage
 from .result import SiteRecord
 from .significance import LEVEL, holm
 from .sites import ChannelSite, Site, SublayerSite
 
-__all__ = ["SHARED", "flags", "overlaps", "remarks", "scarcity", "shortfall"]
+__all__ = ["SHARED", "excess", "flags", "overlaps", "remarks", "scarcity", "shortfall"]
 
 SHARED = 0.02  # of the runs of a text, from which on a text is said to have been seen; two splits of PTB share 0.016 of each other
 _PER_INPUT = 8  # tokens, for what the dense model would give to be guessed from as many inputs
@@ -130,6 +133,15 @@ def scarcity(recipe: Recipe, chosen: Sequence[Sequence[Site]], tokens: Tensor) -
                      f"dense model would give. Damping keeps the goal near the weights; use {_PER_INPUT} tokens for an input, or less "
                      "asymmetry.")
     return tuple(notes)
+
+
+def excess(index: int, stage: Stage, sites: Sequence[Site], shares: Allocation, granularity: Granularity) -> tuple[str, ...]:
+    """Where much more went than was asked of a stage, as what goes whole comes in steps."""
+    gone = 1 - stage.budget.remaining(sites, {site.name: reach(site, shares[site.name], granularity) for site in sites})
+    if gone < stage.budget.sparsity + 0.02:
+        return ()
+    return (f"Of the weights of stage {index + 1}'s sites {gone:.1%} went, where {stage.budget.sparsity:.1%} were to go: "
+            "what goes as a whole comes in steps, and the next smaller one was too small.",)
 
 
 def shortfall(records: Sequence[SiteRecord], counted: Sequence[Counted]) -> tuple[str, ...]:

@@ -16,18 +16,19 @@ from .calibration.blocks import Enough, States, evaluating
 from .calibration.pair import Watch
 from .calibration.placement import Placement
 from .calibration.stream import Beside, View
-from .calibration.target import Target
 from .environment import Clock
 from .errors import RecipeError
 from .mlp import MLPProblem, Tokens
 from .problem import LayerProblem, LayerSolution
+from .recipe import Stage
 from .result import SiteRecord
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .stats import InputStats
 from .surgery.write import read_weight, write
 
-__all__ = ["Joined", "check_mlps"]
+__all__ = ["Joined", "Leaving", "check_mlps"]
 
+Leaving = Callable[[int, States, Beside | None], None]  # as of `stream`
 _TOKENS = 1024  # of which all that lies between an MLP's matrices is in memory
 _PROBE = 8  # tokens that show what lies there
 _TOLERANCE = 0.02  # of that, in half precision
@@ -48,9 +49,11 @@ class _MLP:
 
 
 @torch.no_grad()
-def check_mlps(model: Any, anatomy: Anatomy, sites: Sequence[Site], target: Target, tokens: Int[Tensor, "samples length"]) -> None:
-    """Whether a solver of whole MLPs can do what is asked of it. Raises RecipeError."""
-    if target.fisher:
+def check_mlps(model: Any, anatomy: Anatomy, stage: Stage, sites: Sequence[Site], tokens: Int[Tensor, "samples length"]) -> None:
+    """Whether a solver of whole MLPs, if the stage has one, can do what is asked of it. Raises RecipeError."""
+    if not _whole(stage):
+        return
+    if stage.target.fisher:
         raise RecipeError("target.fisher: a solver of whole MLPs counts all tokens alike. Leave it out, or use the solver inside alone.")
     found = _mlps(model, anatomy, sites)
     if not found:
@@ -71,6 +74,10 @@ def check_mlps(model: Any, anatomy: Anatomy, sites: Sequence[Site], target: Targ
         if guess.shape != read.shape or bool((guess - read).norm() > _TOLERANCE * read.norm()):
             raise RecipeError(f"solver: {mlp.last.name} does not read the activation of what {mlp.first[0].name} gives (gated or not), "
                               "as it has to in an MLP that is solved as a whole. Use the solver inside alone.")
+
+
+def _whole(stage: Stage) -> bool:
+    return stage.sites == ("linear",) and hasattr(stage.solver, "solve_mlp")
 
 
 def _keep(seen: dict[str, Tensor], name: str, value: Tensor) -> None:
@@ -103,12 +110,12 @@ def _activation(model: Any) -> Callable[[Tensor], Tensor]:
 
 @dataclass
 class Joined:
-    """The MLPs of one stage: their matrices are remembered as they are solved alone, and solved again together."""
+    """The MLPs of one stage: where its solver takes them as a whole, their matrices are remembered as they are solved alone, and solved
+    again together."""
 
     model: Any
     anatomy: Anatomy
-    solver: Any  # one that has `solve_mlp`
-    target: Target
+    stage: Stage
     sites: Sequence[Site]
     placement: Placement
     clock: Clock
@@ -117,15 +124,19 @@ class Joined:
 
     def remember(self, view: View, problem: LayerProblem, solution: LayerSolution) -> None:
         """A matrix that has just been solved and written; not its statistics."""
+        if not _whole(self.stage):
+            return
         bias = getattr(view.module, "bias", None)
         if bias is not None:
             bias = bias.detach().float() - (0 if solution.bias is None else solution.bias)
         self._alone[view.site.name] = replace(problem, stats=InputStats(1, "nothing")), solution, bias
 
-    def in_turn(self, done: Collection[int], records: list[SiteRecord],
-                then: Callable[[int, States, Beside | None], None]) -> Callable[[int, States, Beside | None], None]:
-        """Gives what `stream` is to call when it leaves a block: its MLPs are solved, unless it is `done`, and their records put right;
-        then comes what comes `then`."""
+    def in_turn(self, done: Collection[int], records: list[SiteRecord], then: Leaving | None,
+                finish: Callable[[int], None]) -> Leaving | None:
+        """What `stream` is to call when it leaves a block: its MLPs are solved, unless it is `done`, and their records put right; then
+        comes what would come without, `then`, or where there is nothing of that kind, `finish`."""
+        if not _whole(self.stage):
+            return then
         found = _mlps(self.model, self.anatomy, self.sites)
 
         def leaving(depth: int, states: States, beside: Beside | None) -> None:
@@ -135,7 +146,10 @@ class Joined:
                     self._solve(mlp, states, beside, records)
                 self.watch("solving MLPs", found.index(mlp) + 1, len(found))
             self._alone.clear()
-            then(depth, states, beside)
+            if then:
+                then(depth, states, beside)
+            else:
+                finish(depth)
 
         return leaving
 
@@ -144,7 +158,8 @@ class Joined:
         start = time.perf_counter()
         with ExitStack() as stack:
             problem = self._problem(mlp, states, beside, stack)
-            solution = self.solver.solve_mlp(problem)
+            solver: Any = self.stage.solver
+            solution = solver.solve_mlp(problem)
         for site, bias, found in zip(mlp.matrices, problem.biases, solution.matrices, strict=True):
             module: Any = self.model.get_submodule(site.name)
             if bias is not None:
@@ -185,7 +200,7 @@ class Joined:
             x = _read(own, path, mlp.last.block, states, rows)
             goal = x
             if beside is not None:
-                goal = x + self.target.asymmetry * (_read(beside.block, path, mlp.last.block, beside.states, rows) - x)
+                goal = x + self.stage.target.asymmetry * (_read(beside.block, path, mlp.last.block, beside.states, rows) - x)
             read[at : at + len(x)], aims[at : at + len(x)] = x.to(read), _given(goal, mlp, problems, biases).to(aims)
             at += len(x)
 

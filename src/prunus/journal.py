@@ -55,7 +55,7 @@ class Journal:
             records = [SiteRecord(**record) for record in json.loads(file.metadata()["records"])]
         return tensors, records
 
-    def measured(self, identity: str, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def measured(self, identity: str, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `measure` gives, which may differ from time to time: measured once, and the same ever after."""
         file = self.folder / f"{name}.json"
         known = readable(file)

@@ -6,16 +6,15 @@ from fnmatch import fnmatch
 
 from torch import Tensor, nn
 
-from .allocation import columns_of, reach
-from .budget import Allocation
+from .allocation import columns_of
 from .errors import RecipeError
-from .granularity import Granularity, Unstructured, check_shape
+from .granularity import NM, Granularity, Unstructured, check_shape
 from .recipe import Stage
 from .search.plan import Rankings
 from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .solvers import Solver
 
-__all__ = ["Task", "beyond_budget", "changed", "matrices_of", "resolved", "select"]
+__all__ = ["Task", "changed", "matrices_of", "movable", "resolved", "select"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,18 @@ def matrices_of(anatomy: Anatomy, sites: tuple[Site, ...], stage: Stage, ranking
     return plan
 
 
+def movable(anatomy: Anatomy, sites: Iterable[Site], granularity: Granularity) -> dict[LinearSite, ChannelSite]:
+    """The matrices of a stage whose inputs are to take another order first, and the channels that they read; none where none is asked for.
+
+    Others read the residual stream, which one order for all would have to serve, or share groups of m between parts.
+    """
+    if not isinstance(granularity, NM) or not granularity.permute:
+        return {}
+    read = {site.consumer: site for site in anatomy.sites("channel")
+            if isinstance(site, ChannelSite) and site.parts[1] % granularity.m == 0}
+    return {site: read[site.name] for site in sites if isinstance(site, LinearSite) and site.name in read}
+
+
 def changed(model: nn.Module, plan: Mapping[LinearSite, Task], matrices: Iterable[LinearSite]) -> dict[str, Tensor]:
     """The parameters that solving some of a plan's matrices changes."""
     names = {matrix.name for matrix in matrices}
@@ -58,16 +69,6 @@ def resolved(granularity: Granularity, solver: Solver) -> Granularity:
     return granularity
 
 
-def beyond_budget(index: int, stage: Stage, sites: tuple[Site, ...], shares: Allocation) -> list[str]:
-    """A word where much more went than was asked for, as what goes whole comes in steps."""
-    shape = resolved(stage.granularity, stage.solver)
-    gone = 1 - stage.budget.remaining(sites, {site.name: reach(site, shares[site.name], shape) for site in sites})
-    if gone < stage.budget.sparsity + 0.02:
-        return []
-    return [f"Of the weights of stage {index + 1}'s sites {gone:.1%} went, where {stage.budget.sparsity:.1%} were to go: "
-            "what goes as a whole comes in steps, and the next smaller one was too small."]
-
-
 def select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
     """The sites of a stage, each checked against its granularity."""
     where = f"recipe.stage[{index}]"
@@ -80,6 +81,10 @@ def select(anatomy: Anatomy, stage: Stage, index: int) -> tuple[Site, ...]:
     for site in sites:
         if isinstance(site, LinearSite):
             check_shape(site.shape, stage.granularity, site.name)
+    if isinstance(stage.granularity, NM) and stage.granularity.permute and not movable(anatomy, sites, stage.granularity):
+        raise RecipeError(f"{where}.granularity {stage.granularity}: none of the {len(sites)} chosen sites, {sites[0].name} the first, can "
+                          "have its inputs in another order: the residual stream gives them, or groups of m would reach into two "
+                          "heads. Choose the last matrix of the MLP or attention too, or leave permute out.")
     if "cache" in stage.denominators and not any(isinstance(site, SublayerSite) and site.cached for site in sites):
         raise RecipeError(f"{where}: denominator = 'cache', but no site keeps keys and values. Use weights, latency or none.")
     if stage.sites == ("sublayer",):

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,12 +17,11 @@ from .achieved import counted, sparsity_of
 from .allocation import reach
 from .anatomy import describe
 from .budget import Allocation
-from .calibration.blocks import States
 from .calibration.branches import branch_seconds, branch_stats
 from .calibration.choices import Choices
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
-from .calibration.stream import Beside, View, stream
+from .calibration.stream import View, stream
 from .calibration.target import Target
 from .cost import Meter, metered
 from .environment import Clock, environment, release_memory, reuse_memory
@@ -31,14 +30,15 @@ from .evaluation import Context, Measurement
 from .files import fingerprint
 from .generations import generate, prompts_of
 from .grams import Overlap
-from .guards import flags, overlaps, remarks, scarcity, shortfall
-from .joined import Joined, check_mlps
+from .guards import excess, flags, overlaps, remarks, scarcity, shortfall
+from .joined import Joined, Leaving, check_mlps
 from .journal import Journal
 from .known import Known, checked
-from .matrices import Task, beyond_budget, changed, matrices_of, resolved, select
+from .matrices import Task, changed, matrices_of, movable, resolved, select
 from .problem import LayerProblem, LayerSolution, check_finite
 from .recipe import Recipe, Stage, plain
 from .recovery import BlockRecovery
+from .reordering import put_in_order
 from .repairs import Repairs
 from .result import Pruned, Report, Shares, SiteRecord
 from .search.plan import Job, Rankings, Search, SearchRecord, carry_out
@@ -63,7 +63,6 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
-Leaving = Callable[[int, States, Beside | None], None]  # as of `stream`
 _OTHER_SEED = 7919  # search text that the model writes itself must not be the calibration text
 
 
@@ -160,8 +159,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     seen = overlaps(recipe, calibrated)
     tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if calibrated else torch.empty(0, 0).long()
     for stage, sites in zip(recipe.stage, chosen, strict=True):
-        if hasattr(stage.solver, "solve_mlp") and stage.sites == ("linear",):
-            check_mlps(model, anatomy, sites, stage.target, tokens)
+        check_mlps(model, anatomy, stage, sites, tokens)
         if stage.recovery:
             stage.recovery.check(model, anatomy, tokens, placement, together(tokens.shape[1]))
     texts = {index: stage.search.draws(tokenizer, model, recipe.seed + _OTHER_SEED, f"stage[{index}].search.text")
@@ -197,7 +195,7 @@ class _Run:
     overlaps: tuple[Overlap, ...]
     losses: dict[tuple[int, LossNeeds], Mapping[str, Any]] = field(default_factory=dict)  # by stage and what it wants to know
     remarks: list[str] = field(default_factory=list)  # of recoveries
-    joined: Joined | None = None  # the MLPs of the stage that is carried out, where its solver takes them as a whole
+    joined: Joined = field(init=False)  # the MLPs of the stage that is carried out
 
     def stages(self, recipe: Recipe, chosen: list[tuple[Site, ...]],
                meter: Meter) -> tuple[list[SiteRecord], list[Allocation], list[SearchRecord], list[str]]:
@@ -213,7 +211,7 @@ class _Run:
             allocations.append(shares)
             searches += [found] if found else []
             records += self.carry_out(index, stage, sites, shares, rankings)
-            beyond += beyond_budget(index, stage, sites, shares)
+            beyond += excess(index, stage, sites, shares, resolved(stage.granularity, stage.solver))
             meter.follow(self.model, self.anatomy)  # matrices that were cut are other modules
         return records, allocations, searches, beyond + self.remarks
 
@@ -232,8 +230,11 @@ class _Run:
             return branch_seconds(self.model, self.anatomy, self.tokens, self.placement)
 
         with self.clock("allocating"):
-            found = self.journal.measured(self.identity, f"seconds-{index}", measure) if self.journal else measure()
+            found = self._measured(f"seconds-{index}", measure)
         return tuple(replace(site, seconds=found[site.name]) if isinstance(site, SublayerSite) else site for site in sites)
+
+    def _measured(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return self.journal.measured(self.identity, name, measure) if self.journal else measure()
 
     def _decide(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
         """How much each site gives, after one look at the loss and one at the inputs of all sites if the allocator needs them."""
@@ -271,7 +272,7 @@ class _Run:
                       stage.recovery, stage.target)
             return carry_out(search, job, first, self.seed, self._told)
 
-    def _stream(self, plan: Mapping[LinearSite, Task], needs: Needs, done: frozenset[int] = frozenset(), target: Target = Target(),
+    def _stream(self, plan: Iterable[LinearSite], needs: Needs, done: frozenset[int] = frozenset(), target: Target = Target(),
                 leaving: Leaving | None = None) -> Iterator[list[View]]:
         batch, needs = (self._repairs.together, most(needs, "power")) if leaving else (self._batch, needs)
         return stream(self.model, self.anatomy, list(plan), self.tokens, needs, self.placement, batch, done, target, leaving)
@@ -291,6 +292,10 @@ class _Run:
             return self._skip(stage, sites, allocation)
         check_left(self.anatomy, [site.branch for site in sites if isinstance(site, ChannelSite)
                                   and reach(site, allocation[site.name], stage.granularity) == 1])
+        if moving := movable(self.anatomy, sites, stage.granularity):
+            with self.clock("reordering"):
+                self.remarks.append(put_in_order(self.model, moving, stage.granularity, lambda: self._stream(moving, "power"),
+                                                 partial(self._measured, f"orders-{index}")))
         plan = matrices_of(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()
@@ -303,10 +308,8 @@ class _Run:
             known = self._known(index, stage, sites, "solver")
             leaving = self._repairs.in_turn(stage.recovery, {site.block for site in plan}, done, finish, stack) \
                 if isinstance(stage.recovery, BlockRecovery) else None
-            self.joined = Joined(self.model, self.anatomy, stage.solver, stage.target, sites, self.placement, self.clock, self._told) \
-                if hasattr(stage.solver, "solve_mlp") else None
-            if self.joined:
-                leaving = self.joined.in_turn(done, records, leaving or (lambda depth, *_: finish(depth)))
+            self.joined = Joined(self.model, self.anatomy, stage, sites, self.placement, self.clock, self._told)
+            leaving = self.joined.in_turn(done, records, leaving, finish)
             for views in self._stream(plan, stage.solver.needs, done, stage.target, leaving):
                 for view, record in self._group(index, stage, views, plan, allocation, known, done):
                     records.append(record)
@@ -357,8 +360,7 @@ class _Run:
                 errors = [problem.error(solution.weight) for (_, problem), solution in zip(solved, solutions, strict=True)]
                 for (view, problem), solution in zip(solved, solutions, strict=True):
                     self._write(view, plan[view.site].site, solution)
-                    if self.joined:
-                        self.joined.remember(view, problem, solution)
+                    self.joined.remember(view, problem, solution)
             rate = (time.perf_counter() - start) / sum(view.site.size for view, _ in solved)
             for (view, problem), solution, error in zip(solved, solutions, errors, strict=True):
                 reached = 1 - float(solution.mask.float().mean())

@@ -14,6 +14,7 @@ from .budget import Budget
 from .calibration.sample import Calibration
 from .calibration.target import Target
 from .criteria import Criterion, loss_needs
+from .effort import preset
 from .errors import RecipeError, UnknownName, nearest
 from .evaluation import Metric
 from .evaluation.perplexity import Perplexity
@@ -61,13 +62,22 @@ class Stage:
         else:
             _check_solved(self)
 
+    @classmethod
+    def of(cls, effort: str, **given: Any) -> "Stage":
+        """What is composed for an effort: fast, balanced or best. Fields that are given take the place of its own. Raises RecipeError."""
+        (kind,), granularity = given.get("sites", cls.sites), given.get("granularity", cls.granularity)
+        hints = typing.get_type_hints(cls)
+        composed = {key: build(hints[key], value, key) for key, value in preset(effort, kind, granularity).items() if key not in given}
+        return cls(**composed, **given)
+
     @property
     def needs(self) -> tuple[Needs, ...]:
         """What its parts want to know of the model's inputs; of branches, nothing is solved."""
         repairing: tuple[Needs, ...] = ("power",) if self.recovery else ()
         if self.sites == ("sublayer",):
             return ("power",)
-        return self.solver.needs, self.allocation.needs, self.target.needs, *repairing
+        reordering: tuple[Needs, ...] = ("power",) if isinstance(self.granularity, NM) and self.granularity.permute else ()
+        return self.solver.needs, self.allocation.needs, self.target.needs, *repairing, *reordering
 
     @property
     def loss_needs(self) -> dict[str, LossNeeds]:
@@ -171,6 +181,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.stage:
             raise RecipeError("stage: expected at least one.")
+        shapes = [stage.granularity for stage in self.stage]
+        for index, shape in enumerate(shapes):
+            if isinstance(shape, NM) and shape.permute and any(isinstance(other, Tile) for other in shapes[:index]):
+                raise RecipeError(f"stage[{index}].granularity {shape}: would move rows of the tiles that an earlier stage leaves. "
+                                  "Leave permute out, or tiles.")
 
     @property
     def calibrated(self) -> bool:
@@ -220,6 +235,8 @@ def build(kind: Any, data: Any, where: str) -> Any:
         return plugin(_FOLDERS[kind], data, where)
     if kind == Granularity:
         return _granularity(data, where)
+    if kind is Stage and isinstance(data, Mapping) and "effort" in data:
+        data = _composed(data, where)
     if is_dataclass(kind):
         return _record(kind, data, where)
     match get_origin(kind):
@@ -236,6 +253,17 @@ def build(kind: Any, data: Any, where: str) -> Any:
             options = [option for option in get_args(kind) if option is not type(None)]
             return None if data is None else build(options[0], data, where)
     return _scalar(kind, data, where)
+
+
+def _composed(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A stage's table without `effort`, and with what that composes where the table says nothing itself."""
+    own = {key: value for key, value in data.items() if key != "effort"}
+    (kind,) = build(tuple[Kind, ...], own.get("sites", Stage.sites), f"{where}.sites")[:1] or Stage.sites
+    granularity = _granularity(own.get("granularity", "unstructured"), f"{where}.granularity")
+    try:
+        return {**preset(data["effort"], kind, granularity), **own}
+    except RecipeError as error:
+        raise RecipeError(f"{where}.{error}") from None
 
 
 def _scalar(kind: type, data: Any, where: str) -> Any:
@@ -302,8 +330,8 @@ def _granularity(data: Any, where: str) -> Granularity:
 
 
 def parse_granularity(text: str, where: str = "granularity") -> Granularity:
-    """`unstructured`, `unstructured:row`, `2:4`, `tile:4x4`, `columns`, `columns:8` or `columns:1x64` (a multiple of 64 stays).
-    Raises RecipeError."""
+    """`unstructured`, `unstructured:row`, `2:4`, `2:4,permute=true`, `tile:4x4`, `columns`, `columns:8` or `columns:1x64` (a multiple
+    of 64 stays). Raises RecipeError."""
     head, _, rest = text.partition(":")
     scope: Literal["native", "row", "matrix"]
     try:
@@ -318,10 +346,11 @@ def parse_granularity(text: str, where: str = "granularity") -> Granularity:
                 rows, _, columns = rest.partition("x")
                 return Tile(int(rows), int(columns))
             case _:
-                return NM(int(head), int(rest))
-    except ValueError:
+                size, comma, setting = rest.partition(",")
+                return NM(int(head), int(size), bool(comma) and {"permute=true": True, "permute=false": False}[setting])
+    except (ValueError, KeyError):
         raise RecipeError(f"{where} = '{text}': expected unstructured, unstructured:row, unstructured:matrix, n:m (2:4), "
-                          "tile:4x4, columns, columns:8 or columns:1x64.") from None
+                          "n:m,permute=true, tile:4x4, columns, columns:8 or columns:1x64.") from None
 
 
 def plain(value: Any) -> Any:

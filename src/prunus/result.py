@@ -81,8 +81,8 @@ def _zeros(shape: Granularity) -> str:
         case NM(2, 4):
             return ("Zeros in 2:4 are for NVIDIA GPUs from Ampere on, after torch.sparse.to_sparse_semi_structured, and pay there in large "
                     "batches.")
-        case NM():
-            return f"No released runtime is known to run {shape} faster."
+        case NM(n, m):
+            return f"No released runtime is known to run {n}:{m} faster."
         case Tile():
             return "No released runtime for language models is known to run tiles of zeros faster."
         case Columns():

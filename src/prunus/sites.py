@@ -63,7 +63,7 @@ class ChannelSite:
     count: int  # channels: MLP width, or key/value groups with their queries
     consumer: str  # path of the matrix whose columns go: down_proj, o_proj
     width: int  # its columns per channel
-    producers: tuple[Producer, ...]
+    producers: tuple[Producer, ...]  # of attention queries, keys and values, these last
     size: int  # weights of producers and consumer together
     counted: tuple[Size, ...] = ()  # attributes of modules that a cut has to change
     settings: tuple[Size, ...] = ()  # of the config, where all blocks have as many channels; none: it cannot say
@@ -78,6 +78,17 @@ class ChannelSite:
     def matrices(self) -> tuple[str, ...]:
         """Paths of the producers and the consumer, each once."""
         return tuple(dict.fromkeys((*(producer.name for producer in self.producers), self.consumer)))
+
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        """How many parts its inputs have, how many of them make a part, and how often the consumer reads each.
+
+        Within a part they may take any order. An MLP is one part; of attention, the values of a group are, which all of its queries read.
+        """
+        if self.width == 1:
+            return 1, self.count, 1
+        head = (sum(producer.rows for producer in self.producers) - self.width) // 2  # rows of keys, and of values, which lie last
+        return self.count, head, self.width // head
 
 
 @dataclass(frozen=True)

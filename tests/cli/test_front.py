@@ -16,6 +16,7 @@ from prunus.anatomy import describe
 from prunus.calibration.tasks import encoded
 from prunus.cli.progress import Screen
 from prunus.distillation import task_loss
+from prunus.files import working_alone
 from prunus.front import Front
 from prunus.frontier import genome_of, thin_of
 from prunus.loading import load
@@ -96,6 +97,11 @@ def test_a_search_goes_on_where_it_stopped(prunus: Prunus, encoder: Path, task_f
     ran = prunus(*words, "--evaluations", 9, "--out", tmp_path / "part")
     assert ran.code == 2
     assert "exists and is not empty" in ran.err
+    trials = (tmp_path / "part" / "trials.jsonl").read_text()
+    with working_alone(tmp_path / "part"):
+        ran = prunus(*words, "--evaluations", 9, "--out", tmp_path / "part", "--overwrite")
+    assert (ran.code, "another process works in it" in ran.err) == (2, True)
+    assert (tmp_path / "part" / "trials.jsonl").read_text() == trials
 
 
 def test_a_training_goes_on_where_it_stopped(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from prunus.granularity import NM, Columns, Granularity, Tile, Unstructured
 from prunus.least_squares import fit_support
 from prunus.lookup import find
 from prunus.solvers.refit import Refit
+from prunus.solvers.sparsegpt import SparseGPT
 
-from ..problems import inputs, problem
+from ..problems import generator, inputs, problem
 
 SHAPES: list[Granularity] = [Unstructured("row"), Unstructured("matrix"), NM(2, 4), Tile(2, 4), Columns(1), Columns(4)]
 
@@ -61,6 +63,41 @@ def test_more_kept_is_never_worse() -> None:
         asked = problem(1, sparsity=sparsity)
         errors.append(asked.error(Refit(Magnitude(), damping=1e-6).solve(asked).weight))
     assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_rows_that_share_a_support_are_solved_exactly_in_a_step(rows: int) -> None:
+    """However few steps conjugate gradients would have; numpy's own least squares says what is exact."""
+    x, weight = inputs(5).double(), problem(5).weight.double()
+    gram = x.T @ x / len(x)
+    mask = (torch.rand(12 // rows, 24, generator=generator(5)) > 0.5).repeat_interleave(rows, 0)[torch.randperm(12, generator=generator(6))]
+    found = fit_support(weight, mask, gram, steps=1)
+    for row, kept in enumerate(mask):
+        best = numpy.linalg.lstsq(x[:, kept].numpy(), (x @ weight[row]).numpy(), rcond=None)[0]
+        assert abs(found[row, kept].numpy() - best).max() <= 1e-8
+        assert (found[row, ~kept] == 0).all()
+
+
+def test_supports_of_their_own_are_not_solved_row_by_row() -> None:
+    """Of one row in twelve the support is another's too: conjugate gradients it is, and one step is not enough."""
+    x, weight = inputs(5).double(), problem(5).weight.double()
+    gram = x.T @ x / len(x)
+    mask = torch.rand(12, 24, generator=generator(7)) > 0.5
+    mask[1] = mask[0]
+    one, many = fit_support(weight, mask, gram, steps=1), fit_support(weight, mask, gram)
+    assert float((one - many).abs().max()) > 1e-3
+    assert float((many - by_rows(weight, mask, x, 0.0)).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("granularity", [Unstructured("row"), Unstructured("matrix"), NM(2, 4)], ids=str)
+def test_sparsegpt_with_a_refit_ends_at_least_squares_on_its_own_support(granularity: Granularity) -> None:
+    asked = problem(6, granularity=granularity)
+    plain = SparseGPT(damping=0.01).solve(asked)
+    found = SparseGPT(damping=0.01, refit_steps=200, refit_tolerance=1e-6).solve(asked)
+    assert torch.equal(found.mask, plain.mask)
+    best = by_rows(asked.weight, found.mask, inputs(6, 24), 0.01)
+    assert float((found.weight - best).abs().max()) <= 1e-3 * float(best.abs().max())
+    assert asked.error(found.weight) < 0.99 * asked.error(plain.weight)
 
 
 def test_no_support_at_all_gives_zero() -> None:

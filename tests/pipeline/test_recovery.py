@@ -15,6 +15,7 @@ from prunus.granularity import NM, Columns, Granularity, Unstructured
 from prunus.lookup import find, names
 from prunus.pipeline import Progress, prune
 from prunus.recipe import Recipe
+from prunus.recovery.patch import Patch
 from prunus.recovery.reconstruct import Reconstruct
 from prunus.solvers.mask import Mask
 
@@ -31,7 +32,7 @@ Recipes = Callable[..., Recipe]
 def asked(name: str) -> Any:
     """With the least squares first, where that is a choice."""
     kind = find("recovery", name)
-    return kind(first=True) if "first" in kind.__dataclass_fields__ else kind()
+    return kind(**{"reconstruct": {"first": True}, "distill": {"first": Patch()}}.get(name, {}))
 
 
 @pytest.mark.parametrize("sites", STAGES)

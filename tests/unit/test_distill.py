@@ -19,7 +19,7 @@ from .test_reconstruct import OTHERS, TOKENS, distance, narrowed, repaired
 
 def learned(cut: Any, dense: dict[str, torch.Tensor], gone: tuple[int, ...] = (), **settings: Any) -> Any:
     trained = copy.deepcopy(cut)
-    recovery = Distill(**{"epochs": 6, "rate": 3e-3, "labels": 0.0, "first": True, **settings})
+    recovery = Distill(**{"epochs": 6, "rate": 3e-3, "labels": 0.0, "first": Patch(), **settings})
     recovery.recover(trained, describe(trained), [branches_of(trained)[index] for index in gone], dense, TOKENS, Placement(), 8)
     return trained
 
@@ -32,9 +32,9 @@ def test_a_trained_model_predicts_more_like_the_dense_one_than_a_patched_one(fam
 
 def test_families_that_norm_what_is_added_are_trained_without_the_least_squares() -> None:
     model, cut, dense = narrowed("gemma2")
-    with pytest.raises(RecipeError, match="distill,first=false"):
-        Distill(first=True).check(model, describe(model), TOKENS, Placement(), 4)
-    assert distance(model, learned(cut, dense, first=False)) < distance(model, cut)
+    with pytest.raises(RecipeError, match="normed or scaled before it is added"):
+        Distill(first=Patch()).check(model, describe(model), TOKENS, Placement(), 4)
+    assert distance(model, learned(cut, dense, first=None)) < distance(model, cut)
 
 
 def test_branches_that_go_are_made_up_for() -> None:
@@ -54,7 +54,7 @@ def test_the_loss_is_that_of_the_text_and_of_the_dense_models_predictions(monkey
         return found
 
     monkeypatch.setattr(distill._Lesson, "loss", heard)
-    recovery = Distill(epochs=1, first=False, labels=0.5)
+    recovery = Distill(epochs=1, labels=0.5)
     recovery.recover(copy.deepcopy(cut), describe(cut), (), dense, TOKENS[:8], Placement(), 4)
     tokens = TOKENS[:4]
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_zeros_stay_and_word_vectors_and_dtypes_too() -> None:
 def test_training_that_diverges_is_taken_back() -> None:
     """Weights so large that the loss is no number; of a random model some that are merely wild may by chance have a lower loss."""
     _, cut, dense = narrowed()
-    kept, wild = repaired(cut, Patch(0.3), dense), repaired(cut, Distill(epochs=2, rate=1e30, first=True), dense)
+    kept, wild = repaired(cut, Patch(0.3), dense), repaired(cut, Distill(epochs=2, rate=1e30, first=Patch(0.3)), dense)
     for (name, expected), found in zip(kept.named_parameters(), wild.named_parameters(), strict=True):
         assert torch.allclose(expected, found[1], atol=1e-6), name
 
@@ -86,7 +86,7 @@ def test_encoders_and_numbers_out_of_range_are_refused() -> None:
     model = tiny_model("bert")
     with pytest.raises(RecipeError, match="predicts no next token"):
         Distill().check(model, describe(model), TOKENS, Placement(), 4)
-    for settings in ({"epochs": 0}, {"rate": 0.0}, {"temperature": 0.0}, {"labels": -1.0}, {"damping": 0.0}):
+    for settings in ({"epochs": 0}, {"rate": 0.0}, {"temperature": 0.0}, {"labels": -1.0}):
         with pytest.raises(RecipeError, match=next(iter(settings))):
             Distill(**settings)
 

@@ -18,6 +18,7 @@ from prunus.errors import RecipeError
 from prunus.evaluation.perplexity import Perplexity
 from prunus.granularity import NM, Columns, Unstructured
 from prunus.recipe import Recipe, Stage, build, plain
+from prunus.recovery.distill import Distill
 from prunus.recovery.patch import Patch
 from prunus.search.plan import Search
 from prunus.search.sampling import Sampling
@@ -69,6 +70,13 @@ def test_flags_that_were_not_given_are_none_and_mean_nothing() -> None:
     ({"solver": "ria,power=0.25"}, Stage(solver=Mask(RIA(0.25)))),
     ({"solver": "mask,criterion=ria"}, Stage(solver=Mask(RIA()))),
     ({"target": "asymmetry=0.5,fisher=true"}, Stage(target=Target(0.5, fisher=True))),
+    ({"effort": "fast"}, Stage.of("fast")),
+    ({"effort": "best", "granularity": "2:4"}, Stage(granularity=NM(2, 4), solver=ALPS(), recovery=Distill())),
+    ({"effort": "best", "solver": "wanda", "recovery": "none"}, Stage.of("best", solver=Mask(Wanda()), recovery=None)),
+    ({"effort": "balanced", "sites": "sublayer", "evaluations": 9.0, "search_text": "ptb"},
+     Stage(("sublayer",), allocation=Influence(), recovery=Patch(),
+           search=Search(Progressive(), 9.0, text=Calibration("ptb", samples=16)))),
+    ({"effort": "balanced", "sites": "sublayer", "search": "none"}, Stage(("sublayer",), allocation=Influence(), recovery=Patch())),
     ({"skip": ["*.down_proj", "*.0.*"]}, Stage(solver=ALPS(), skip=("*.down_proj", "*.0.*"))),
 ])
 def test_flags_about_the_stage(flags: dict[str, Any], expected: Stage) -> None:
@@ -124,6 +132,7 @@ def test_a_sparsity_outside_zero_to_one_is_refused_and_percent_is_understood(spa
     ({"allocation": "unifrom"}, "Did you mean 'uniform'"),
     ({"sites": "lienar"}, "Did you mean 'linear'"),
     ({"samples": 0}, "at least 1 sequence"),
+    ({"effort": "fats"}, "effort = 'fats': expected one of fast, balanced, best. Did you mean 'fast'?"),
 ])
 def test_flags_that_cannot_be_are_refused(flags: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecipeError) as refused:

@@ -11,6 +11,7 @@ from prunus.calibration.sample import Calibration
 from prunus.criteria import loss_needs
 from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.ria import RIA
+from prunus.effort import EFFORTS
 from prunus.errors import PrunusError, RecipeError
 from prunus.evaluation.perplexity import Perplexity
 from prunus.granularity import NM, Columns, Tile, Unstructured
@@ -134,6 +135,9 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(toml
     ({"stage": [{"budget": {}}]}, r"recipe\.stage\[0\]\.budget: 'limit' is missing"),
     ({"stage": [{"budget": 0.5}]}, r"recipe\.stage\[0\]\.budget = 0\.5: expected a table, found float"),
     ({"stage": [{"budget": {"limit": 50}}]}, r"budget: budget\.limit = 50: .*Did you mean 0\.5\?"),
+    ({"stage": [{"effort": "balancd"}]}, r"recipe\.stage\[0\]\.effort = 'balancd': expected one of fast, balanced, best\. Did you mean"),
+    ({"stage": [{"effort": "best", "sites": ["linaer"]}]}, r"recipe\.stage\[0\]\.sites\[0\] = 'linaer'"),
+    ({"stage": [{"effort": ["best"]}]}, r"effort = \['best'\]: expected one of"),
     ({"calibration": {"samples": 0}}, r"recipe\.calibration: .*at least 1 sequence"),
     ({"metrics": ["perplexty"]}, r"recipe\.metrics\[0\]: 'perplexty' is unknown"),
 ])
@@ -141,6 +145,23 @@ def test_wrong_data_is_refused_with_its_place(data: dict[str, Any], reason: str)
     with pytest.raises(RecipeError, match=reason) as refused:
         build(Recipe, data, "recipe")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("sites", ["linear", "channel", "sublayer"])
+def test_an_effort_composes_a_stage_and_what_is_said_beside_it_stands(effort: str, sites: Any, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(f'[[stage]]\neffort = "{effort}"\nsites = ["{sites}"]\nbudget.limit = 0.7\n')
+    (found,) = Recipe.load(tmp_path / "r.toml").stage
+    assert found == Stage.of(effort, sites=(sites,), budget=Budget(0.7))
+    assert there_and_back(Recipe((found,)), tmp_path).stage == (found,)
+    assert Stage.of(effort, sites=(sites,), recovery=None).recovery is None
+    assert (found.recovery is None) == (effort == "fast" and sites != "sublayer")
+
+
+def test_n_m_gives_the_same_everywhere_whatever_the_effort() -> None:
+    (found,) = build(Recipe, {"stage": [{"effort": "best", "granularity": "2:4", "budget": {"limit": 0.5}}]}, "recipe").stage
+    assert found == replace(Stage.of("best"), granularity=NM(2, 4), allocation=Stage.allocation)
+    assert Stage.of("best").allocation != Stage.allocation
 
 
 @pytest.mark.parametrize("limit", [0.4, 0.75, 1.0])

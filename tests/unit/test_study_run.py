@@ -17,6 +17,7 @@ from prunus.environment import forget_peak, peak_bytes
 from prunus.errors import CalibrationError, ComparisonError, ExportError
 from prunus.evaluation import Context
 from prunus.evaluation.fidelity import Fidelity
+from prunus.files import working_alone
 from prunus.loading import load
 from prunus.pipeline import Progress, prune
 from prunus.solvers.sparsegpt import SparseGPT
@@ -334,3 +335,14 @@ def test_the_peak_of_memory_begins_again() -> None:
     if not forget_peak():
         pytest.skip("this system does not forget")
     assert peak_bytes() < before - (128 << 20)
+
+
+def test_a_study_that_another_process_runs_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = study(tmp_path)
+    with working_alone(out), pytest.raises(ExportError, match=r"out: another process works in it\. Wait until it ends"):
+        ran(asked, out)
+    assert not out.exists()  # where nothing was put into it
+    state = ran(asked, out)
+    assert not state.missing
+    assert not state.failed

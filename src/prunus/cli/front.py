@@ -29,7 +29,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     from ..calibration.placement import Placement
     from ..checkpoint import check_target
     from ..errors import ExportError
-    from ..files import whole_folder
+    from ..files import whole_folder, working_alone
     from ..front import FILE, LEVELS, FrontSearch
     from ..recipe import build
     from ..supernets import SuperNet
@@ -37,29 +37,30 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
 
     plan: FrontSearch = build(FrontSearch, settings, "search")
     check_target(out, overwrite or resume, 0)
-    if overwrite and not resume:
-        for name in ("trials.jsonl", "latency.json", FILE):
-            (out / name).unlink(missing_ok=True)
-        for name in (LEVELS, FOLDER):
-            shutil.rmtree(out / name, ignore_errors=True)
-    begun = any((out / name).exists() for name in ("trials.jsonl", LEVELS))
-    if out.is_dir() and any(out.iterdir()) and not overwrite and not begun:
-        raise ExportError(f"{out}: holds no search to resume. Choose another folder or say --overwrite.")
-    trained = SuperNet.of(source)
-    if trained:
-        trained.check(plan.space)
-        if plan.order == "none":  # its own order of channels stays; this says what they matter where they compete
-            plan = replace(plan, order=trained.training.get("order", "none"))
-    labels = plan.task.read().labels if plan.task else ()
-    with Screen(quiet) as screen:
-        loaded = opened(source, Placement(**place), dtype, trust, screen, labels)
-        from ..frontier import find_front
+    with working_alone(out):
+        if overwrite and not resume:
+            for name in ("trials.jsonl", "latency.json", FILE):
+                (out / name).unlink(missing_ok=True)
+            for name in (LEVELS, FOLDER):
+                shutil.rmtree(out / name, ignore_errors=True)
+        begun = any((out / name).exists() for name in ("trials.jsonl", LEVELS))
+        if out.is_dir() and any(out.iterdir()) and not overwrite and not begun:
+            raise ExportError(f"{out}: holds no search to resume. Choose another folder or say --overwrite.")
+        trained = SuperNet.of(source)
+        if trained:
+            trained.check(plan.space)
+            if plan.order == "none":  # its own order of channels stays; this says what they matter where they compete
+                plan = replace(plan, order=trained.training.get("order", "none"))
+        labels = plan.task.read().labels if plan.task else ()
+        with Screen(quiet) as screen:
+            loaded = opened(source, Placement(**place), dtype, trust, screen, labels)
+            from ..frontier import find_front
 
-        found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out, source=source,
-                           watch=screen.exploring, training=screen.training)
-        with whole_folder(out.absolute()) as draft:
-            _write(found, draft)
-        screen.front(found, out)
+            found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out, source=source,
+                               watch=screen.exploring, training=screen.training)
+            with whole_folder(out.absolute()) as draft:
+                _write(found, draft)
+            screen.front(found, out)
 
 
 def _write(found: "Front", folder: Path) -> None:

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 __all__ = [
-    "Allocation", "Baselines", "CalibrationText", "Device", "Dtype", "EvaluationLength", "EvaluationText", "Evaluations", "Granularity",
-    "LatencyBatch", "Length", "Metrics", "Model", "Multiple", "Objective", "Objectives", "Order", "Out", "Overwrite", "Quiet",
-    "RecipeFile", "Recovery", "Repaired", "Resume", "Samples", "Search", "SearchText", "Searcher", "Seed", "Sites", "Skip", "Solver",
-    "Space", "Sparsity", "Target", "Task", "Train", "TrustRemoteCode", "front_settings", "given", "named", "of_corpus", "recipe_of",
-    "said_of", "words",
+    "Allocation", "Baselines", "CalibrationText", "Device", "Dtype", "Effort", "EvaluationLength", "EvaluationText", "Evaluations",
+    "Granularity", "LatencyBatch", "Length", "Metrics", "Model", "Multiple", "Objective", "Objectives", "Order", "Out", "Overwrite",
+    "Quiet", "RecipeFile", "Recovery", "Repaired", "Resume", "Samples", "Search", "SearchText", "Searcher", "Seed", "Sites", "Skip",
+    "Solver", "Space", "Sparsity", "Target", "Task", "Train", "TrustRemoteCode", "front_settings", "given", "named", "of_corpus",
+    "recipe_of", "said_of", "words",
 ]
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, a .gguf file, or package:NAME.", show_default=False)]
@@ -23,10 +23,14 @@ Sites = Annotated[str | None, typer.Option(
          "[default: linear]")]
 Sparsity = Annotated[float | None, typer.Option(help="Fraction of the weights removed, in [0, 1). [default: 0.5]")]
 Granularity = Annotated[str | None, typer.Option(
-    help="Shape of the zeros: unstructured[:row|:matrix], n:m (2:4 keeps 2 of 4), tile:RxC, columns[:W].")]
+    help="Shape of the zeros: unstructured[:row|:matrix], n:m (2:4 keeps 2 of 4; 2:4,permute=true reorders inputs first), "
+         "tile:RxC, columns[:W].")]
 Solver = Annotated[str | None, typer.Option(
     help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: "
          "sparsegpt,damping=0.1. [default: alps; of channels sparsegpt]")]
+Effort = Annotated[str | None, typer.Option(
+    help="Compose what other flags leave open: fast, balanced, or best; `prunus recipe --effort best` prints what that is. "
+         "[default: none]")]
 Allocation = Annotated[str | None, typer.Option(
     help="How much each site gives: uniform, owl, dlp, erk, reconstruction, sensitivity, fisher, absorption, or file; of channels "
          "ranking too; of sublayers influence or contiguous; settings after commas. [default: uniform; of sublayers influence]")]
@@ -94,8 +98,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors."
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
 
-_FLAGS = ("sites", "sparsity", "granularity", "solver", "allocation", "search", "evaluations", "search_text", "objective", "repaired",
-          "recovery", "multiple", "target", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length", "metrics", "seed")
+_FLAGS = ("sites", "sparsity", "granularity", "effort", "solver", "allocation", "search", "evaluations", "search_text", "objective",
+          "repaired", "recovery", "multiple", "target", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length",
+          "metrics", "seed")
 _SUITED = {  # to kinds of sites, where flags do not say otherwise
     "channel": {"solver": "sparsegpt"},
     "sublayer": {"allocation": "influence", "search": "progressive", "recovery": "patch"},
@@ -176,30 +181,31 @@ def recipe_of(recipe: Path | None, flags: dict[str, Any]) -> "Recipe":
 def _data(given: dict[str, Any]) -> dict[str, Any]:
     """Flags as the plain data of a recipe with one stage."""
     from ..budget import limit_of
+    from ..effort import preset
     from ..errors import RecipeError
     from ..granularity import NM
     from ..recipe import parse_granularity
 
     kind = given.get("sites", "linear")
-    given = {**_SUITED.get(kind, {}), **given}
     granularity = parse_granularity(given.get("granularity", "unstructured"), "--granularity")
     fixed = 1 - granularity.n / granularity.m if isinstance(granularity, NM) else 0.5
-    stage: dict[str, Any] = {
-        "sites": [kind],
-        "budget": {"limit": limit_of(given.get("sparsity", fixed), "--sparsity")},
-        "granularity": str(granularity),
-        "solver": named(given.get("solver", "alps"), "--solver"),
-        "allocation": named(given.get("allocation", "uniform"), "--allocation"),
-        "skip": given.get("skip", []),
-        "multiple": given.get("multiple", 1),
-    }
-    if given.get("search", "none") != "none":
-        stage["search"] = _search(given)
-    if given.get("recovery", "none") != "none":
-        stage["recovery"] = named(given["recovery"], "--recovery")
+    stage: dict[str, Any] = {"sites": [kind], "budget": {"limit": limit_of(given.get("sparsity", fixed), "--sparsity")},
+                             "granularity": str(granularity)}
+    suited = _SUITED.get(kind, {})
+    if "effort" in given:
+        stage["effort"] = given["effort"]
+        composed = preset(given["effort"], kind, granularity)
+        suited = {"search": composed["search"]["strategy"]} if "search" in composed else {}
+    given = {**suited, **given}
+    stage |= {key: given[key] for key in ("skip", "multiple") if key in given}
+    stage |= {key: named(given[key], f"--{key}") for key in ("solver", "allocation") if key in given}
+    if "search" in given:
+        stage["search"] = _search(given) if given["search"] != "none" else None
+    if "recovery" in given:
+        stage["recovery"] = named(given["recovery"], "--recovery") if given["recovery"] != "none" else None
     if "target" in given:
         stage["target"] = _settings(given["target"].split(","), f"--target {given['target']}", "")
-    if "search" not in stage and (said := [key for key in ("evaluations", "search_text", "objective", "repaired") if key in given]):
+    if not stage.get("search") and (said := [key for key in ("evaluations", "search_text", "objective", "repaired") if key in given]):
         raise RecipeError(f"--{said[0].replace('_', '-')} says nothing without --search.")
     settings = {"calibration": "corpus", "samples": "samples", "length": "length"}
     text = {key: given[flag] for flag, key in settings.items() if flag in given}

@@ -19,6 +19,7 @@ def prune(
     sparsity: o.Sparsity = None,
     multiple: o.Multiple = None,
     granularity: o.Granularity = None,
+    effort: o.Effort = None,
     solver: o.Solver = None,
     allocation: o.Allocation = None,
     search: o.Search = None,

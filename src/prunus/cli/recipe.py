@@ -13,6 +13,7 @@ def recipe(
     sparsity: o.Sparsity = None,
     multiple: o.Multiple = None,
     granularity: o.Granularity = None,
+    effort: o.Effort = None,
     solver: o.Solver = None,
     allocation: o.Allocation = None,
     search: o.Search = None,

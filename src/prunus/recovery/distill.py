@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..calibration.blocks import evaluating, frozen
-from ..calibration.pair import Watch, places, unwatched
+from ..calibration.pair import Watch, unwatched
 from ..calibration.placement import Placement
-from ..calibration.repair import LeastSquares
 from ..calibration.teaching import check_sequences, precise, train_kept, two_groups
 from ..distillation import distilled_loss
 from ..errors import RecipeError
@@ -21,6 +20,7 @@ from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
 from ..subnet import subnet
 from ..traits import predicts_next
+from . import Recovery
 
 __all__ = ["Distill"]
 
@@ -41,21 +41,21 @@ class Distill:
     rate: float = 2e-4  # the largest of Adam
     temperature: float = 1.0  # of what the dense model predicts
     labels: float = 1.0  # what the text's own next tokens count for beside that
-    first: bool = False  # whether the model is repaired by least squares (`patch`) before it is trained
-    damping: float = 0.3  # of that
+    first: Recovery | None = None  # repairs the model before that: patch, or reconstruct
     seed: int = 0  # of the order of the sequences
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not self.rate > 0 or not self.temperature > 0 or self.labels < 0:
             raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}, temperature = {self.temperature:g}, labels = "
                               f"{self.labels:g}: expected at least 1, numbers above 0, and labels of 0 or more.")
-        LeastSquares(self.damping)
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
-        """The model has to predict the next token; and as of `reconstruct`."""
+        """The model has to predict the next token; and as of what repairs it first."""
         if not predicts_next(model):
             raise RecipeError(f"recovery 'distill': a {type(model).__name__} predicts no next token. Use prunus finetune on its task.")
-        check_sequences("distill", self.first, model, anatomy, tokens, placement, batch)
+        check_sequences("distill", False, model, anatomy, tokens, placement, batch)
+        if self.first:
+            self.first.check(model, anatomy, tokens, placement, batch)
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
@@ -65,10 +65,7 @@ class Distill:
         names = [(f"{block.name}.{name}", parameter) for block, module in zip(anatomy.blocks, blocks, strict=True)
                  for name, parameter in module.named_parameters()]
         whole = {name: dense[name] if name in dense else parameter.detach().clone() for name, parameter in names}
-        if self.first:
-            with torch.no_grad():
-                for place in places(model, anatomy, gone, dense, tokens, placement, batch, watch):
-                    LeastSquares(self.damping).mend(model, place, gone)
+        said = tuple(self.first.recover(model, anatomy, gone, dense, tokens, placement, batch, watch)) if self.first else ()
         with torch.no_grad(), frozen(model), evaluating(model), ExitStack() as stack:
             stack.enter_context(placement.visiting(model))
             known = {name: value.to(placement.device) for name, value in whole.items()}
@@ -80,7 +77,7 @@ class Distill:
                                 lambda rows: lesson.loss(rows, self), epochs=self.epochs, rates=[self.rate] * len(trained),
                                 rng=random.Random(self.seed), warmup=_WARMUP,
                                 told=lambda done, steps: watch("training what is kept", done, steps))
-        return taught.remarks("recovery 'distill'")
+        return *said, *taught.remarks("recovery 'distill'")
 
 
 @dataclass(frozen=True)

@@ -163,8 +163,8 @@ def _search(found: SearchRecord) -> str:
 
 
 _STAGES = {"preparing": "reading texts", "dense": "measuring the dense model", "allocating": "deciding how much each site gives",
-           "searching": "searching an allocation", "pruning": "calibrating and pruning", "solving": "of which solving",
-           "repairing": "repairing", "pruned": "measuring the pruned model"}
+           "searching": "searching an allocation", "reordering": "putting inputs in another order", "pruning": "calibrating and pruning",
+           "solving": "of which solving", "repairing": "repairing", "pruned": "measuring the pruned model"}
 
 
 def _cost(report: Report) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..granularity import NM, Columns, Unstructured, keep_largest, keep_mask, removed_count
+from ..least_squares import fit_support
 from ..pivots import Pivoted
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
@@ -29,15 +30,17 @@ class SparseGPT:
 
     damping: float = 0.01  # added to the Gram's diagonal, as a fraction of its mean
     block: int = 128  # columns whose mask is chosen together
+    refit_steps: int = 0  # of conjugate gradients on the support at the end, at most; 0: none, as in the paper
+    refit_tolerance: float = 1e-3  # of the residual, relative to the first
 
     needs: ClassVar[Needs] = "gram"
     scope: ClassVar[str] = "matrix"
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Columns)
 
     def __post_init__(self) -> None:
-        if self.block < 1 or self.damping < 0:
-            raise RecipeError(f"block = {self.block}, damping = {self.damping:g}: expected at least one column and no "
-                              "negative damping.")
+        if self.block < 1 or self.damping < 0 or self.refit_steps < 0:
+            raise RecipeError(f"block = {self.block}, damping = {self.damping:g}, refit_steps = {self.refit_steps}: expected at least one "
+                              "column, and no negative damping or steps.")
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
         return self.solve_together([problem])[0]
@@ -59,8 +62,16 @@ class SparseGPT:
             step = max(step // granularity.m, 1) * granularity.m
         for start in range(0, len(sweep.work), step):
             sweep.block(start, min(start + step, len(sweep.work)))
-        solved = sweep.solutions()
+        solved = map(self._refitted, sparse, sweep.solutions())
         return [next(solved) if problem.sparsity else problem.untouched() for problem in problems]
+
+    def _refitted(self, problem: LayerProblem, solution: LayerSolution) -> LayerSolution:
+        """A later column makes up for an earlier one's error, but never an earlier for a later: there is something left to gain."""
+        if not self.refit_steps:
+            return solution
+        gram = problem.stats.shared(("sparsegpt", self.damping), lambda: problem.stats.damped(self.damping))
+        weight = fit_support(problem.weight, solution.mask, gram, solution.weight, self.refit_steps, self.refit_tolerance)
+        return LayerSolution(weight * solution.mask, solution.mask)
 
 
 class _Sweep:

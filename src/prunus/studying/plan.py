@@ -18,7 +18,7 @@ __all__ = ["Metrics", "Study", "Subject", "Treatment", "read_study", "study_of"]
 
 Table = Mapping[str, Any]
 _OWN = ("name", "file", "grid", "sparsity", "stage", "calibration")  # keys of a recipe in a study; others are of its one stage
-_STAGE = tuple(item.name for item in fields(Stage))
+_STAGE = (*(item.name for item in fields(Stage)), "effort")
 _SIZES = ("sparsity", "budget")  # what recipes of one method differ in
 
 
@@ -154,7 +154,7 @@ def read_study(path: str | Path) -> Study:
     return study_of(read_toml(path, "study"), Path(path).stem)
 
 
-def study_of(data: Table, title: str = "") -> Study:
+def study_of(data: Table, title: str = "A study") -> Study:
     """A study from plain data, as a file has it. Raises RecipeError."""
     file: _File = build(_File, data, "study")
     recipes = [one for place, entry in enumerate(file.recipes) for one in _treatments(entry, f"study.recipes[{place}]")]

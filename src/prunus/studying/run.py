@@ -12,7 +12,7 @@ from typing import Any
 from ..calibration.placement import Placement
 from ..comparing.measuring import Piece, pieces_of
 from ..environment import machine
-from ..files import check_place
+from ..files import check_place, working_alone
 from ..grams import Overlap
 from ..guards import overlaps
 from ..loading import parse_dtype, weight_files
@@ -154,27 +154,33 @@ class Told:
 def carry_out(plan: Plan, worker: Worker, tell: Told = Told()) -> State:
     """Run what is missing, one cell after the other; a cell that fails does not end the others.
 
-    Raises PrunusError where a model cannot be opened, and ComparisonError where files are of another study, before any cell is run.
+    Raises ExportError where another process runs the study, PrunusError where a model cannot be opened, and ComparisonError where files
+    are of another study, before any cell is run.
     """
-    study = plan.study
-    looks = {model.name: worker.look(model, study.device, plan.trust) for model in study.models}
-    state, pieces = state_of(plan, looks), tuple(map(_light, plan.pieces))
-    for cell in state.missing:
-        identity = plan.identity(cell, looks[cell.model.name])
-        tell.begins(cell, state)
-        unfinished = plan.store.unfinished(identity)
-        again = unfinished.is_dir()
-        dense = state.found(Cell(cell.model))
-        answer = worker.work(Job(cell.model, cell.planned(), pieces, study.device, plan.trust, unfinished,
-                                 plan.store.model(cell) if study.keep and cell.recipe else None,
-                                 plan.overlaps[cell.recipe.name] if cell.recipe else (), dense), tell.watch)
-        result = _result(answer, again)
-        plan.store.write(cell, identity, result)
-        state = replace(state, results={**state.results, cell.file: result})
-        tell.ends(cell, result)
-    if not state.missing:
-        shutil.rmtree(plan.store.folder / UNFINISHED, ignore_errors=True)
+    with working_alone(plan.store.folder):
+        looks = {model.name: worker.look(model, plan.study.device, plan.trust) for model in plan.study.models}
+        state = state_of(plan, looks)
+        for cell in state.missing:
+            tell.begins(cell, state)
+            result = _run(plan, worker, tell.watch, cell, looks[cell.model.name], state.found(Cell(cell.model)))
+            state = replace(state, results={**state.results, cell.file: result})
+            tell.ends(cell, result)
+        if not state.missing:
+            shutil.rmtree(plan.store.folder / UNFINISHED, ignore_errors=True)
     return state
+
+
+def _run(plan: Plan, worker: Worker, watch: Watch, cell: Cell, look: Look, dense: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One cell, and its file; `dense` is what was found of the model as it is."""
+    identity = plan.identity(cell, look)
+    unfinished = plan.store.unfinished(identity)
+    again = unfinished.is_dir()
+    answer = worker.work(Job(cell.model, cell.planned(), tuple(map(_light, plan.pieces)), plan.study.device, plan.trust, unfinished,
+                             plan.store.model(cell) if plan.study.keep and cell.recipe else None,
+                             plan.overlaps[cell.recipe.name] if cell.recipe else (), dense), watch)
+    result = _result(answer, again)
+    plan.store.write(cell, identity, result)
+    return result
 
 
 def _light(piece: Piece) -> Piece:

@@ -1,0 +1,37 @@
+"""Presets: what is composed for how much effort, by what is pruned."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import RecipeError, nearest
+from .granularity import NM, Granularity
+
+__all__ = ["EFFORTS", "preset"]
+
+_BY_LOSS = {"name": "ranking", "criterion": "taylor", "standardise": False}
+_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "fast": {
+        "linear": {"solver": "sparsegpt"},
+        "channel": {"solver": {"name": "refit", "criterion": "taylor"}, "allocation": _BY_LOSS},
+        "sublayer": {"allocation": "influence", "recovery": "patch"},
+    },
+    "balanced": {
+        "linear": {"solver": "alps", "recovery": "reconstruct"},
+        "channel": {"solver": {"name": "refit", "criterion": "taylor"}, "allocation": _BY_LOSS, "recovery": "patch"},
+        "sublayer": {"allocation": "influence", "search": {"strategy": "progressive"}, "recovery": "patch"},
+    },
+    "best": {
+        "linear": {"solver": "alps", "allocation": "fisher", "recovery": "distill"},
+        "channel": {"solver": {"name": "refit", "criterion": "taylor"}, "allocation": _BY_LOSS, "recovery": "distill"},
+        "sublayer": {"allocation": "influence", "search": {"strategy": "progressive"}, "recovery": "distill"},
+    },
+}
+EFFORTS = tuple(_PRESETS)
+
+
+def preset(effort: Any, kind: str, granularity: Granularity) -> Mapping[str, Any]:
+    """Fields of a stage as plain data. n:m says how much every matrix gives, so that no allocation goes with it. Raises RecipeError."""
+    if effort not in EFFORTS:
+        raise RecipeError(f"effort = {effort!r}: expected one of {', '.join(EFFORTS)}{nearest(str(effort), list(EFFORTS))}")
+    found = _PRESETS[effort].get(kind, {})
+    return {key: value for key, value in found.items() if key != "allocation"} if isinstance(granularity, NM) else found
