@@ -295,7 +295,8 @@ class _Run:
         if moving := movable(self.anatomy, sites, stage.granularity):
             with self.clock("reordering"):
                 self.remarks.append(put_in_order(self.model, moving, stage.granularity, lambda: self._stream(moving, "power"),
-                                                 partial(self._measured, f"orders-{index}")))
+                                                 partial(self._measured, f"orders-{index}"),
+                                                 lambda done, of: self.tell(Progress("reordering inputs", done, of))))
         plan = matrices_of(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()

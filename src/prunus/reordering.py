@@ -17,16 +17,22 @@ __all__ = ["put_in_order"]
 
 
 def put_in_order(model: nn.Module, moving: Mapping[LinearSite, ChannelSite], granularity: Granularity,
-                 views: Callable[[], Iterator[list[View]]], measured: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]) -> str:
+                 views: Callable[[], Iterator[list[View]]], measured: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]],
+                 told: Callable[[int, int], None]) -> str:
     """Reorder the inputs of the matrices in `moving`, and say in a sentence what that has brought.
 
-    `views` looks at what they read in the model as it is; `measured` gives what a function does, or has done before.
+    `views` looks at what they read in the model as it is; `measured` gives what a function does, or has done before; `told` is how many
+    of them are in order, and of how many.
     A weight's importance is that of Wanda (Sun et al. 2024), |w|^2 E[x^2].
     """
     assert isinstance(granularity, NM)
 
     def measure() -> dict[str, Any]:
-        return {view.site.name: _order(view, moving[view.site], granularity) for group in views() for view in group}
+        found = {}
+        for view in (view for group in views() for view in group):
+            found[view.site.name] = _order(view, moving[view.site], granularity)
+            told(len(found), len(moving))
+        return found
 
     orders = measured(measure)
     for matrix, site in moving.items():

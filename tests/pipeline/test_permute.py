@@ -63,12 +63,15 @@ def test_the_model_computes_what_it_did_and_its_matrices_keep_what_was_said(fami
     consumers = {site.consumer for site in anatomy.sites("channel") if isinstance(site, ChannelSite)}
     assert {matrix.name for matrix in moving} == consumers
     said: dict[str, Any] = {}
+    told: list[tuple[int, int]] = []
 
     def measured(measure: Any) -> dict[str, Any]:
         said.update(measure())
         return said
 
-    put_in_order(model, moving, PERMUTED, lambda: stream(model, anatomy, list(moving), TOKENS, "power", Placement()), measured)
+    put_in_order(model, moving, PERMUTED, lambda: stream(model, anatomy, list(moving), TOKENS, "power", Placement()), measured,
+                 lambda done, of: told.append((done, of)))
+    assert told == [(place, len(moving)) for place in range(1, len(moving) + 1)]
     assert torch.allclose(answer(model), before, atol=1e-5)
     assert all(not torch.equal(model.state_dict()[f"{name}.weight"], weights[f"{name}.weight"]) for name in consumers)
     for view in looked_at(model, list(moving)):
