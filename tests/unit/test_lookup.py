@@ -23,7 +23,7 @@ def test_a_module_and_a_class_find_a_plug_in_outside() -> None:
 
 @pytest.mark.parametrize("name", ["sparsegtp", "SparseGPT", "__init__", "", "tests.outside:Third", "tests.nowhere:Halve"])
 def test_an_unknown_name_is_refused_with_those_that_are_known(name: str) -> None:
-    with pytest.raises(UnknownName, match=r"is unknown.*Known: alps, ladmm, mask, refit, sparsegpt, subset, swaps"):
+    with pytest.raises(UnknownName, match=r"is unknown.*Known: alps, ladmm, mask, refit, sparsegpt, sparsellm, subset, swaps"):
         find("solvers", name)
 
 
