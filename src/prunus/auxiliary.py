@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from .traits import most_precise
+
 __all__ = ["Between", "Penalties", "Reads", "cost", "given"]
 
 _LENGTHS = (1.0, 0.25)  # of a Gauss-Newton step, the first of which that lowers the cost is taken
@@ -75,7 +77,7 @@ class Reads:
     """
 
     def __init__(self, weight: Float[Tensor, "out read"], penalties: Penalties) -> None:
-        gram = (weight @ weight.T).double() if weight.device.type != "mps" else weight @ weight.T
+        gram = (weight @ weight.T).to(most_precise(weight.device))
         gram.diagonal().add_(penalties.gamma / penalties.beta)
         self._weight, self._inverse = weight, torch.cholesky_inverse(torch.linalg.cholesky(gram)).to(weight)
 
