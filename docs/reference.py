@@ -32,7 +32,8 @@ FOLDERS = {  # folder: (title, guide)
 VALUES = {  # page: (title, introduction, {module: classes})
     "recipe": ("Recipe",
                "The values that a recipe is made of. In TOML every one is a table and its fields are keys; a plug-in is its "
-               'name or a table with a `name`; a granularity is a string such as "2:4". None is said by leaving the key out.',
+               'name or a table with a `name`; a granularity is a string such as "2:4". None is said by leaving the key out. A stage may '
+               'say `effort = "fast"`, "balanced" or "best" too, which composes the keys that it leaves out.',
                {"recipe": ("Recipe", "Stage"), "budget": ("Budget",), "search.plan": ("Search",), "calibration.sample": ("Calibration",),
                 "calibration.target": ("Target",),
                 "granularity": ("Unstructured", "NM", "Tile", "Columns")}),
