@@ -16,7 +16,7 @@ from ..sites import Anatomy
 from .placement import Placement
 from .repair import LeastSquares
 
-__all__ = ["Taught", "check_sequences", "in_small_steps", "precise", "sizes", "train_kept", "two_groups"]
+__all__ = ["Taught", "check_sequences", "in_small_steps", "precise", "sizes", "train_kept"]
 
 _HELD_OUT = 8  # of so many groups of sequences one is not trained on
 _STEP = 512  # tokens; with twice as many, and so half the steps, a block ends farther from its aim
@@ -55,14 +55,9 @@ def check_sequences(name: str, first: bool, model: Any, anatomy: Anatomy, tokens
                           "(--samples).")
 
 
-def two_groups(tokens: Int[Tensor, "samples length"], batch: int) -> int:
-    """How many sequences go together so that there are two groups at least."""
-    return min(batch, (len(tokens) + 1) // 2)
-
-
 def in_small_steps(tokens: Int[Tensor, "samples length"], batch: int) -> int:
-    """How many sequences go together where one block is trained: a step costs little, and there have to be many."""
-    return two_groups(tokens, min(batch, max(1, _STEP // tokens.shape[1])))
+    """How many sequences are trained on together: little text has to be many steps, and two groups at least."""
+    return min(batch, max(1, _STEP // tokens.shape[1]), (len(tokens) + 1) // 2)
 
 
 def _parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..calibration.blocks import evaluating, frozen
 from ..calibration.pair import Watch, unwatched
 from ..calibration.placement import Placement
-from ..calibration.teaching import check_sequences, precise, train_kept, two_groups
+from ..calibration.teaching import check_sequences, in_small_steps, precise, train_kept
 from ..distillation import distilled_loss
 from ..errors import RecipeError
 from ..silence import silenced
@@ -72,7 +72,7 @@ class Distill:
             dtype = next(model.parameters()).dtype
             trained = [parameter for block in blocks for parameter in block.parameters()]
             stack.enter_context(precise(trained))
-            lesson, together = _Lesson(model, gone, known, tokens.to(placement.device), dtype), two_groups(tokens, batch)
+            lesson, together = _Lesson(model, gone, known, tokens.to(placement.device), dtype), in_small_steps(tokens, batch)
             taught = train_kept(trained, [slice(start, start + together) for start in range(0, len(tokens), together)],
                                 lambda rows: lesson.loss(rows, self), epochs=self.epochs, rates=[self.rate] * len(trained),
                                 rng=random.Random(self.seed), warmup=_WARMUP,
