@@ -21,7 +21,7 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "sublayer": {"allocation": "influence", "search": {"strategy": "progressive"}, "recovery": "patch"},
     },
     "best": {
-        "linear": {"solver": "alps", "allocation": "fisher", "recovery": "distill"},
+        "linear": {"solver": "alps", "allocation": "fisher", "recovery": {"name": "distill", "rate": 3e-4, "first": "reconstruct"}},
         "channel": {"solver": {"name": "refit", "criterion": "taylor"}, "allocation": _BY_LOSS, "recovery": "distill"},
         "sublayer": {"allocation": "influence", "search": {"strategy": "progressive"}, "recovery": "distill"},
     },

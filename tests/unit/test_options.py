@@ -20,6 +20,7 @@ from prunus.granularity import NM, Columns, Unstructured
 from prunus.recipe import Recipe, Stage, build, plain
 from prunus.recovery.distill import Distill
 from prunus.recovery.patch import Patch
+from prunus.recovery.reconstruct import Reconstruct
 from prunus.search.plan import Search
 from prunus.search.sampling import Sampling
 from prunus.search.strategies.local import Local
@@ -71,7 +72,7 @@ def test_flags_that_were_not_given_are_none_and_mean_nothing() -> None:
     ({"solver": "mask,criterion=ria"}, Stage(solver=Mask(RIA()))),
     ({"target": "asymmetry=0.5,fisher=true"}, Stage(target=Target(0.5, fisher=True))),
     ({"effort": "fast"}, Stage.of("fast")),
-    ({"effort": "best", "granularity": "2:4"}, Stage(granularity=NM(2, 4), solver=ALPS(), recovery=Distill())),
+    ({"effort": "best", "granularity": "2:4"}, Stage(granularity=NM(2, 4), solver=ALPS(), recovery=Distill(rate=3e-4, first=Reconstruct()))),
     ({"effort": "best", "solver": "wanda", "recovery": "none"}, Stage.of("best", solver=Mask(Wanda()), recovery=None)),
     ({"effort": "balanced", "sites": "sublayer", "evaluations": 9.0, "search_text": "ptb"},
      Stage(("sublayer",), allocation=Influence(), recovery=Patch(),
