@@ -229,11 +229,11 @@ def studied(data: dict[str, Any]) -> dict[str, Any]:
     and what it took."""
     (model,) = data["models"]
     numbers = [number for number in model["numbers"] if number["unit"] == "perplexity"]
-    first: dict[str, str] = {}
-    for recipe, entry in numbers[0]["recipes"].items():
+    recipes, first = numbers[0]["recipes"], dict[str, str]()
+    for recipe, entry in recipes.items():
         first.setdefault(entry["level"], recipe)
     rows = [["dense", *(f"{number['dense']:.2f}" for number in numbers), *("0" for _ in numbers), "", ""]]
-    for recipe, entry in numbers[0]["recipes"].items():
+    for recipe, entry in sorted(recipes.items(), key=lambda item: list(first).index(item[1]["level"])):
         cost, other = model["costs"][recipe], first[entry["level"]]
         means = [(number["dense"], *(number["recipes"][name]["mean"] for name in (recipe, other))) for number in numbers]
         rows.append([recipe, *(f"{mine:.2f}" for _, mine, _ in means),

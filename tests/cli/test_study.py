@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,18 @@ def test_a_cell_whose_process_dies_is_told_and_tried_again(prunus: Prunus, tmp_p
     assert "Failed cells" not in (tmp_path / "out" / "study.html").read_text()
 
 
-def test_ctrl_c_ends_the_worker_too_keeps_what_is_done_and_the_same_command_goes_on(
-        prunus: Prunus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second recipe waits until the test has interrupted the run."""
-    (tmp_path / "slow.py").write_text(textwrap.dedent(f"""
+def there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def waiting(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A study whose second recipe waits until there is a file `go`; its process is in the file `pid`."""
+    (folder / "slow.py").write_text(textwrap.dedent(f"""
         import os
         import pathlib
         import time
@@ -107,38 +115,53 @@ def test_ctrl_c_ends_the_worker_too_keeps_what_is_done_and_the_same_command_goes
         @dataclass(frozen=True)
         class Slow(Halve):
             def solve(self, problem):
-                if not pathlib.Path({str(tmp_path / "go")!r}).exists():
-                    pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
+                if not pathlib.Path({str(folder / "go")!r}).exists():
+                    pathlib.Path({str(folder / "pid")!r}).write_text(str(os.getpid()))
                     time.sleep(300)
                 return super().solve(problem)
     """))
-    file = written(tmp_path, recipes=[{"name": "magnitude", "solver": "magnitude"}, {"name": "slow", "solver": "slow:Slow"}])
+    file = written(folder, recipes=[{"name": "magnitude", "solver": "magnitude"}, {"name": "slow", "solver": "slow:Slow"}])
     root = str(Path(__file__).parents[2])
-    settings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root, os.environ.get("PYTHONPATH", "")])}
+    settings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), root, os.environ.get("PYTHONPATH", "")])}
     running = subprocess.Popen([sys.executable, "-m", "prunus", "study", str(file)], env=settings, text=True,
                                stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background job ignores it
     try:
         deadline = time.monotonic() + 240
-        while not (tmp_path / "pid").exists():
+        while not (folder / "pid").exists():
             assert running.poll() is None, running.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        os.killpg(running.pid, signal.SIGINT)
-        _, err = running.communicate(timeout=120)
+        yield running
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
+
+
+def test_the_worker_ends_where_the_one_that_asks_is_killed(tmp_path: Path) -> None:
+    with waiting(tmp_path) as running:
+        worker = int((tmp_path / "pid").read_text())
+        os.kill(running.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while there(worker) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not there(worker)
+
+
+def test_ctrl_c_ends_the_worker_too_keeps_what_is_done_and_the_same_command_goes_on(
+        prunus: Prunus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with waiting(tmp_path) as running:
+        os.killpg(running.pid, signal.SIGINT)
+        _, err = running.communicate(timeout=120)
     assert running.returncode == 130
     assert "Interrupted: 2 of 3 cells are kept in" in " ".join(err.split())
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert not there(int((tmp_path / "pid").read_text()))
     assert sorted(path.name for path in (tmp_path / "out" / "cells").iterdir()) == ["tiny--dense-model.json", "tiny--magnitude.json"]
     assert "1 cell is missing" in (tmp_path / "out" / "study.md").read_text()
     (tmp_path / "go").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    done = prunus("study", file, "--quiet")
+    done = prunus("study", tmp_path / "study.toml", "--quiet")
     assert (done.code, done.out, done.err) == (0, "", "")
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -265,6 +266,7 @@ def _serve(talk: Connection, log: str) -> None:
     faulthandler.enable(sys.__stderr__ or 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order, so that nothing shared is left behind
+    threading.Thread(target=_end_with_the_other, daemon=True).start()
     here, last = Here(), [-math.inf]
 
     def tell(progress: Progress) -> None:
@@ -278,3 +280,11 @@ def _serve(talk: Connection, log: str) -> None:
         except (EOFError, ConnectionError):
             return
         talk.send(attempted(partial(here.look, *about) if what == "look" else partial(here.work, about, tell)))
+
+
+def _end_with_the_other() -> None:
+    """Where the process that asks was killed, nothing reads what this one finds."""
+    asking = multiprocessing.parent_process()
+    assert asking is not None
+    asking.join()
+    os.kill(os.getpid(), signal.SIGTERM)
