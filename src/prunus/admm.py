@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .errors import CalibrationError
+from .errors import NotDefinite
 from .granularity import Granularity, Unstructured, keep_mask, removed_count
 from .least_squares import fit_support
 from .problem import LayerProblem, LayerSolution
@@ -151,8 +151,7 @@ def _inverse_diagonal(matrix: Float[Tensor, "in in"], name: str) -> Float[Tensor
         factor, failed = torch.linalg.cholesky_ex(matrix.to(dtype))
         if not int(failed):
             return torch.cholesky_inverse(factor).diagonal().to(matrix.dtype)
-    raise CalibrationError(f"{name}: Gram matrix not positive definite after damping. "
-                           "Raise `damping` or calibrate with more tokens.")
+    raise NotDefinite(name)
 
 
 def _mask(iterate: Float[Tensor, "in out"], granularity: Granularity, sparsity: float) -> Bool[Tensor, "out in"]:

@@ -21,6 +21,14 @@ class CalibrationError(PrunusError):
     """Statistics of a site cannot be used: non-finite, missing or singular beyond repair."""
 
 
+class NotDefinite(CalibrationError):
+    """A Gram matrix that cannot be factored."""
+
+    def __init__(self, name: str, damping: float | None = None) -> None:
+        after = "damping" if damping is None else f"damping {damping}"
+        super().__init__(f"{name}: Gram matrix not positive definite after {after}. Raise `damping` or calibrate with more tokens.")
+
+
 class TrainingError(PrunusError):
     """A training cannot go on: its loss is no number."""
 

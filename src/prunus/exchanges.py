@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .errors import CalibrationError
+from .errors import NotDefinite
 from .granularity import NM, Granularity, Unstructured
 from .traits import most_precise
 
@@ -216,8 +216,7 @@ def _windows(gram: Tensor, owed: Tensor, mask: Tensor, places: Tensor, name: str
             except torch.linalg.LinAlgError:
                 continue
         else:
-            raise CalibrationError(f"{name}: Gram matrix not positive definite after damping. "
-                                   "Raise `damping` or calibrate with more tokens.")
+            raise NotDefinite(name)
         start = rows.stop
     return Windows(torch.cat([part.pivoted.to(gram) for part in parts]), torch.cat([part.values.to(gram) for part in parts]),
                    torch.cat([part.stays for part in parts]))

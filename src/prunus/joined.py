@@ -15,7 +15,7 @@ from .auxiliary import Between
 from .calibration.blocks import Enough, States, evaluating
 from .calibration.pair import Watch
 from .calibration.placement import Placement
-from .calibration.stream import Beside, View
+from .calibration.stream import Beside, Leaving, View
 from .environment import Clock
 from .errors import RecipeError
 from .mlp import MLPProblem, Tokens
@@ -26,9 +26,8 @@ from .sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from .stats import InputStats
 from .surgery.write import read_weight, write
 
-__all__ = ["Joined", "Leaving", "check_mlps"]
+__all__ = ["Joined", "check_mlps"]
 
-Leaving = Callable[[int, States, Beside | None], None]  # as of `stream`
 _TOKENS = 1024  # of which all that lies between an MLP's matrices is in memory
 _PROBE = 8  # tokens that show what lies there
 _TOLERANCE = 0.02  # of that, in half precision

@@ -21,7 +21,7 @@ from .calibration.branches import branch_seconds, branch_stats
 from .calibration.choices import Choices
 from .calibration.loss import known_loss
 from .calibration.placement import Placement, together
-from .calibration.stream import View, stream
+from .calibration.stream import Leaving, View, stream
 from .calibration.target import Target
 from .cost import Meter, metered
 from .environment import Clock, environment, release_memory, reuse_memory
@@ -31,7 +31,7 @@ from .files import fingerprint
 from .generations import generate, prompts_of
 from .grams import Overlap
 from .guards import excess, flags, overlaps, remarks, scarcity, shortfall
-from .joined import Joined, Leaving, check_mlps
+from .joined import Joined, check_mlps
 from .journal import Journal
 from .known import Known, checked
 from .matrices import Task, changed, matrices_of, movable, resolved, select
@@ -296,7 +296,7 @@ class _Run:
             with self.clock("reordering"):
                 self.remarks.append(put_in_order(self.model, moving, stage.granularity, lambda: self._stream(moving, "power"),
                                                  partial(self._measured, f"orders-{index}"),
-                                                 lambda done, of: self.tell(Progress("reordering inputs", done, of))))
+                                                 partial(self._told, "reordering inputs")))
         plan = matrices_of(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()

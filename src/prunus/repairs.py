@@ -12,6 +12,7 @@ from torch import Tensor
 from .calibration.blocks import States, evaluating, frozen
 from .calibration.pair import Dense, Watch
 from .calibration.placement import Placement
+from .calibration.stream import Beside, Leaving
 from .calibration.teaching import in_small_steps
 from .environment import Clock
 from .recovery import BlockRecovery, Recovery
@@ -39,7 +40,7 @@ class Repairs:
             self.remarks += recovery.recover(self.model, self.anatomy, gone, dense, self.tokens, self.placement, self.batch, self.watch)
 
     def in_turn(self, recovery: BlockRecovery, depths: Collection[int], done: Collection[int], finish: Callable[[int], None],
-                stack: ExitStack) -> Callable[[int, States, Any], None]:
+                stack: ExitStack) -> Leaving:
         """Begin, while the model is dense; gives what `stream` is to call when it leaves a block, which calls `finish` in the end. The
         blocks at `depths` are pruned, of which those that are `done` are what they were after their repair. Raises CalibrationError
         like a recovery."""
@@ -48,7 +49,7 @@ class Repairs:
             dense.through(0)
         order, last = sorted(depths), max(depths, default=-1)
 
-        def leaving(depth: int, pruned: States, beside: Any) -> None:
+        def leaving(depth: int, pruned: States, beside: Beside | None) -> None:
             with self.clock.apart("repairing"):
                 if depth in depths:
                     if depth not in done:

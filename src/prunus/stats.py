@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import CalibrationError
+from .errors import CalibrationError, NotDefinite
 
 __all__ = ["BranchStats", "ChannelLoss", "ChannelSum", "InputStats", "LossNeeds", "LossStats", "Needs", "finite", "most"]
 
@@ -281,8 +281,7 @@ class InputStats:
             lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1).to(dtype))
             if not int(failed):
                 return _inverse_of_upper(lower.flip(0, 1)).to(damped)
-        raise CalibrationError(f"{self.name}: Gram matrix not positive definite after damping {damping}. "
-                               "Raise `damping` or calibrate with more tokens.")
+        raise NotDefinite(self.name, damping)
 
 
 def _inverse_of_upper(upper: Tensor) -> Tensor:

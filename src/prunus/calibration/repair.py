@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..errors import CalibrationError, RecipeError
+from ..errors import NotDefinite, RecipeError
 from ..least_squares import fit_support
 from ..silence import silenced
 from ..sites import Anatomy, Block, SublayerSite
@@ -72,8 +72,7 @@ class LeastSquares:
         gram = stats.damped(self.damping).double()
         factor, failed = torch.linalg.cholesky_ex(gram)
         if int(failed):
-            raise CalibrationError(f"{stats.name}: Gram matrix not positive definite after damping {self.damping}. Raise `damping` or "
-                                   "calibrate with more tokens.")
+            raise NotDefinite(stats.name, self.damping)
         best = torch.cholesky_solve(lacking.double().T, factor).T
         rows = kept.any(1)  # the others have gone, and with them nothing is to be made up
         change = torch.zeros_like(best)

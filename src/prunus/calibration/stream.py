@@ -17,7 +17,7 @@ from .placement import Placement
 from .replay import AtOnce, Outputs, Replay
 from .target import Target
 
-__all__ = ["Beside", "View", "stream"]
+__all__ = ["Beside", "Leaving", "View", "stream"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,13 @@ class Beside:
     states: States
 
 
+Leaving = Callable[[int, States, Beside | None], None]  # told a block's depth, the states at its entry, and what runs beside
+
+
 def stream(model: nn.Module, anatomy: Anatomy, sites: Sequence[LinearSite], tokens: Int[Tensor, "samples length"],
            needs: Needs, placement: Placement = Placement(), batch: int = 4,
            done: frozenset[int] = frozenset(), target: Target = Target(),
-           leaving: Callable[[int, States, Beside | None], None] | None = None) -> Iterator[list[View]]:
+           leaving: Leaving | None = None) -> Iterator[list[View]]:
     """Yield, in the order of the forward pass, the Views of the sites that read one activation.
 
     Between two yields the caller may write to the matrices it was given: all later matrices, those of the same block

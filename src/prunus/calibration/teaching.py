@@ -5,16 +5,12 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, RecipeError
-from ..sites import Anatomy
-from .placement import Placement
-from .repair import LeastSquares
 
 __all__ = ["Taught", "check_sequences", "in_small_steps", "precise", "sizes", "train_kept"]
 
@@ -41,15 +37,8 @@ class Taught:
                 f"with {self.after:.3g}. Lower the rate.",)
 
 
-def check_sequences(name: str, first: bool, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement,
-                    batch: int) -> None:
-    """Of the recovery `name`, which repairs by least squares first, or not. Raises RecipeError."""
-    if first:
-        try:
-            LeastSquares().check(model, anatomy, tokens, placement, batch)
-        except RecipeError as error:
-            known = str(error).rpartition(". ")[0]
-            raise RecipeError(f"{known}. Train without it first: --recovery {name},first=false.") from None
+def check_sequences(name: str, tokens: Int[Tensor, "samples length"]) -> None:
+    """Whether the recovery `name` has some to train on and some to measure on. Raises RecipeError."""
     if len(tokens) < 2:
         raise RecipeError(f"recovery '{name}': {len(tokens)} calibration sequence, of which none would be left to train on. Use more "
                           "(--samples).")

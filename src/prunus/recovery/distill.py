@@ -53,7 +53,7 @@ class Distill:
         """The model has to predict the next token; and as of what repairs it first."""
         if not predicts_next(model):
             raise RecipeError(f"recovery 'distill': a {type(model).__name__} predicts no next token. Use prunus finetune on its task.")
-        check_sequences("distill", False, model, anatomy, tokens, placement, batch)
+        check_sequences("distill", tokens)
         if self.first:
             self.first.check(model, anatomy, tokens, placement, batch)
 

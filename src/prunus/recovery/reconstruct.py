@@ -50,7 +50,13 @@ class Reconstruct:
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
         """As of `patch`, where that is first; and there have to be sequences to measure on beside those to train on."""
-        check_sequences("reconstruct", self.first, model, anatomy, tokens, placement, batch)
+        if self.first:
+            try:
+                LeastSquares().check(model, anatomy, tokens, placement, batch)
+            except RecipeError as error:
+                known = str(error).rpartition(". ")[0]
+                raise RecipeError(f"{known}. Train without it first: --recovery reconstruct,first=false.") from None
+        check_sequences("reconstruct", tokens)
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:

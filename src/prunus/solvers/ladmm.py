@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..errors import CalibrationError, RecipeError
+from ..errors import NotDefinite, RecipeError
 from ..granularity import NM, Columns, Granularity, Tile, Unstructured, keep_mask, removed_count
 from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
@@ -58,8 +58,7 @@ class LADMM:
         try:
             weight = fit_support(dense.T, kept, gram, moved.T * kept, self.refit_steps, self.refit_tolerance)
         except torch.linalg.LinAlgError:
-            raise CalibrationError(f"{problem.name}: Gram matrix not positive definite after damping {self.damping}. "
-                                   "Raise `damping` or calibrate with more tokens.") from None
+            raise NotDefinite(problem.name, self.damping) from None
         return LayerSolution(weight / scale * kept, kept)
 
     def _prepare(self, stats: InputStats) -> tuple[Float[Tensor, "in in"], Float[Tensor, "in in"], Float[Tensor, "in"]]:

@@ -7,7 +7,7 @@ import torch
 
 from ..criteria import Criterion, loss_needs
 from ..criteria.wanda import Wanda
-from ..errors import CalibrationError, RecipeError
+from ..errors import NotDefinite, RecipeError
 from ..granularity import NM, Columns, Tile, Unstructured, keep_mask
 from ..least_squares import fit_support
 from ..problem import LayerProblem, LayerSolution
@@ -53,6 +53,5 @@ class Refit:
         try:
             weight = fit_support(problem.weight.to(precision), mask, gram, tolerance=self.tolerance)
         except torch.linalg.LinAlgError:
-            raise CalibrationError(f"{problem.name}: Gram matrix not positive definite after damping {self.damping}. "
-                                   "Raise `damping` or calibrate with more tokens.") from None
+            raise NotDefinite(problem.name, self.damping) from None
         return LayerSolution(weight.to(problem.weight) * mask, mask)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..auxiliary import Penalties, Reads, given
-from ..errors import CalibrationError, RecipeError
+from ..errors import NotDefinite, RecipeError
 from ..granularity import Columns
 from ..least_squares import fit_support
 from ..lookup import find
@@ -155,8 +155,7 @@ class SparseLLM:
         try:
             weight = fit_support(problem.weight, solution.mask, gram, solution.weight, self.refit_steps, _TOLERANCE)
         except torch.linalg.LinAlgError:
-            raise CalibrationError(f"{problem.name}: Gram matrix not positive definite after damping {self.damping}. "
-                                   "Raise `damping` or calibrate with more tokens.") from None
+            raise NotDefinite(problem.name, self.damping) from None
         return LayerSolution(weight, solution.mask, None if solution.bias is None else problem.shift(weight))
 
 
