@@ -123,8 +123,9 @@ def _better(dense: Measurement, pruned: Measurement) -> str:
 def scarcity(recipe: Recipe, chosen: Sequence[Sequence[Site]], tokens: Tensor) -> tuple[str, ...]:
     """Where calibration has less text than was asked for, or than the dense model's outputs as the goal need."""
     notes = []
-    if 0 < len(tokens) < (asked := recipe.calibration.samples):
-        notes.append(f"The calibration text gave {len(tokens)} of the {asked} sequences asked for.")
+    if 0 < len(tokens) < (asked := recipe.calibration.samples + recipe.calibration.written):
+        unwritten = ", or the model writes none" if recipe.calibration.written else ""
+        notes.append(f"Calibration had {len(tokens)} of the {asked} sequences asked for: the text gave no more{unwritten}.")
     widths = [site.count * site.width if isinstance(site, ChannelSite) else site.shape[1]
               for stage, sites in zip(recipe.stage, chosen, strict=True) if stage.target.asymmetry
               for site in sites if not isinstance(site, SublayerSite)]

@@ -47,22 +47,11 @@ from .solvers import solve_all
 from .stats import LossNeeds, Needs, most
 from .surgery.cut import check_left, cut_unread, skip
 from .surgery.write import clear_rows, read_weight, write
+from .telling import Progress, Watch, telling
 from .traits import model_bytes, parameters_of, predicts_next, weight_norms
 
 __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come: `done` of `total` units of one phase, and the record of the site just finished."""
-
-    phase: str  # "dense model", "solving levels", "ranking channels", "searching", "pruning", "solving MLPs", …, "pruned model"
-    done: int | float  # metrics measured, matrices solved at all levels, looks at the search text, weights solved, blocks, steps
-    total: int | float
-    record: SiteRecord | None = None
-
-
-Watch = Callable[[Progress], None]
 _OTHER_SEED = 7919  # search text that the model writes itself must not be the calibration text
 
 
@@ -137,7 +126,7 @@ def evaluate(model: nn.Module, recipe: Recipe, context: Context, watch: Watch | 
 
 def _context(tokenizer: Any, tell: Watch) -> Context:
     """What metrics share, of the dense model and of the pruned one."""
-    return Context(tokenizer, watch=lambda phase, done, total: tell(Progress(phase, done, total)), dense={})
+    return Context(tokenizer, watch=telling(tell), dense={})
 
 
 def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, tell: Watch, clock: Clock,
@@ -157,7 +146,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
         raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
                           "metrics=(), prompts=() and a solver that needs no data.")
     seen = overlaps(recipe, calibrated)
-    tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed) if calibrated else torch.empty(0, 0).long()
+    tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed, watch=telling(tell)) if calibrated else torch.empty(0, 0).long()
     for stage, sites in zip(recipe.stage, chosen, strict=True):
         check_mlps(model, anatomy, stage, sites, tokens)
         if stage.recovery:
@@ -270,7 +259,7 @@ class _Run:
                       resolved(stage.granularity, stage.solver), self.tokens,
                       self.texts[index], self.placement, folder / f"search-{index}", solved, self._known(index, stage, sites, "solver"),
                       stage.recovery, stage.target)
-            return carry_out(search, job, first, self.seed, self._told)
+            return carry_out(search, job, first, self.seed, telling(self.tell))
 
     def _stream(self, plan: Iterable[LinearSite], needs: Needs, done: frozenset[int] = frozenset(), target: Target = Target(),
                 leaving: Leaving | None = None) -> Iterator[list[View]]:
@@ -296,7 +285,7 @@ class _Run:
             with self.clock("reordering"):
                 self.remarks.append(put_in_order(self.model, moving, stage.granularity, lambda: self._stream(moving, "power"),
                                                  partial(self._measured, f"orders-{index}"),
-                                                 partial(self._told, "reordering inputs")))
+                                                 partial(telling(self.tell), "reordering inputs")))
         plan = matrices_of(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()
@@ -309,7 +298,7 @@ class _Run:
             known = self._known(index, stage, sites, "solver")
             leaving = self._repairs.in_turn(stage.recovery, {site.block for site in plan}, done, finish, stack) \
                 if isinstance(stage.recovery, BlockRecovery) else None
-            self.joined = Joined(self.model, self.anatomy, stage, sites, self.placement, self.clock, self._told)
+            self.joined = Joined(self.model, self.anatomy, stage, sites, self.placement, self.clock, telling(self.tell))
             leaving = self.joined.in_turn(done, records, leaving, finish)
             for views in self._stream(plan, stage.solver.needs, done, stage.target, leaving):
                 for view, record in self._group(index, stage, views, plan, allocation, known, done):
@@ -327,10 +316,7 @@ class _Run:
 
     @property
     def _repairs(self) -> Repairs:
-        return Repairs(self.model, self.anatomy, self.tokens, self.placement, self._batch, self.clock, self._told, self.remarks)
-
-    def _told(self, phase: str, done: int | float, total: int | float) -> None:
-        self.tell(Progress(phase, done, total))
+        return Repairs(self.model, self.anatomy, self.tokens, self.placement, self._batch, self.clock, telling(self.tell), self.remarks)
 
     def _skip(self, stage: Stage, sites: tuple[Site, ...], allocation: Allocation) -> list[SiteRecord]:
         """Repair what is kept, and leave branches out of the model."""

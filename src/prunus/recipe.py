@@ -14,7 +14,7 @@ from .budget import Budget
 from .calibration.sample import Calibration
 from .calibration.target import Target
 from .criteria import Criterion, loss_needs
-from .effort import preset
+from .effort import preset, writes
 from .errors import RecipeError, UnknownName, nearest
 from .evaluation import Metric
 from .evaluation.perplexity import Perplexity
@@ -235,10 +235,8 @@ def build(kind: Any, data: Any, where: str) -> Any:
         return plugin(_FOLDERS[kind], data, where)
     if kind == Granularity:
         return _granularity(data, where)
-    if kind is Stage and isinstance(data, Mapping) and "effort" in data:
-        data = _composed(data, where)
     if is_dataclass(kind):
-        return _record(kind, data, where)
+        return _record(kind, _composed(kind, data, where), where)
     match get_origin(kind):
         case typing.Literal:
             if data not in get_args(kind):
@@ -255,15 +253,31 @@ def build(kind: Any, data: Any, where: str) -> Any:
     return _scalar(kind, data, where)
 
 
-def _composed(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A stage's table without `effort`, and with what that composes where the table says nothing itself."""
+def _composed(kind: Any, data: Any, where: str) -> Any:
+    """A recipe's or stage's table without `effort`, and with what that composes where the table says nothing itself."""
+    if not isinstance(data, Mapping) or kind not in (Recipe, Stage):
+        return data
+    if kind is Recipe:
+        return _with_written(data)
+    if "effort" not in data:
+        return data
     own = {key: value for key, value in data.items() if key != "effort"}
-    (kind,) = build(tuple[Kind, ...], own.get("sites", Stage.sites), f"{where}.sites")[:1] or Stage.sites
+    (sites,) = build(tuple[Kind, ...], own.get("sites", Stage.sites), f"{where}.sites")[:1] or Stage.sites
     granularity = _granularity(own.get("granularity", "unstructured"), f"{where}.granularity")
     try:
-        return {**preset(data["effort"], kind, granularity), **own}
+        return {**preset(data["effort"], sites, granularity), **own}
     except RecipeError as error:
         raise RecipeError(f"{where}.{error}") from None
+
+
+def _with_written(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe's table with as many sequences that the model writes as others, where an effort asks for them and nothing else is said."""
+    text, stages = data.get("calibration", {}), data.get("stage", ())
+    if not isinstance(text, Mapping) or not isinstance(stages, list | tuple) or "written" in text or text.get("corpus") == "self":
+        return data
+    if not any(writes(stage.get("effort"), stage.get("sites", Stage.sites)) for stage in stages if isinstance(stage, Mapping)):
+        return data
+    return {**data, "calibration": {**text, "written": text.get("samples", Calibration.samples)}}
 
 
 def _scalar(kind: type, data: Any, where: str) -> Any:

@@ -73,7 +73,7 @@ def test_flags_that_were_not_given_are_none_and_mean_nothing() -> None:
     ({"target": "asymmetry=0.5,fisher=true"}, Stage(target=Target(0.5, fisher=True))),
     ({"effort": "fast"}, Stage.of("fast")),
     ({"effort": "best", "granularity": "2:4"},
-     Stage(granularity=NM(2, 4), solver=ALPS(), recovery=Distill(rate=3e-4, first=Reconstruct()))),
+     Stage(granularity=NM(2, 4), solver=ALPS(), recovery=Distill(rate=3e-4, first=Reconstruct(epochs=2)))),
     ({"effort": "best", "solver": "wanda", "recovery": "none"}, Stage.of("best", solver=Mask(Wanda()), recovery=None)),
     ({"effort": "balanced", "sites": "sublayer", "evaluations": 9.0, "search_text": "ptb"},
      Stage(("sublayer",), allocation=Influence(), recovery=Patch(),
@@ -88,8 +88,8 @@ def test_flags_about_the_stage(flags: dict[str, Any], expected: Stage) -> None:
 
 
 def test_flags_about_the_text() -> None:
-    recipe = recipe_of(None, {"calibration": "c4", "samples": 8, "length": 64, "seed": 5, "evaluate": "wikitext2"})
-    assert recipe.calibration == Calibration("c4", samples=8, length=64)
+    recipe = recipe_of(None, {"calibration": "c4", "samples": 8, "length": 64, "written": 4, "seed": 5, "evaluate": "wikitext2"})
+    assert recipe.calibration == Calibration("c4", samples=8, length=64, written=4)
     assert recipe.metrics == (Perplexity("wikitext2"),)
     assert recipe.seed == 5
 

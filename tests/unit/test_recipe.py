@@ -158,6 +158,24 @@ def test_an_effort_composes_a_stage_and_what_is_said_beside_it_stands(effort: st
     assert (found.recovery is None) == (effort == "fast" and sites != "sublayer")
 
 
+@pytest.mark.parametrize(("stage", "text", "written"), [
+    ({"effort": "balanced"}, {}, 128), ({"effort": "best"}, {"samples": 8}, 8), ({"effort": "balanced"}, {"written": 0}, 0),
+    ({"effort": "balanced"}, {"corpus": "self"}, 0), ({"effort": "fast"}, {}, 0),
+    ({"effort": "best", "sites": ["channel"]}, {}, 0), ({}, {}, 0),
+])
+def test_an_effort_that_trains_matrices_lets_the_model_write_as_much_as_it_reads(stage: Any, text: Any, written: int) -> None:
+    built = build(Recipe, {"stage": [{**stage, "budget": {"limit": 0.7}}], "calibration": text}, "recipe")
+    assert built.calibration == replace(Calibration(**text), written=written)
+
+
+@pytest.mark.parametrize("data", [
+    {"stage": [{"effort": "balanced"}], "calibration": 3}, {"stage": {"effort": "balanced"}},
+    {"stage": [{"effort": "balanced", "sites": 3}]}, {"stage": [{"effort": "balanced"}], "calibration": {"samples": "8"}}, {"stage": [3]}])
+def test_wrong_data_beside_an_effort_is_refused_as_without_it(data: Any) -> None:
+    with pytest.raises(RecipeError, match="expected"):
+        build(Recipe, data, "recipe")
+
+
 def test_n_m_gives_the_same_everywhere_whatever_the_effort() -> None:
     (found,) = build(Recipe, {"stage": [{"effort": "best", "granularity": "2:4", "budget": {"limit": 0.5}}]}, "recipe").stage
     assert found == replace(Stage.of("best"), granularity=NM(2, 4), allocation=Stage.allocation)

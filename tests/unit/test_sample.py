@@ -1,6 +1,7 @@
 """Calibration sequences: how many, how long, with or without BOS, from a text or from the model itself."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,32 @@ def test_sequences_have_the_number_and_length_that_were_asked_for(text_file: Pat
 
 def test_a_short_text_gives_fewer_sequences(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x" * 100)
-    calibration = Calibration(str(tmp_path / "a.txt"), samples=50, length=24)
-    assert len(calibration.tokens(tiny_tokenizer(), tiny_model(), 0)) == 4
-    assert calibration.taking(4).samples == 4
+    assert len(Calibration(str(tmp_path / "a.txt"), samples=50, length=24).tokens(tiny_tokenizer(), tiny_model(), 0)) == 4
+
+
+def test_what_the_model_writes_comes_behind_the_text_and_depends_on_the_seed(text_file: Path) -> None:
+    model, tokenizer, told = tiny_model(), tiny_tokenizer(), []
+    alone = Calibration(str(text_file), samples=3, length=24).tokens(tokenizer, model, 0)
+    asked = Calibration(str(text_file), samples=3, length=24, written=20)
+    found = asked.tokens(tokenizer, model, 0, watch=lambda *said: told.append(said))
+    assert torch.equal(found[:3], alone)
+    assert torch.equal(found[3:], Calibration("self", samples=20, length=24).tokens(tokenizer, model, 0))
+    assert not torch.equal(found[3:], asked.tokens(tokenizer, model, 1)[3:])
+    assert told == [("writing text to calibrate on", done, 20) for done in (0, 16, 20)]
+
+
+def test_an_encoder_writes_nothing(text_file: Path) -> None:
+    asked = Calibration(str(text_file), samples=3, length=24, written=2)
+    assert len(asked.tokens(tiny_tokenizer(), tiny_model("bert"), 0)) == 3
+
+
+@pytest.mark.parametrize(("asked", "reason"), [
+    ({"written": -1}, "written = -1: .* 0 or more that are written"),
+    ({"corpus": "self", "written": 4}, "the model writes it all already. Use samples"),
+])
+def test_what_cannot_be_written_is_refused(asked: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        Calibration(**asked)
 
 
 @pytest.mark.parametrize(("adds_bos", "asked", "expected"), [

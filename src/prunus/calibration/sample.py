@@ -1,7 +1,7 @@
 """Which text calibrates, and how much of it."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +9,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..comparison import STORED
-from ..errors import CorpusError, RecipeError
+from ..errors import RecipeError
 from ..traits import predicts_next
 from .corpus import Text, read, windows
+from .pair import Watch, unwatched
+from .writing import written
 
 __all__ = ["Calibration", "check_length", "check_tokenizer", "check_words", "how_read", "with_bos", "words_of"]
 
@@ -25,28 +27,32 @@ class Calibration:
     samples: int = 128  # sequences; fewer are used when the text has no more
     length: int = 512  # tokens per sequence
     bos: bool | None = None  # begin every sequence with BOS; None: as the tokenizer does by itself
+    written: int = 0  # sequences beside them that the model writes itself, if it is one that can
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.length < 2:
-            raise RecipeError(f"calibration: samples = {self.samples}, length = {self.length}: "
-                              "expected at least 1 sequence of at least 2 tokens.")
+        if self.samples < 1 or self.length < 2 or self.written < 0:
+            raise RecipeError(f"calibration: samples = {self.samples}, length = {self.length}, written = {self.written}: "
+                              "expected at least 1 sequence of at least 2 tokens, and 0 or more that are written.")
+        if self.written and self.corpus == "self":
+            raise RecipeError(f"calibration: corpus 'self' and written = {self.written}: the model writes it all already. Use samples.")
 
     def text(self) -> Text | None:
         """The text it draws from; None when the model writes it itself."""
         return None if self.corpus == "self" else read(self.corpus, self.split)
 
-    def tokens(self, tokenizer: Any, model: nn.Module, seed: int, where: str = "calibration") -> Int[Tensor, "samples length"]:
-        """The sequences, chosen by `seed`. Raises CorpusError, or RecipeError when the model cannot take the length."""
+    def tokens(self, tokenizer: Any, model: nn.Module, seed: int, where: str = "calibration",
+               watch: Watch = unwatched) -> Int[Tensor, "sequences length"]:
+        """The sequences, chosen by `seed`: those of the text, and behind them those that the model writes. Raises CorpusError, or
+        RecipeError when the model cannot take the length."""
         check_length(model, self.length, f"{where}.length")
         check_tokenizer(tokenizer, where)
         text = self.text()
         if text is None:
-            return _written(tokenizer, model, self.samples, self.length, seed)
-        return windows(text, tokenizer, self.length, self.samples, seed, with_bos(tokenizer, self.bos))
-
-    def taking(self, samples: int) -> "Calibration":
-        """The same with the number of sequences that the text really gave."""
-        return replace(self, samples=samples)
+            return written(tokenizer, model, self.samples, self.length, seed, watch)
+        found = windows(text, tokenizer, self.length, self.samples, seed, with_bos(tokenizer, self.bos))
+        if not self.written or not predicts_next(model):
+            return found
+        return torch.cat([found, written(tokenizer, model, self.written, self.length, seed, watch)])
 
 
 def with_bos(tokenizer: Any, asked: bool | None) -> bool:
@@ -94,24 +100,3 @@ def words_of(tokenizer: Any) -> str:
     """What a tokenizer knows, for a protocol: the size and a hash of its vocabulary."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return f"tokenizer of {len(words)} words {hashlib.sha256(repr(words).encode()).hexdigest()[:8]}"
-
-
-@torch.no_grad()
-def _written(tokenizer: Any, model: Any, samples: int, length: int, seed: int) -> Tensor:
-    """Text that the model samples from its own distribution, temperature 1, from BOS on (or EOS, where there is none)."""
-    if not predicts_next(model):
-        raise CorpusError("corpus 'self': this model cannot generate text. Name a corpus or a file.")
-    start = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
-    if start is None:
-        raise CorpusError("corpus 'self': the tokenizer has neither BOS nor EOS to start from. Name a corpus or a file.")
-    device = next(model.parameters()).device
-    rows = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # generate() draws from the global generator, which fork_rng puts back
-        for first in range(0, samples, 16):
-            prompt = torch.full((min(16, samples - first), 1), start, device=device)
-            rows.append(model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                max_new_tokens=length - 1, min_new_tokens=length - 1, pad_token_id=start,
-            ).cpu())
-    return torch.cat(rows)

@@ -60,6 +60,9 @@ Skip = Annotated[list[str] | None, typer.Option(help="Site names to leave alone,
 CalibrationText = Annotated[str | None, typer.Option(
     "--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. [default: 128]")]
+Written = Annotated[int | None, typer.Option(
+    help="Sequences beside those of the calibration text that the model writes itself. [default: 0; as many as --samples where matrices "
+         "are pruned with --effort balanced or best]")]
 Length = Annotated[int | None, typer.Option(help="Tokens per calibration (and search) sequence. [default: 512]")]
 Space = Annotated[str | None, typer.Option(
     help="Search sub-networks by several objectives: small, medium, layer, sublayer, large, or mixed (sparse too); settings after commas: "
@@ -99,8 +102,8 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 
 
 _FLAGS = ("sites", "sparsity", "granularity", "effort", "solver", "allocation", "search", "evaluations", "search_text", "objective",
-          "repaired", "recovery", "multiple", "target", "skip", "calibration", "samples", "length", "evaluate", "evaluate_length",
-          "metrics", "seed")
+          "repaired", "recovery", "multiple", "target", "skip", "calibration", "samples", "written", "length", "evaluate",
+          "evaluate_length", "metrics", "seed")
 _SUITED = {  # to kinds of sites, where flags do not say otherwise
     "channel": {"solver": "sparsegpt"},
     "sublayer": {"allocation": "influence", "search": "progressive", "recovery": "patch"},
@@ -207,7 +210,7 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
         stage["target"] = _settings(given["target"].split(","), f"--target {given['target']}", "")
     if not stage.get("search") and (said := [key for key in ("evaluations", "search_text", "objective", "repaired") if key in given]):
         raise RecipeError(f"--{said[0].replace('_', '-')} says nothing without --search.")
-    settings = {"calibration": "corpus", "samples": "samples", "length": "length"}
+    settings = {"calibration": "corpus", "samples": "samples", "written": "written", "length": "length"}
     text = {key: given[flag] for flag, key in settings.items() if flag in given}
     data: dict[str, Any] = {"stage": [stage], "calibration": text, "seed": given.get("seed", 0)}
     evaluation = given.get("evaluate", "builtin")

@@ -32,6 +32,7 @@ def prune(
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,
+    written: o.Written = None,
     length: o.Length = None,
     evaluate: o.EvaluationText = None,
     evaluate_length: o.EvaluationLength = None,

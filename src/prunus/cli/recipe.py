@@ -26,6 +26,7 @@ def recipe(
     skip: o.Skip = None,
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,
+    written: o.Written = None,
     length: o.Length = None,
     evaluate: o.EvaluationText = None,
     evaluate_length: o.EvaluationLength = None,

@@ -1,0 +1,41 @@
+"""Text that a language model writes itself, sampled from its own distribution."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import CorpusError
+from ..traits import predicts_next
+from .pair import Watch, unwatched
+
+__all__ = ["written"]
+
+_TOGETHER = 16  # sequences
+
+
+@torch.no_grad()
+def written(tokenizer: Any, model: Any, samples: int, length: int, seed: int,
+            watch: Watch = unwatched) -> Int[Tensor, "samples length"]:
+    """At temperature 1, from BOS on (or EOS, where there is none). Raises CorpusError for a model that cannot write, and for a
+    tokenizer that has neither."""
+    if not predicts_next(model):
+        raise CorpusError("corpus 'self': this model cannot generate text. Name a corpus or a file.")
+    start = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
+    if start is None:
+        raise CorpusError("a model that writes its own calibration text: the tokenizer has neither BOS nor EOS to start from. Name a corpus "
+                          "or a file, and let nothing be written.")
+    device = next(model.parameters()).device
+    rows = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # generate() draws from the global generator, which fork_rng puts back
+        for first in range(0, samples, _TOGETHER):
+            watch("writing text to calibrate on", first, samples)
+            prompt = torch.full((min(_TOGETHER, samples - first), 1), start, device=device)
+            rows.append(model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                max_new_tokens=length - 1, min_new_tokens=length - 1, pad_token_id=start,
+            ).cpu())
+    watch("writing text to calibrate on", samples, samples)
+    return torch.cat(rows)
