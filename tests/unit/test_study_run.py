@@ -346,3 +346,19 @@ def test_a_study_that_another_process_runs_is_refused_and_left_as_it_is(tmp_path
     state = ran(asked, out)
     assert not state.missing
     assert not state.failed
+
+
+def test_a_key_that_came_into_recipes_later_is_taken_for_what_it_says_where_it_is_left_out(tmp_path: Path) -> None:
+    asked, folder = study(tmp_path, seeds=[0]), tmp_path / "out"
+    ran(asked, folder)
+    for file in (folder / "cells").glob("*seed-0.json"):
+        kept = json.loads(file.read_text())
+        del kept["identity"]["recipe"]["calibration"]["written"]
+        file.write_text(json.dumps(kept))
+    worker = InProcess()
+    ran(asked, folder, worker)
+    assert not worker.jobs
+    kept["identity"]["recipe"]["calibration"]["length"] = 16
+    file.write_text(json.dumps(kept))
+    with pytest.raises(ComparisonError, match=r"recipe\.calibration\.length is 16 there"):
+        ran(asked, folder, worker)

@@ -24,8 +24,8 @@ def written(tokenizer: Any, model: Any, samples: int, length: int, seed: int,
         raise CorpusError("corpus 'self': this model cannot generate text. Name a corpus or a file.")
     start = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
     if start is None:
-        raise CorpusError("a model that writes its own calibration text: the tokenizer has neither BOS nor EOS to start from. Name a corpus "
-                          "or a file, and let nothing be written.")
+        raise CorpusError("a model that writes calibration text: the tokenizer has neither BOS nor EOS to start from. Name a corpus "
+                          "or a file, and let none be written.")
     device = next(model.parameters()).device
     rows = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

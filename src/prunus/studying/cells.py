@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..comparing.kept import measurement_of
-from ..errors import ComparisonError, ExportError
+from ..errors import ComparisonError, ExportError, RecipeError
 from ..evaluation import Measurement
 from ..files import fingerprint, put_text, readable
-from ..recipe import Recipe
+from ..recipe import Recipe, build, plain
 from .plan import Study, Subject, Treatment, file_name
 
 __all__ = ["CELLS", "UNFINISHED", "Cell", "Look", "Store", "cells_of", "measurements", "plain_measurements"]
@@ -84,7 +84,7 @@ class Store:
         if not _same(found, identity):
             if "failed" in found:  # there is nothing in it that could be taken for this one
                 return None
-            where, there, here = next(_differences(found["identity"], identity))
+            where, there, here = next(_differences(_identity(found), identity))
             raise ComparisonError(f"{file}: is of another study: {where} is {there} there and {here} here. Choose another folder with "
                                   "--out, or say --overwrite to run such cells again.")
         return found
@@ -114,8 +114,19 @@ class Store:
 
 def _same(found: Any, identity: Mapping[str, Any]) -> bool:
     """Whether nothing differs that both say: before a model is loaded, its weights are not known."""
-    there = found.get("identity") if isinstance(found, dict) else None
+    there = _identity(found) if isinstance(found, dict) else None
     return isinstance(there, dict) and next(_differences(there, identity), None) is None
+
+
+def _identity(found: Mapping[str, Any]) -> Any:
+    """What a file says; of its recipe, keys that came into recipes after it was written say what they say where they are left out."""
+    identity = found.get("identity")
+    if not isinstance(identity, dict) or not isinstance(identity.get("recipe"), dict):
+        return identity
+    try:
+        return {**identity, "recipe": plain(build(Recipe, identity["recipe"], "recipe"))}
+    except RecipeError:
+        return identity
 
 
 def _differences(there: Any, here: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
