@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import CalibrationError, RecipeError
+from ..errors import RecipeError
 
 __all__ = ["Taught", "check_sequences", "in_small_steps", "precise", "sizes", "train_kept"]
 
@@ -60,7 +60,7 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
                rates: Sequence[float], rng: random.Random, warmup: float = 0.0,
                told: Callable[[int, int], None] = lambda done, steps: None) -> Taught:
     """Adam, a group of sequences a step; its rate, one for each of `trained`, grows in a share `warmup` of the steps, and falls by a
-    cosine. What is 0 stays 0, which is looked at after every step; where everything is 0 there is nothing to do.
+    cosine. What is 0 is made 0 again after every step; where everything is 0 there is nothing to do.
 
     After every epoch the loss is added up over the groups that are not trained on; what had the least of it stays in the end, and that
     may be what there was before. Two epochs in a row that were worse than the one before end the training, and so does a loss that is
@@ -101,7 +101,7 @@ class _Steps:
     def __init__(self, trained: Sequence[tuple[Tensor, float]], warmup: float, total: int) -> None:
         self._warmup, self.total, self._done = warmup, total, 0
         self._trained = [parameter for parameter, _ in trained]
-        self._gone = [parameter == 0 for parameter in self._trained]
+        self._kept = [parameter != 0 for parameter in self._trained]
         self._optimizer = torch.optim.Adam([{"params": [parameter], "lr": rate, "most": rate} for parameter, rate in trained], fused=True)
 
     def take(self, loss: Callable[[slice], Float[Tensor, ""]], rows: slice, told: Callable[[int, int], None]) -> bool:
@@ -112,13 +112,10 @@ class _Steps:
         with torch.enable_grad():
             found = loss(rows)
             found.backward()
-        for parameter, gone in zip(self._trained, self._gone, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(gone, 0)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        if any(bool(torch.logical_and(parameter, gone).any()) for parameter, gone in zip(self._trained, self._gone, strict=True)):
-            raise CalibrationError("training changed weights that are pruned. This is an error of prunus; please report it.")
+        for parameter, kept in zip(self._trained, self._kept, strict=True):
+            parameter.mul_(kept)  # Adam looks at every weight by itself: those that stay do not know what the others would become
         self._done += 1
         told(self._done, self.total)
         return math.isfinite(float(found.detach()))

@@ -12,14 +12,15 @@ from .pair import Watch, unwatched
 
 __all__ = ["written"]
 
-_TOGETHER = 16  # sequences
+_DOCUMENT = 256  # tokens at most; longer ones take longer to write, and calibrate no better
+_TOGETHER = 64  # documents
 
 
 @torch.no_grad()
 def written(tokenizer: Any, model: Any, samples: int, length: int, seed: int,
             watch: Watch = unwatched) -> Int[Tensor, "samples length"]:
-    """At temperature 1, from BOS on (or EOS, where there is none). Raises CorpusError for a model that cannot write, and for a
-    tokenizer that has neither."""
+    """Documents at temperature 1, each from BOS on (or EOS, where there is none), one or several in a sequence. Raises CorpusError for a
+    model that cannot write, and for a tokenizer that has neither."""
     if not predicts_next(model):
         raise CorpusError("corpus 'self': this model cannot generate text. Name a corpus or a file.")
     start = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
@@ -27,15 +28,17 @@ def written(tokenizer: Any, model: Any, samples: int, length: int, seed: int,
         raise CorpusError("a model that writes calibration text: the tokenizer has neither BOS nor EOS to start from. Name a corpus "
                           "or a file, and let none be written.")
     device = next(model.parameters()).device
-    rows = []
+    several = -(-length // _DOCUMENT)  # documents in a sequence
+    tokens, total = -(-length // several), samples * several
+    found = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # generate() draws from the global generator, which fork_rng puts back
-        for first in range(0, samples, _TOGETHER):
-            watch("writing text to calibrate on", first, samples)
-            prompt = torch.full((min(_TOGETHER, samples - first), 1), start, device=device)
-            rows.append(model.generate(
+        for first in range(0, total, _TOGETHER):
+            watch("writing text to calibrate on", first, total)
+            prompt = torch.full((min(_TOGETHER, total - first), 1), start, device=device)
+            found.append(model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                max_new_tokens=length - 1, min_new_tokens=length - 1, pad_token_id=start,
+                max_new_tokens=tokens - 1, min_new_tokens=tokens - 1, pad_token_id=start,
             ).cpu())
-    watch("writing text to calibrate on", samples, samples)
-    return torch.cat(rows)
+    watch("writing text to calibrate on", total, total)
+    return torch.cat(found).view(samples, -1)[:, :length]
