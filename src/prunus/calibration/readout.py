@@ -40,7 +40,7 @@ def window_logits(model: Any, table: Int[Tensor, "windows length"]) -> Iterator[
 
 
 def logits_of(model: Any, hidden: Float[Tensor, "rows positions width"]) -> Float[Tensor, "rows positions words"] | None:
-    """What the model's forward pass makes of the body's output; None of a family whose head does not ask the body in the usual way."""
+    """What the model's forward pass makes of the body's output; None of a family whose head does not ask the body in a known way."""
     asked: list[bool] = []
 
     def known(*_: Any, **__: Any) -> Any:
@@ -48,6 +48,7 @@ def logits_of(model: Any, hidden: Float[Tensor, "rows positions width"]) -> Floa
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
 
     tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)  # nobody reads them
-    with replaced(model.base_model, known):
+    body = model.base_model
+    with replaced(body, known), replaced(getattr(body, "decoder", body), known):  # OPT's head asks a part of the body
         logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits if asked else None

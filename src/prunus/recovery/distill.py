@@ -1,7 +1,7 @@
 """What is kept of a model is trained to predict what the dense model predicted."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..calibration.blocks import evaluating, frozen
 from ..calibration.pair import Watch, unwatched
 from ..calibration.placement import Placement
+from ..calibration.readout import LOGITS, logits_of
 from ..calibration.teaching import check_sequences, in_small_steps, precise, train_kept
 from ..distillation import distilled_loss
 from ..errors import RecipeError
@@ -34,7 +35,7 @@ class Distill:
 
     After every epoch the loss is measured on an eighth of the sequences that are not trained on; the model keeps the best weights it
     had, those before the training among them. Word vectors, the head and what is zero stay as they are. Needs the memory of training:
-    sixteen bytes for every weight of the blocks, beside a copy of the dense ones.
+    sixteen bytes for every weight of the blocks, and the dense model's last hidden states.
     """
 
     epochs: int = 1  # through the sequences
@@ -54,6 +55,10 @@ class Distill:
         if not predicts_next(model):
             raise RecipeError(f"recovery 'distill': a {type(model).__name__} predicts no next token. Use prunus finetune on its task.")
         check_sequences("distill", tokens)
+        width = model.get_output_embeddings().weight.shape[1]
+        home = next(model.parameters())
+        if logits_of(model, torch.zeros(1, 1, width, dtype=home.dtype, device=home.device)) is None:
+            raise RecipeError(f"recovery 'distill': the head of a {type(model).__name__} cannot be run alone. Use reconstruct.")
         if self.first:
             self.first.check(model, anatomy, tokens, placement, batch)
 
@@ -61,46 +66,94 @@ class Distill:
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
         if not gone and not dense:
             return ()
-        blocks = [model.get_submodule(block.name) for block in anatomy.blocks]
-        names = [(f"{block.name}.{name}", parameter) for block, module in zip(anatomy.blocks, blocks, strict=True)
-                 for name, parameter in module.named_parameters()]
-        whole = {name: dense[name] if name in dense else parameter.detach().clone() for name, parameter in names}
-        said = tuple(self.first.recover(model, anatomy, gone, dense, tokens, placement, batch, watch)) if self.first else ()
+        groups = _groups(tokens, in_small_steps(tokens, batch))
         with torch.no_grad(), frozen(model), evaluating(model), ExitStack() as stack:
+            taught = _taught(model, dense, tokens, groups, placement, stack)
+            said = tuple(self.first.recover(model, anatomy, gone, dense, tokens, placement, batch, watch)) if self.first else ()
             stack.enter_context(placement.visiting(model))
-            known = {name: value.to(placement.device) for name, value in whole.items()}
-            dtype = next(model.parameters()).dtype
-            trained = [parameter for block in blocks for parameter in block.parameters()]
+            lesson = _Lesson(model, gone, taught, tokens.to(placement.device), next(model.parameters()).dtype)
+            trained = [parameter for block in anatomy.blocks for parameter in model.get_submodule(block.name).parameters()]
             stack.enter_context(precise(trained))
-            lesson, together = _Lesson(model, gone, known, tokens.to(placement.device), dtype), in_small_steps(tokens, batch)
-            taught = train_kept(trained, [slice(start, start + together) for start in range(0, len(tokens), together)],
-                                lambda rows: lesson.loss(rows, self), epochs=self.epochs, rates=[self.rate] * len(trained),
-                                rng=random.Random(self.seed), warmup=_WARMUP,
-                                told=lambda done, steps: watch("training what is kept", done, steps))
-        return *said, *taught.remarks("recovery 'distill'")
+            learned = train_kept(trained, groups, lambda rows: lesson.loss(rows, self), epochs=self.epochs,
+                                 rates=[self.rate] * len(trained), rng=random.Random(self.seed), warmup=_WARMUP,
+                                 told=lambda done, steps: watch("training what is kept", done, steps))
+        return *said, *learned.remarks("recovery 'distill'")
+
+
+def _groups(tokens: Tensor, together: int) -> list[slice]:
+    return [slice(start, min(start + together, len(tokens))) for start in range(0, len(tokens), together)]
+
+
+def _taught(model: Any, dense: Mapping[str, Tensor], tokens: Tensor, groups: Sequence[slice], placement: Placement,
+            stack: ExitStack) -> Float[Tensor, "samples length width"]:
+    """What the dense model's body gives: its head makes all of its predictions of that, and no copy of the model has to stay."""
+    found: Tensor | None = None
+    with placement.visiting(model), subnet(model, {name: value.to(placement.device) for name, value in dense.items()}):
+        for rows in groups:
+            hidden: Tensor = model.base_model(input_ids=tokens[rows].to(placement.device), use_cache=False)[0]
+            if found is None:
+                found = stack.enter_context(placement.hidden((len(tokens), *hidden.shape[1:]), hidden.dtype))
+            found[rows] = hidden
+    assert found is not None
+    return found
 
 
 @dataclass(frozen=True)
 class _Lesson:
-    """The model as it is trained, and as it was."""
+    """The model as it is trained, and what the dense one's body gave."""
 
     model: Any
     gone: Sequence[SublayerSite]
-    dense: Mapping[str, Tensor]
+    taught: Float[Tensor, "samples length width"]
     tokens: Int[Tensor, "samples length"]
     dtype: torch.dtype  # in which matrices are multiplied
 
     def loss(self, rows: slice, how: Distill) -> Float[Tensor, ""]:
         """Per token of some sequences."""
-        tokens = self.tokens[rows]
-        mixed = self.dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(tokens.device.type, dtype=self.dtype if mixed else torch.bfloat16, enabled=mixed):
-            with torch.no_grad(), subnet(self.model, self.dense):
-                taught = self._said(tokens)
-            with silenced(self.model, self.gone):
-                said = self._said(tokens)
-        return distilled_loss(said, taught, tokens[:, 1:].flatten(), how.temperature, how.labels)
+        tokens, mixed = self.tokens[rows], self.dtype in (torch.bfloat16, torch.float16)
+        taught, targets = self.taught[rows, :-1].flatten(0, 1), tokens[:, 1:].flatten()
 
-    def _said(self, tokens: Tensor) -> Float[Tensor, "predicted words"]:
-        logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
-        return logits[:, :-1].flatten(0, 1)
+        def part(hidden: Tensor, some: slice) -> Tensor:
+            with torch.no_grad():
+                told = self._logits(taught[some].to(hidden))
+            return distilled_loss(self._logits(hidden), told, targets[some], how.temperature, how.labels) * (len(hidden) / len(targets))
+
+        with torch.autocast(tokens.device.type, dtype=self.dtype if mixed else torch.bfloat16, enabled=mixed):
+            with silenced(self.model, self.gone):
+                hidden = self.model.base_model(input_ids=tokens, use_cache=False)[0]
+            found: Tensor = _InParts.apply(hidden[:, :-1].flatten(0, 1), part, max(1, LOGITS // self._words))
+        return found
+
+    def _logits(self, hidden: Float[Tensor, "positions width"]) -> Float[Tensor, "positions words"]:
+        found = logits_of(self.model, hidden[None])
+        assert found is not None  # check() has asked
+        return found[0]
+
+    @property
+    def _words(self) -> int:
+        words: int = self.model.config.get_text_config().vocab_size
+        return words
+
+
+class _InParts(torch.autograd.Function):
+    """A sum over parts of what is given, `step` of it at a time, of which nothing stays: its gradient is computed with it, as the logits
+    of all positions would take more memory than all else."""
+
+    @staticmethod
+    def forward(context: Any, given: Tensor, part: Callable[[Tensor, slice], Tensor], step: int) -> Tensor:
+        slope, total = torch.zeros_like(given), torch.zeros((), device=given.device)
+        for start in range(0, len(given), step):
+            rows, asked = slice(start, start + step), context.needs_input_grad[0]
+            with torch.set_grad_enabled(asked):
+                leaf = given[rows].detach().requires_grad_(asked)
+                found = part(leaf, rows)
+            if asked:
+                slope[rows] = torch.autograd.grad(found, leaf)[0]
+            total += found.detach()
+        context.save_for_backward(slope)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = context.saved_tensors
+        return slope * slopes[0].to(slope.dtype), None, None
