@@ -96,3 +96,24 @@ def test_nothing_is_trained_where_nothing_went() -> None:
     same = copy.deepcopy(model)
     Distill().recover(same, describe(same), (), {}, OTHERS, Placement(), 4)
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), same.parameters(), strict=True))
+
+
+def test_a_head_that_cannot_run_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    monkeypatch.setattr(distill, "logits_of", lambda *given: None)
+    with pytest.raises(RecipeError, match=r"head of a LlamaForCausalLM cannot be run alone\. Use reconstruct"):
+        Distill().check(model, describe(model), TOKENS, Placement(), 4)
+
+
+def test_what_is_computed_part_by_part_has_the_gradient_of_the_whole() -> None:
+    given = torch.randn(10, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    seen: list[slice] = []
+
+    def part(some: torch.Tensor, rows: slice) -> torch.Tensor:
+        seen.append(rows)
+        return (some**3).sum()
+
+    assert torch.autograd.gradcheck(lambda value: distill._InParts.apply(value, part, 4), (given,))
+    assert seen[:3] == [slice(0, 4), slice(4, 8), slice(8, 12)]
+    with torch.no_grad():
+        assert distill._InParts.apply(given, part, 4) == pytest.approx(float((given**3).sum()))

@@ -141,7 +141,7 @@ class _InParts(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, given: Tensor, part: Callable[[Tensor, slice], Tensor], step: int) -> Tensor:
-        slope, total = torch.zeros_like(given), torch.zeros((), device=given.device)
+        slope, total = torch.zeros_like(given), given.new_zeros((), dtype=torch.promote_types(given.dtype, torch.float32))
         for start in range(0, len(given), step):
             rows, asked = slice(start, start + step), context.needs_input_grad[0]
             with torch.set_grad_enabled(asked):
