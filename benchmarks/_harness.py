@@ -83,9 +83,10 @@ def write(question: str, protocol: str, rows: list[dict[str, Any]], tables: dict
 
 
 def kept_rows(file: Path, question: str = "") -> list[dict[str, Any]]:
-    """The rows that earlier runs have finished, and those of the newest result of `question`, if one is named."""
+    """The rows that earlier runs have finished, and those of the newest result of `question`, if one is named; one in both once."""
     rows = newest_rows(question) if question else []
-    return rows + ([json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [])
+    kept = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return rows + [row for row in kept if row not in rows]
 
 
 def newest_rows(question: str) -> list[dict[str, Any]]:
