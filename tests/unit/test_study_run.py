@@ -102,6 +102,9 @@ def test_every_model_is_compared_with_its_own_dense_one(tmp_path: Path) -> None:
         assert [item["value"] for item in found] == [item.value for item in expected]
     page = studied_page(gathered(state, Path("a.toml")))
     assert [part.caption for part in page.sections[0].parts[:2]] == ["tiny", "other"]
+    costs = gathered(state, Path("a.toml")).models[0].costs
+    assert costs[""].processor is None
+    assert costs["magnitude"].processor > 0
 
 
 def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:

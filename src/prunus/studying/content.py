@@ -167,7 +167,7 @@ def _failed(found: Gathered) -> Section | None:
 
 
 def _costs(found: Gathered) -> Section:
-    head = ("", "pruning, seconds", "tokens forwarded", "peak memory, MiB", "energy, J", "measuring, seconds")
+    head = ("", "pruning, seconds", "of processors", "tokens forwarded", "peak memory, MiB", "energy, J", "measuring, seconds")
     groups = []
     for rows in found.models:
         names = {"": f"{rows.model.name} (dense)", **{one.name: one.name for one in found.study.recipes}}
@@ -183,7 +183,7 @@ def _cost(costs: Costs) -> tuple[Cell, ...]:
     if costs.deviation is not None:
         seconds = Cell(f"{seconds.text} ± {costs.deviation:,.1f}")
     memory = None if costs.host_bytes is None else costs.host_bytes / 2**20
-    return seconds, known(costs.tokens, 0), known(memory, 0), known(costs.joules, 0), known(costs.measuring, 1)
+    return seconds, known(costs.processor, 1), known(costs.tokens, 0), known(memory, 0), known(costs.joules, 0), known(costs.measuring, 1)
 
 
 def _protocols(found: Gathered) -> Section:

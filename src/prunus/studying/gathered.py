@@ -34,6 +34,7 @@ class Costs:
 
     seconds: float | None  # of pruning
     deviation: float | None  # of these, over seeds
+    processor: float | None  # seconds of processors in them, which do not grow when other work runs beside
     tokens: float | None  # forwarded, in passes through the whole dense model
     host_bytes: int | None  # the most memory that a cell has held
     joules: float | None  # of the whole machine
@@ -137,9 +138,11 @@ def _costs(took: Sequence[Mapping[str, Any]]) -> Costs:
     costs = [one["cost"] for one in took]
     seconds = [sum(value for stage, value in cost["seconds"].items() if stage != "solving") for cost in costs]
     known = [cost["host_bytes"] for cost in costs if cost["host_bytes"] is not None]
+    processor = [cost["processor"] for cost in costs if "processor" in cost]
     tokens, joules = ([sum(cost[name].values()) for cost in costs if cost[name]] for name in ("tokens", "joules"))
     pruned = any(cost["seconds"] for cost in costs)
     return Costs(statistics.fmean(seconds) if pruned else None, statistics.stdev(seconds) if pruned and len(seconds) > 1 else None,
+                 statistics.fmean(processor) if processor else None,
                  statistics.fmean(tokens) if tokens else None, max(known, default=None), statistics.fmean(joules) if joules else None,
                  statistics.fmean(one["measuring"] for one in took))
 

@@ -106,10 +106,12 @@ class Here:
         if job.recipe is None:
             found = _of_dense(loaded, measured)
         else:
+            began = time.process_time()
             pruned = prune(loaded.model, job.recipe, tokenizer=loaded.tokenizer, placement=placement, watch=watch,
                            resume=job.unfinished, source=job.model.source)
+            processor = time.process_time() - began
             measured, seconds = self._measured(replace(loaded, model=pruned.model), job, watch, before=False)
-            found, cost = _of_pruned(pruned, measured), asdict(pruned.report.cost)
+            found, cost = _of_pruned(pruned, measured), {**asdict(pruned.report.cost), "processor": processor}
             if job.kept is not None:
                 _keep(pruned, job, measured)
             Journal(job.unfinished).discard()
