@@ -232,14 +232,14 @@ def studied(data: dict[str, Any]) -> dict[str, Any]:
     recipes, first = numbers[0]["recipes"], dict[str, str]()
     for recipe, entry in recipes.items():
         first.setdefault(entry["level"], recipe)
-    counted = any(cost["processor"] for cost in model["costs"].values() if "processor" in cost)
+    counted = any(cost.get("processor") for cost in model["costs"].values())
     rows = [["dense", *(f"{number['dense']:.2f}" for number in numbers), *("0" for _ in numbers), "", *[""] * counted, ""]]
     for recipe, entry in sorted(recipes.items(), key=lambda item: list(first).index(item[1]["level"])):
         cost, other = model["costs"][recipe], first[entry["level"]]
         means = [(number["dense"], *(number["recipes"][name]["mean"] for name in (recipe, other))) for number in numbers]
         rows.append([recipe, *(f"{mine:.2f}" for _, mine, _ in means),
                      *(f"{(mine - dense) / (base - dense):.2f}" for dense, mine, base in means), f"{cost['seconds']:.0f} s",
-                     *[f"{cost['processor']:.0f} s" if cost["processor"] else ""] * counted, f"{cost['host_bytes'] / 2**20:.0f} MiB"])
+                     *[f"{cost['processor']:.0f} s" if cost.get("processor") else ""] * counted, f"{cost['host_bytes'] / 2**20:.0f} MiB"])
     labels = [number["label"].removesuffix(" perplexity") for number in numbers]
     return {"table": table(["", *labels, *(f"gap, {label}" for label in labels), "pruning",
                             *["of a processor"] * counted, "peak memory"], rows),
