@@ -64,7 +64,8 @@ class Stage:
 
     @classmethod
     def of(cls, effort: str, **given: Any) -> "Stage":
-        """What is composed for an effort: fast, balanced or best. Fields that are given take the place of its own. Raises RecipeError."""
+        """What is composed for an effort: fast, balanced or best. Fields that are given take the place of its own; the text that the
+        model writes for it in recipe files is the calibration's matter (`Calibration.written`). Raises RecipeError."""
         (kind,), granularity = given.get("sites", cls.sites), given.get("granularity", cls.granularity)
         hints = typing.get_type_hints(cls)
         composed = {key: build(hints[key], value, key) for key, value in preset(effort, kind, granularity).items() if key not in given}

@@ -26,7 +26,7 @@ def written(tokenizer: Any, model: Any, samples: int, length: int, seed: int,
     start = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
     if start is None:
         raise CorpusError("a model that writes calibration text: the tokenizer has neither BOS nor EOS to start from. Name a corpus "
-                          "or a file, and let none be written.")
+                          "or a file, and let none be written (--written 0).")
     device = next(model.parameters()).device
     several = -(-length // _DOCUMENT)  # documents in a sequence
     tokens, total = -(-length // several), samples * several
