@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from prunus.anatomy import describe
+from prunus.calibration import readout
 from prunus.calibration.placement import Placement
 from prunus.errors import RecipeError
 from prunus.recovery import distill
@@ -100,7 +101,7 @@ def test_nothing_is_trained_where_nothing_went() -> None:
 
 def test_a_head_that_cannot_run_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
-    monkeypatch.setattr(distill, "logits_of", lambda *given: None)
+    monkeypatch.setattr(readout, "logits_of", lambda *given: None)
     with pytest.raises(RecipeError, match=r"head of a LlamaForCausalLM cannot be run alone\. Use reconstruct"):
         Distill().check(model, describe(model), TOKENS, Placement(), 4)
 

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from .blocks import replaced
 
-__all__ = ["LOGITS", "logits_of", "window_logits"]
+__all__ = ["head_runs_alone", "logits_of", "positions_at_once", "window_logits"]
 
 LOGITS = 2**22  # elements of the largest tensor of logits: 16 MiB in float32
 _TOKENS = 2048  # per pass through the body
@@ -24,7 +24,7 @@ def window_logits(model: Any, table: Int[Tensor, "windows length"]) -> Iterator[
     """
     device = next(model.parameters()).device
     batch = max(1, _TOKENS // table.shape[1])
-    step = max(1, LOGITS // model.config.get_text_config().vocab_size)
+    step = positions_at_once(model)
     for first in range(0, len(table), batch):
         tokens = table[first : first + batch].to(device)
         with torch.no_grad():
@@ -37,6 +37,17 @@ def window_logits(model: Any, table: Int[Tensor, "windows length"]) -> Iterator[
                     if logits is None:
                         logits = model(input_ids=tokens[row : row + 1], use_cache=False).logits[:, part]
                 yield first + row, start, logits[0]
+
+
+def positions_at_once(model: Any) -> int:
+    """Of how many positions the logits are in memory together."""
+    return max(1, LOGITS // int(model.config.get_text_config().vocab_size))
+
+
+def head_runs_alone(model: Any) -> bool:
+    """Whether `logits_of` gives any."""
+    words = model.get_input_embeddings().weight
+    return logits_of(model, words.new_zeros(1, 1, words.shape[1])) is not None
 
 
 def logits_of(model: Any, hidden: Float[Tensor, "rows positions width"]) -> Float[Tensor, "rows positions words"] | None:

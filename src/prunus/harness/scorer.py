@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from ..calibration.readout import LOGITS, logits_of
+from ..calibration.readout import head_runs_alone, logits_of, positions_at_once
 from ..calibration.sample import check_words
 from .catalogue import quiet
 
@@ -48,8 +48,7 @@ class Scorer(HFLM):
             super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch)
         self._tell, self.done = lambda done: None, 0  # questions that are answered
         self._together = _TOKENS if self.device.type == "cpu" else 16 * _TOKENS
-        width: Any = model.get_input_embeddings().weight.shape[1]
-        self.own_passes = model.dtype == torch.float32 and logits_of(model, torch.zeros(1, 1, width, device=self.device)) is not None
+        self.own_passes = model.dtype == torch.float32 and head_runs_alone(model)
         self._shares = self.own_passes and self._agrees()
         self._tell, self.done = tell, 0
 
@@ -149,7 +148,7 @@ class Scorer(HFLM):
               targets: Sequence[int]) -> tuple[Float[Tensor, "tokens"], Bool[Tensor, "tokens"]]:
         """The log-likelihood of what comes next, and whether it is the most probable token."""
         values, same = [], []
-        step = max(1, LOGITS // self.config.get_text_config().vocab_size)
+        step = positions_at_once(self.model)
         wanted = torch.tensor(targets, device=hidden.device)
         for start in range(0, len(wanted), step):
             logits, next_ones = logits_of(self.model, hidden[None, start : start + step]), wanted[start : start + step, None]

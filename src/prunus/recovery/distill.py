@@ -13,7 +13,7 @@ from torch import Tensor
 from ..calibration.blocks import evaluating, frozen
 from ..calibration.pair import Watch, unwatched
 from ..calibration.placement import Placement
-from ..calibration.readout import LOGITS, logits_of
+from ..calibration.readout import head_runs_alone, logits_of, positions_at_once
 from ..calibration.teaching import check_sequences, in_small_steps, precise, train_kept
 from ..distillation import distilled_loss
 from ..errors import RecipeError
@@ -55,9 +55,7 @@ class Distill:
         if not predicts_next(model):
             raise RecipeError(f"recovery 'distill': a {type(model).__name__} predicts no next token. Use prunus finetune on its task.")
         check_sequences("distill", tokens)
-        width = model.get_output_embeddings().weight.shape[1]
-        home = next(model.parameters())
-        if logits_of(model, torch.zeros(1, 1, width, dtype=home.dtype, device=home.device)) is None:
+        if not head_runs_alone(model):
             raise RecipeError(f"recovery 'distill': the head of a {type(model).__name__} cannot be run alone. Use reconstruct.")
         if self.first:
             self.first.check(model, anatomy, tokens, placement, batch)
@@ -66,7 +64,8 @@ class Distill:
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
         if not gone and not dense:
             return ()
-        groups = _groups(tokens, in_small_steps(tokens, batch))
+        together = in_small_steps(tokens, batch)
+        groups = [slice(start, start + together) for start in range(0, len(tokens), together)]
         with torch.no_grad(), frozen(model), evaluating(model), ExitStack() as stack:
             taught = _taught(model, dense, tokens, groups, placement, stack)
             said = tuple(self.first.recover(model, anatomy, gone, dense, tokens, placement, batch, watch)) if self.first else ()
@@ -78,10 +77,6 @@ class Distill:
                                  rates=[self.rate] * len(trained), rng=random.Random(self.seed), warmup=_WARMUP,
                                  told=lambda done, steps: watch("training what is kept", done, steps))
         return *said, *learned.remarks("recovery 'distill'")
-
-
-def _groups(tokens: Tensor, together: int) -> list[slice]:
-    return [slice(start, min(start + together, len(tokens))) for start in range(0, len(tokens), together)]
 
 
 def _taught(model: Any, dense: Mapping[str, Tensor], tokens: Tensor, groups: Sequence[slice], placement: Placement,
@@ -121,18 +116,13 @@ class _Lesson:
         with torch.autocast(tokens.device.type, dtype=self.dtype if mixed else torch.bfloat16, enabled=mixed):
             with silenced(self.model, self.gone):
                 hidden = self.model.base_model(input_ids=tokens, use_cache=False)[0]
-            found: Tensor = _InParts.apply(hidden[:, :-1].flatten(0, 1), part, max(1, LOGITS // self._words))
+            found: Tensor = _InParts.apply(hidden[:, :-1].flatten(0, 1), part, positions_at_once(self.model))
         return found
 
     def _logits(self, hidden: Float[Tensor, "positions width"]) -> Float[Tensor, "positions words"]:
         found = logits_of(self.model, hidden[None])
         assert found is not None  # check() has asked
         return found[0]
-
-    @property
-    def _words(self) -> int:
-        words: int = self.model.config.get_text_config().vocab_size
-        return words
 
 
 class _InParts(torch.autograd.Function):
