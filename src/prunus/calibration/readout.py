@@ -39,9 +39,9 @@ def window_logits(model: Any, table: Int[Tensor, "windows length"]) -> Iterator[
                 yield first + row, start, logits[0]
 
 
-def positions_at_once(model: Any) -> int:
-    """Of how many positions the logits are in memory together."""
-    return max(1, LOGITS // int(model.config.get_text_config().vocab_size))
+def positions_at_once(model: Any, rows: int = 1) -> int:
+    """Of how many positions of so many rows the logits are in memory together."""
+    return max(1, LOGITS // (rows * int(model.config.get_text_config().vocab_size)))
 
 
 def head_runs_alone(model: Any) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..calibration.blocks import States, enter, evaluating
 from ..calibration.choices import Choices
 from ..calibration.placement import Placement
+from ..calibration.readout import positions_at_once
 from ..errors import RecipeError
 from ..files import fingerprint, intact, keep_tensors
 from ..silence import silenced, sliced
@@ -32,7 +33,6 @@ Objective = Literal["divergence", "perplexity", "accuracy"]
 
 _Key = tuple[Candidate | str, int, int, int]  # what is valued, from which sequence to which, at one of how many positions
 
-_LOGITS = 2**22  # elements of the largest tensor of logits
 _EVERY = 4  # positions: a partial candidate is compared at one of so many
 _SHARES = 8  # batches at least, so that a look at little of the text costs little
 
@@ -286,7 +286,7 @@ class Fitness:
     def _logits(self, rows: slice, hidden: Tensor, every: int) -> Iterator[Tensor]:
         """The logits of a batch at one of `every` positions, a few at a time."""
         tokens, hidden = (value[:, ::every].to(self._entry.device) for value in (self.tokens[rows], hidden))
-        step = max(1, _LOGITS // (self.batch * self.model.config.get_text_config().vocab_size))
+        step = positions_at_once(self.model, self.batch)
         for start in range(0, tokens.shape[1], step):
             part = slice(start, start + step)
             yield self._entry.leave(self.model, self.anatomy, tokens[:, part], hidden[:, part])
