@@ -146,17 +146,25 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
         raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
                           "metrics=(), prompts=() and a solver that needs no data.")
     seen = overlaps(recipe, calibrated)
-    tokens = recipe.calibration.tokens(tokenizer, model, recipe.seed, watch=telling(tell)) if calibrated else torch.empty(0, 0).long()
+    text = recipe.calibration
+    given = text.read(tokenizer, model, recipe.seed) if calibrated else torch.empty(0, 0).long()
+    tokens = torch.cat([given, given.new_zeros(text.writes(model), text.length)]) if calibrated else given  # until the model has written
     for stage, sites in zip(recipe.stage, chosen, strict=True):
         check_mlps(model, anatomy, stage, sites, tokens)
         if stage.recovery:
             stage.recovery.check(model, anatomy, tokens, placement, together(tokens.shape[1]))
-    texts = {index: stage.search.draws(tokenizer, model, recipe.seed + _OTHER_SEED, f"stage[{index}].search.text")
-             for index, stage in enumerate(recipe.stage) if stage.search}
-    identity = fingerprint(recipe.to_toml(), _identity(model, tokens)) if resume else ""
+    identity = fingerprint(recipe.to_toml(), _identity(model, given)) if resume else ""
     journal = Journal(resume) if resume else None
     if journal:
         journal.begin(identity)
+    if len(tokens) > len(given):
+        def write() -> dict[str, Any]:
+            return {"tokens": text.write(tokenizer, model, recipe.seed, telling(tell)).tolist()}
+
+        found = journal.measured(identity, "written", write) if journal else write()
+        tokens = torch.cat([given, torch.tensor(found["tokens"])])
+    texts = {index: stage.search.draws(tokenizer, model, recipe.seed + _OTHER_SEED, f"stage[{index}].search.text")
+             for index, stage in enumerate(recipe.stage) if stage.search}
     return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed, seen), chosen
 
 

@@ -9,7 +9,9 @@ import torch
 
 from prunus.allocation.owl import OWL
 from prunus.budget import Budget
+from prunus.calibration import sample
 from prunus.calibration.sample import Calibration
+from prunus.calibration.writing import written
 from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.wanda import Wanda
 from prunus.errors import RecipeError
@@ -161,6 +163,25 @@ def test_another_run_s_blocks_are_refused(other: str, recipe_for: Any, text_file
         model.model.layers[0].mlp.up_proj.weight.data.mul_(2)
     with pytest.raises(RecipeError, match="holds another run"):
         run(recipe, model, resume=tmp_path / "run")
+
+
+@pytest.mark.parametrize("calibration", [{"corpus": "self", "samples": 8}, {"samples": 4, "written": 4}], ids=["all", "beside"])
+def test_what_the_model_has_written_is_not_written_again(calibration: dict[str, Any], text_file: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    text = Calibration(**{"corpus": str(text_file), "length": 32, **calibration})
+    recipe = Recipe((Stage(solver=SparseGPT()),), text, (), ())
+    expected, writings = run(recipe), []
+    monkeypatch.setattr(sample, "written", lambda *asked: writings.append(asked) or written(*asked))
+    assert_same(interrupted_and_resumed(recipe, tmp_path / "run", "model.layers.1.mlp.up_proj", lambda: tiny_model(num_hidden_layers=3)),
+                expected)
+    assert len(writings) == 1
+
+
+def test_a_model_writes_nothing_for_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "written", lambda *asked: pytest.fail("the model has written"))
+    recipe = Recipe((Stage(solver=SparseGPT(), recovery=Reconstruct()),), Calibration("self", samples=1, length=32), (), ())
+    with pytest.raises(RecipeError, match="reconstruct"):
+        run(recipe)
 
 
 def test_an_interrupted_run_without_a_folder_writes_nothing(recipe_for: Any, tmp_path: Path) -> None:

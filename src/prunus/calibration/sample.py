@@ -44,15 +44,27 @@ class Calibration:
                watch: Watch = unwatched) -> Int[Tensor, "sequences length"]:
         """The sequences, chosen by `seed`: those of the text, and behind them those that the model writes. Raises CorpusError, or
         RecipeError when the model cannot take the length."""
+        return torch.cat([self.read(tokenizer, model, seed, where), self.write(tokenizer, model, seed, watch)])
+
+    def read(self, tokenizer: Any, model: nn.Module, seed: int, where: str = "calibration") -> Int[Tensor, "sequences length"]:
+        """Those of the text alone; none when the model writes them all. Raises as `tokens`."""
         check_length(model, self.length, f"{where}.length")
         check_tokenizer(tokenizer, where)
         text = self.text()
         if text is None:
-            return written(tokenizer, model, self.samples, self.length, seed, watch)
-        found = windows(text, tokenizer, self.length, self.samples, seed, with_bos(tokenizer, self.bos))
-        if not self.written or not predicts_next(model):
-            return found
-        return torch.cat([found, written(tokenizer, model, self.written, self.length, seed, watch)])
+            return torch.empty(0, self.length).long()
+        return windows(text, tokenizer, self.length, self.samples, seed, with_bos(tokenizer, self.bos))
+
+    def write(self, tokenizer: Any, model: nn.Module, seed: int, watch: Watch = unwatched) -> Int[Tensor, "sequences length"]:
+        """Those that the model writes alone. Raises as `tokens`."""
+        count = self.writes(model)
+        return written(tokenizer, model, count, self.length, seed, watch) if count else torch.empty(0, self.length).long()
+
+    def writes(self, model: nn.Module) -> int:
+        """Sequences that the model writes: beside a text none where it cannot."""
+        if self.corpus == "self":
+            return self.samples
+        return self.written if predicts_next(model) else 0
 
 
 def with_bos(tokenizer: Any, asked: bool | None) -> bool:
