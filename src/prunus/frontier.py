@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,23 +55,25 @@ from .traits import predicts_next, weight_norms
 
 __all__ = ["find_front", "genome_of", "orders_of", "repair", "thin_of"]
 
+_Item = TypeVar("_Item")
 _ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the weights, that baselines are asked for
 
 
 def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping[str, Sequence[int]] | None = None,
                folder: Path | None = None, source: str = "", watch: Callable[[Progress], bool] | None = None,
-               training: Callable[[TrainingProgress], None] | None = None) -> Front:
+               training: Callable[[TrainingProgress], None] | None = None, tell: Watch = unwatched) -> Front:
     """Search, and value the front on the test split of the task, or on held-out text.
 
     `orders` are those that a super-network was trained with; without any they are made as the plan says. Trials, and what is solved or
-    trained for them, are written to `folder` at once; called again with equal arguments, the search goes on from there. `training` is
-    told how far the training of a sub-network is. Raises RecipeError when the parts do not go together.
+    trained for them, are written to `folder` at once; called again with equal arguments, the search goes on from there. `watch` is told
+    how far the search is, `training` how far the training of a sub-network, and `tell` how far is what comes before and behind. Raises
+    RecipeError when the parts do not go together.
     """
     clock, read = Clock(), _checked(model, plan, folder)
     return_memory()
     with clock("ordering"):
-        scores = _importance(model, tokenizer, plan, read)
+        scores = _importance(model, tokenizer, plan, read, tell)
         order = dict(orders) if orders is not None else _descending(scores)
     with ExitStack() as stack:
         with clock("solving levels"):
@@ -94,8 +96,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
                             identity=identity, watch=_tidying(alone, genome, watch) if alone else watch)
         with clock("valuing the front"):
             trials = [*(trial for trial in found.front if not trial.failed), _dense(found, genome)]
-            held = [_values(other, genome, trial) for trial in trials]
-        beside = _beside(model, tokenizer, plan, read, genome.units, (judge, other), clock)
+            held = [_values(other, genome, trial) for trial in _told(trials, "valuing the front", tell)]
+        beside = _beside(model, tokenizer, plan, read, genome.units, (judge, other), clock, tell)
     if alone:
         clock.seconds["training"] = alone.seconds
         if not found.interrupted:
@@ -106,6 +108,13 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
     return Front(plan, source, tuple(points[:-1]), points[-1], len(found.trials), sum(bool(trial.failed) for trial in found.trials),
                  protocols, {name: tuple(map(int, value)) for name, value in order.items()}, clock.seconds,
                  environment(model, str(next(model.parameters()).device), source), found.interrupted, beside)
+
+
+def _told(items: Sequence[_Item], phase: str, tell: Watch) -> Iterator[_Item]:
+    """The items; `tell` is told of each when it is done with."""
+    for done, item in enumerate(items, 1):
+        yield item
+        tell(phase, done, len(items))
 
 
 def _values(judge: Judge, genome: Architectures, asked: Question | Trial) -> tuple[float, ...]:
@@ -225,22 +234,22 @@ def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recov
     return recovery.recover(model, units.anatomy, units.gone(kept), dense, tokens, placement, batch, watch)
 
 
-def orders_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> dict[str, list[int]]:
+def orders_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, tell: Watch = unwatched) -> dict[str, list[int]]:
     """By channel site: its channels, those first that matter most; none where the plan says none.
 
     "fisher" is the mean square of the loss's derivative by a factor on the channel (Kwon et al. 2022), of examples of the training
     split or of calibration sequences; a criterion sees these as text.
     """
-    return _descending(_importance(model, tokenizer, plan, read))
+    return _descending(_importance(model, tokenizer, plan, read, tell))
 
 
-def _importance(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> dict[str, Tensor]:
+def _importance(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, tell: Watch) -> dict[str, Tensor]:
     """By channel site: what every channel matters."""
     if plan.order == "none":
         return {}
     sites = _channels(describe(model))
     if plan.order == "fisher":
-        return {name: rows.square().mean(0) for name, rows in _gradients(model, tokenizer, plan, read, sites).items()}
+        return {name: rows.square().mean(0) for name, rows in _gradients(model, tokenizer, plan, read, sites, tell).items()}
     return _scores(plan.order, model, tokenizer, plan, read, sites)
 
 
@@ -276,16 +285,18 @@ def _seen_by(part: Any, where: str, model: Any, tokenizer: Any, plan: FrontSearc
     return tokens, known_loss(model, describe(model), sites, tokens, needs, plan.seed) if needs else {}
 
 
-def _gradients(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, sites: Sequence[ChannelSite]) -> dict[str, Tensor]:
-    return gate_gradients(model, sites, _losses(model, tokenizer, plan, read))
+def _gradients(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, sites: Sequence[ChannelSite],
+               tell: Watch) -> dict[str, Tensor]:
+    losses = list(_losses(model, tokenizer, plan, read))
+    return gate_gradients(model, sites, _told(losses, "derivatives of the loss", tell))
 
 
 def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, units: Units, judges: tuple[Judge, Judge],
-            clock: Clock) -> dict[str, tuple[Point, ...]]:
+            clock: Clock, tell: Watch) -> dict[str, tuple[Point, ...]]:
     """What ways that need no search find, valued as the front is. What they look at is looked at once."""
     derived = set(plan.baselines) & {"heads", "rfp"}
     with clock("derivatives of baselines"):
-        gradients = _gradients(model, tokenizer, plan, read, units.sites) if derived else {}
+        gradients = _gradients(model, tokenizer, plan, read, units.sites, tell) if derived else {}
     batches = _batches(model, tokenizer, read) if read and "rfp" in derived else []
 
     def found(name: str) -> list[Kept]:
@@ -311,7 +322,8 @@ def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
     points: dict[str, tuple[Point, ...]] = {}
     for name in plan.baselines:
         with clock(f"baseline {name}"):
-            points[name] = tuple(valued(name, kept) for kept in found(name))
+            sizes = found(name)
+            points[name] = tuple(valued(name, kept) for kept in _told(sizes, f"baseline {name}", tell))
     return points
 
 

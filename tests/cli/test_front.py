@@ -33,6 +33,7 @@ def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: 
     assert ran.code == 0, ran.err
     assert "accuracy on the test split" in ran.err
     assert "the head is new" in ran.err
+    assert "derivatives of the loss: " in ran.err
     again = prunus("finetune", tmp_path / "super", "--task", task(task_file), "--strategy", "random", "--order", "fisher", "--steps", 1,
                    "--warmup", 0.5, "--out", tmp_path / "again")
     assert "the head is new" not in again.err
@@ -42,6 +43,7 @@ def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: 
     ran = prunus(*words)
     assert ran.code == 0, ran.err
     assert "14 sub-networks" in ran.err
+    assert all(f"{phase}: " in ran.err for phase in ("valuing the front", "baseline rfp", "baseline layerdrop"))
     found = Front.load(tmp_path / "run")
     assert found.plan.order == "fisher"  # as the super-network was trained; the search begins with what it says
     trained = json.loads((tmp_path / "super" / "supernet.json").read_text())

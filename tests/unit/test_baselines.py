@@ -1,6 +1,7 @@
 """Sub-networks that need no search."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -95,3 +96,39 @@ def test_factors_bring_the_outputs_nearer_to_the_teacher() -> None:
             with gated(model, gates):
                 better = model(input_ids=TOKENS).logits
     assert (better - whole).norm() < (plain - whole).norm()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_factors_are_the_damped_least_squares_ones_branch_by_branch(family: str) -> None:
+    """Found again from whole passes through the model, by stacking the damping below the system."""
+    model = tiny_model(family, num_hidden_layers=3)
+    units = Units(describe(model), {})
+    kept = {site.name: units.first(site, 0 if place == 1 else site.count // 2) for place, site in enumerate(units.sites)}
+    teacher = {site.name: units.first(site, max(site.count - 1, 1)) for site in units.sites}
+    rows = [TOKENS, TOKENS.flip(1)]
+    found = rescaled(model, units, kept, teacher, [lambda tokens=tokens: model(input_ids=tokens) for tokens in rows])
+
+    def through(site: Any, masks: Any, scales: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen: list[Any] = []
+        hook = model.get_submodule(site.consumer).register_forward_hook(lambda _, given, gives: seen.append((given[0], gives)))
+        with torch.no_grad(), units.masked(model, masks), gated(model, scales):
+            for tokens in rows:
+                model(input_ids=tokens)
+        hook.remove()
+        return tuple(torch.cat([pair[side].flatten(0, -2) for pair in seen]).double() for side in (0, 1))  # type: ignore[return-value]
+
+    scales: dict[str, torch.Tensor] = {}
+    for site in units.sites:
+        if not kept[site.name].any():
+            continue
+        read, gives = through(site, kept, scales)
+        aim = through(site, teacher, {})[1]
+        weight = model.get_submodule(site.consumer).weight.double()
+        columns = torch.stack([(part @ weight[:, group].T).flatten() for group, part in
+                               ((slice(first, first + site.width), read[:, first : first + site.width])
+                                for first in range(0, weight.shape[1], site.width))], 1)
+        system = torch.cat([columns, torch.eye(site.count, dtype=torch.float64)])
+        change = torch.linalg.lstsq(system, torch.cat([(aim - gives).flatten(), torch.zeros(site.count).double()])).solution
+        expected = (1 + change) * kept[site.name]
+        assert torch.allclose(found[site.name].double(), expected, rtol=1e-4, atol=1e-5), site.name
+        scales[site.consumer] = expected.float().repeat_interleave(site.width)

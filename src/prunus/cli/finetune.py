@@ -85,7 +85,7 @@ def finetune(
         said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen) if teacher else None
         if loaded.new_head and plan.order == "fisher" and not alone:
             screen.say(_NEW_HEAD)
-        orders = {} if alone else orders_of(loaded.model, loaded.tokenizer, plan, read)
+        orders = {} if alone else orders_of(loaded.model, loaded.tokenizer, plan, read, screen.working)
         genome = None if alone else genome_of(loaded.model, plan.space, orders)
         data = (encoded(read, "train", loaded.model, loaded.tokenizer) if read else
                 plan.calibration.tokens(loaded.tokenizer, loaded.model, seed))

@@ -57,7 +57,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
             from ..frontier import find_front
 
             found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out, source=source,
-                               watch=screen.exploring, training=screen.training)
+                               watch=screen.exploring, training=screen.training, tell=screen.working)
             with whole_folder(out.absolute()) as draft:
                 _write(found, draft)
             screen.front(found, out)

@@ -1,15 +1,17 @@
 """Sub-networks that need no search: what a search for a front is compared with."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..calibration.blocks import evaluating
+from ..calibration.blocks import Enough, evaluating, replaced
 from ..silence import gated
+from ..sites import ChannelSite
 from ..traits import module_layout
 from .subnetwork import Kept, Units
 
@@ -105,27 +107,45 @@ def rescaled(model: Any, units: Units, kept: Kept, teacher: Kept, batches: Seque
     Departs from the authors' code, which compares what is behind the residual sum. `batches` run the model, on the same examples.
     """
     scales = {name: mask.float() for name, mask in kept.items()}
+    blocks = [model.get_submodule(block.name) for block in units.anatomy.blocks]
     with evaluating(model):
         aims = [_outputs(model, units, teacher, batch) for batch in batches]
-        for site in units.sites:
-            if not kept[site.name].any():
-                continue
-            consumer: Any = model.get_submodule(site.consumer)
-            weight = module_layout(consumer, consumer.weight).double()
-            columns = kept[site.name].repeat_interleave(site.width).to(weight.device)
-            gram, cross = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64), torch.zeros(weight.shape, dtype=torch.float64)
-            for batch, aim in zip(batches, aims, strict=True):
-                with units.masked(model, kept), gated(model, factors(units, scales)):
-                    read, gives = _through(consumer, batch)
-                gram += (read.T @ read).cpu()
-                cross += ((aim.get(site.name, torch.zeros(())).to(gives) - gives).T @ read).cpu()
-            mine = weight.cpu() * columns.cpu()
-            parts = ((mine.T @ mine) * gram).view(site.count, site.width, site.count, site.width).sum((1, 3))
-            wanted = (mine * cross).sum(0).view(site.count, site.width).sum(1)
-            change = torch.linalg.solve(parts + torch.eye(site.count, dtype=torch.float64), wanted)
-            if float((1 + change).abs().max()) <= _WIDEST:
-                scales[site.name] = ((1 + change) * kept[site.name]).float()
+        behind: list[Any] = [None] * len(batches)  # what the blocks that are done with give, by batch
+        for depth, sites in enumerate(units.blocks):
+            ahead = [partial(_passing, blocks[:depth], given, batch) for given, batch in zip(behind, batches, strict=True)]
+            for site in sites:
+                if kept[site.name].any():
+                    with units.masked(model, kept), gated(model, factors(units, scales)):
+                        change = _change(model, site, kept[site.name], [aim.get(site.name) for aim in aims], ahead)
+                    if float((1 + change).abs().max()) <= _WIDEST:
+                        scales[site.name] = ((1 + change) * kept[site.name]).float()
+            with units.masked(model, kept), gated(model, factors(units, scales)):
+                behind = [_through(blocks[depth], batch)[1] for batch in ahead]
     return scales
+
+
+def _change(model: Any, site: ChannelSite, kept: Tensor, aims: Sequence[Tensor | None],
+            batches: Sequence[Callable[[], Any]]) -> Float[Tensor, "channels"]:
+    """What is to be added to the factors of a branch. `aims` are what its consumer gives in the teacher, None where it has none."""
+    consumer: Any = model.get_submodule(site.consumer)
+    weight = module_layout(consumer, consumer.weight).double()
+    gram, cross = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64), torch.zeros(weight.shape, dtype=torch.float64)
+    for batch, aim in zip(batches, aims, strict=True):
+        read, gives = (value.double().flatten(0, -2) for value in _through(consumer, batch))
+        gram += (read.T @ read).cpu()
+        cross += (((torch.zeros(()) if aim is None else aim).to(gives) - gives).T @ read).cpu()
+    mine = weight.cpu() * kept.repeat_interleave(site.width)
+    parts = ((mine.T @ mine) * gram).view(site.count, site.width, site.count, site.width).sum((1, 3))
+    wanted = (mine * cross).sum(0).view(site.count, site.width).sum(1)
+    return torch.linalg.solve(parts + torch.eye(site.count, dtype=torch.float64), wanted)
+
+
+def _passing(blocks: Sequence[nn.Module], given: Any, batch: Callable[[], Any]) -> None:
+    """Run a batch as if `blocks`, which come first, had given this."""
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(replaced(block, lambda *_, **__: given))
+        batch()
 
 
 def _outputs(model: Any, units: Units, kept: Kept, batch: Callable[[], Any]) -> dict[str, Float[Tensor, "tokens out"]]:
@@ -140,16 +160,21 @@ def _outputs(model: Any, units: Units, kept: Kept, batch: Callable[[], Any]) -> 
     return found
 
 
-def _through(consumer: Any, batch: Callable[[], Any]) -> tuple[Float[Tensor, "tokens in"], Float[Tensor, "tokens out"]]:
-    """What a matrix reads and gives while a batch runs, padding too."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    handle = consumer.register_forward_hook(lambda _, given, gives: seen.append((given[0], gives)))
+def _through(module: nn.Module, batch: Callable[[], Any]) -> tuple[Any, Any]:
+    """What a module reads and gives in a batch, padding too; what comes behind it is not run."""
+    seen: list[tuple[Any, Any]] = []
+
+    def leave(_: nn.Module, given: tuple[Any, ...], gives: Any) -> None:
+        seen.append((given[0] if given else None, gives))
+        raise Enough
+
+    handle = module.register_forward_hook(leave)
     try:
-        batch()
+        with suppress(Enough):
+            batch()
     finally:
         handle.remove()
-    read, gives = (value.double().flatten(0, -2) for value in seen[-1])
-    return read, gives
+    return seen[-1]
 
 
 def factors(units: Units, scales: Scales) -> dict[str, Tensor]:
