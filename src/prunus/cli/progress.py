@@ -12,6 +12,8 @@ from rich.text import Text
 
 __all__ = ["Screen", "clock", "compared"]
 
+_UNKNOWN = "estimating the time left"
+
 
 class Screen:
     """Shows the progress of one run on standard error; prints nothing when quiet."""
@@ -20,7 +22,6 @@ class Screen:
         self._quiet = quiet
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(Text(""), console=self._console, refresh_per_second=4, transient=True)
-        self._start = time.perf_counter()
         self._phases: dict[str, tuple[float, int | float]] = {}  # when each began, and how far it was last: two may take turns
         self._shown = 0.0
 
@@ -95,8 +96,9 @@ class Screen:
             return True
         found = progress.found
         done, total = len(found.trials), progress.evaluations
+        start, known = self._phases.setdefault("searching", (time.perf_counter(), done))  # what was known at first took no time
+        left = f"about {clock((time.perf_counter() - start) * (total - done) / (done - known))} left" if done > known else _UNKNOWN
         share = done / max(total, 1)
-        left = f"about {clock((time.perf_counter() - self._start) * (1 - share) / share)} left"
         line = f"{share:4.0%}  {left}  {done} of {total} seen, {len(found.front)} on the front, volume {progress.hypervolume:.3f}"
         table = Table(*found.objectives, box=None, pad_edge=False)
         for trial in found.front[:: max(1, len(found.front) // 12)]:
@@ -179,7 +181,7 @@ def compared(before: Any, after: Any) -> tuple[str, str, str]:
 
 def _line(progress: Any, seconds: float) -> str:
     share = progress.done / max(progress.total, 1)
-    left = f"about {clock(seconds * (1 - share) / share)} left" if share > 0.01 else "estimating the time left"
+    left = f"about {clock(seconds * (1 - share) / share)} left" if share > 0.01 else _UNKNOWN
     if progress.phase.endswith("model"):
         return f"Measuring the {progress.phase}: {progress.done} of {progress.total}"
     if progress.record is None:
