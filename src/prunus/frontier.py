@@ -111,7 +111,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
 
 
 def _told(items: Sequence[_Item], phase: str, tell: Watch) -> Iterator[_Item]:
-    """The items; `tell` is told of each when it is done with."""
+    """The items; `tell` is told when it begins, and of each when it is done with."""
+    tell(phase, 0, len(items))
     for done, item in enumerate(items, 1):
         yield item
         tell(phase, done, len(items))

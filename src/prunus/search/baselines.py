@@ -128,16 +128,20 @@ def _change(model: Any, site: ChannelSite, kept: Tensor, aims: Sequence[Tensor |
             batches: Sequence[Callable[[], Any]]) -> Float[Tensor, "channels"]:
     """What is to be added to the factors of a branch. `aims` are what its consumer gives in the teacher, None where it has none."""
     consumer: Any = model.get_submodule(site.consumer)
-    weight = module_layout(consumer, consumer.weight).double()
-    gram, cross = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64), torch.zeros(weight.shape, dtype=torch.float64)
+    columns = kept.repeat_interleave(site.width)
+    mine = module_layout(consumer, consumer.weight).cpu().double()[:, columns]
+    gram, cross = mine.new_zeros(mine.shape[1], mine.shape[1]), torch.zeros_like(mine)
     for batch, aim in zip(batches, aims, strict=True):
-        read, gives = (value.double().flatten(0, -2) for value in _through(consumer, batch))
+        read, gives = (value.float().flatten(0, -2) for value in _through(consumer, batch))
+        read = read[:, columns.to(read.device)]
         gram += (read.T @ read).cpu()
         cross += (((torch.zeros(()) if aim is None else aim).to(gives) - gives).T @ read).cpu()
-    mine = weight.cpu() * kept.repeat_interleave(site.width)
-    parts = ((mine.T @ mine) * gram).view(site.count, site.width, site.count, site.width).sum((1, 3))
-    wanted = (mine * cross).sum(0).view(site.count, site.width).sum(1)
-    return torch.linalg.solve(parts + torch.eye(site.count, dtype=torch.float64), wanted)
+    shape = (int(kept.sum()), site.width)
+    parts = ((mine.T @ mine) * gram).view(*shape, *shape).sum((1, 3))
+    wanted = (mine * cross).sum(0).view(shape).sum(1)
+    change = torch.zeros(site.count, dtype=torch.float64)
+    change[kept] = torch.linalg.solve(parts + torch.eye(shape[0], dtype=torch.float64), wanted)
+    return change
 
 
 def _passing(blocks: Sequence[nn.Module], given: Any, batch: Callable[[], Any]) -> None:
