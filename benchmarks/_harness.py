@@ -29,13 +29,13 @@ def arguments(question: str, **more: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def model_and_tokenizer(tiny: bool, dtype: str = "float32") -> tuple[Any, Any]:
-    """SmolLM2, or a tiny Llama with a tokenizer of bytes."""
+def model_and_tokenizer(tiny: bool, dtype: str = "float32", family: str = "llama") -> tuple[Any, Any]:
+    """SmolLM2, or a tiny model of a family with a tokenizer of bytes."""
     if tiny:
         sys.path.insert(0, str(ROOT))
         from tests.tiny import tiny_model, tiny_tokenizer
 
-        return tiny_model(), tiny_tokenizer()
+        return tiny_model(family), tiny_tokenizer()
     from prunus import load
 
     loaded = load(SMOLLM2, dtype=dtype)

@@ -1,5 +1,5 @@
 """What does a front bring? MiniLM-L6 on four tasks: the metric that is left at half of the encoder's weights and at more, the
-hypervolume of fronts by training and searcher beside what needs no search, and the seconds of the extracted models.
+hypervolume of fronts by training and searcher beside what needs no search.
 
 Every row is one training (task, seed, strategy), with all searches in it; finished rows are kept in build/, so that an interrupted
 benchmark goes on where it stopped.
@@ -105,11 +105,9 @@ def _row(tiny: bool, task: Task, seed: int, name: str) -> dict[str, Any]:
     task = replace(task, seed=seed)
     read = task.read()
     if tiny:
-        _, letters = model_and_tokenizer(tiny=True)
-        from tests.tiny import tiny_model
-
+        encoder, letters = model_and_tokenizer(tiny=True, family="bert")
         with tempfile.TemporaryDirectory() as folder:
-            tiny_model("bert").save_pretrained(folder)
+            encoder.save_pretrained(folder)
             letters.save_pretrained(folder)
             loaded = load(folder, labels=read.labels, seed=seed)
     else:
@@ -151,7 +149,7 @@ def _row(tiny: bool, task: Task, seed: int, name: str) -> dict[str, Any]:
     found |= {baseline: [point.held_out for point in (*points, first.dense)] for baseline, points in beside.items()}
     return {"commit": environment()["commit"], "metric": read.metric, "dense": max(1 - first.dense.held_out[0], alone), "points": found,
             "picked": {searcher: _picked(front) for searcher, front in fronts.items()}, "seconds": seconds,
-            "tuned": tuned, "extracted": _extracted(model, genome, first)}
+            "tuned": tuned, "apart": _apart(model, genome, first)}
 
 
 @contextmanager
@@ -168,27 +166,16 @@ def _picked(front: Front) -> dict[str, float]:
             if any(point.values[1] <= share for point in front.points)}
 
 
-def _extracted(model: Any, genome: Any, front: Front) -> dict[str, float]:
-    """Seconds of the extracted half, as a share of the dense model's, and how far its logits are from those of the masked one."""
+def _apart(model: Any, genome: Any, front: Front) -> float | None:
+    """How far the logits of the extracted half are from those of the masked one."""
     if not any(point.values[1] <= 0.5 for point in front.points):
-        return {}
+        return None
     kept = genome.kept(front.pick(["params<=0.5"]).candidate)
     small = copy.deepcopy(model)
     genome.units.extract(small, kept)
-    found: dict[str, float] = {}
-    with torch.no_grad():
-        for batch in (1, 32):
-            tokens = torch.randint(5, 250, (batch, 64), generator=torch.Generator().manual_seed(0))
-            times: dict[int, list[float]] = {0: [], 1: []}
-            for _ in range(12):
-                for which, one in enumerate((model, small)):
-                    start = time.perf_counter()
-                    said = one(input_ids=tokens).logits
-                    times[which].append(time.perf_counter() - start)
-            with genome.units.worn(model, kept):
-                found["logits"] = max(found.get("logits", 0.0), float((model(input_ids=tokens).logits - said).abs().max()))
-            found[str(batch)] = statistics.median(times[1][2:]) / statistics.median(times[0][2:])
-    return found
+    tokens = torch.randint(5, 250, (32, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), genome.units.worn(model, kept):
+        return float((model(input_ids=tokens).logits - small(input_ids=tokens).logits).abs().max())
 
 
 def _kept(rows: list[dict[str, Any]]) -> str:
@@ -202,10 +189,9 @@ def _kept(rows: list[dict[str, Any]]) -> str:
                 kept = [{share: value / row["dense"] for share, value in row["picked"][searcher].items()} for row in ours]
                 cells = [_spread([shares[str(share)] for shares in kept if str(share) in shares]) for share in SHARES[1:]]
                 tuned = _spread([row["tuned"][searcher] / row["dense"] for row in ours if searcher in row.get("tuned", {})])
-                fast = [_spread([row["extracted"][batch] for row in ours if row["extracted"]]) for batch in ("1", "32")]
-                lines.append([task, strategy, searcher, str(len(ours)), _spread([row["dense"] for row in ours]), *cells, tuned, *fast])
-    return table(["task", "training", "searcher", "seeds", "dense", *(f"at {share:.0%}" for share in SHARES[1:]), "at 50%, trained on",
-                  *(f"seconds at 50%, batch {batch}" for batch in (1, 32))], lines)
+                lines.append([task, strategy, searcher, str(len(ours)), _spread([row["dense"] for row in ours]), *cells, tuned])
+    head = ("task", "training", "searcher", "seeds", "dense", *(f"at {share:.0%}" for share in SHARES[1:]), "at 50%, trained on")
+    return table(list(head), lines)
 
 
 def _volumes(rows: list[dict[str, Any]]) -> str:
