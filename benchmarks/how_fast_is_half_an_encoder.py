@@ -34,7 +34,7 @@ def main() -> None:
         small = copy.deepcopy(model)
         genome.units.extract(small, kept)
         tokens = torch.randint(5, 250, (max(batches), options.length), generator=torch.Generator().manual_seed(0))
-        with torch.no_grad(), genome.worn(model, candidate):
+        with torch.no_grad(), genome.units.masked(model, kept):
             apart = float((model(input_ids=tokens[:1]).logits - small(input_ids=tokens[:1]).logits).abs().max())
         seconds = {str(batch): _seconds([model, small], tokens[:batch], max(repetitions // batch, 8)) for batch in batches}
         rows.append({"way": way, "candidate": candidate, "weights": genome.remaining(candidate), "logits": apart, "seconds": seconds})
@@ -81,7 +81,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
                   for batch, found in shares.items()}
         lines.append([way, str(len(ours)), f"{statistics.mean(row['weights'] for row in ours):.3f}", *spread.values(),
                       f"{max(row['logits'] for row in ours):.0e}"])
-    return table(["which half", "models", "weights", *(f"seconds, batch {batch}" for batch in batches), "logits apart"], lines)
+    return table(["which half", "models", "weights", *(f"seconds, batch {batch}" for batch in batches), "logits from those masked, at most"], lines)
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def _apart(model: Any, genome: Any, front: Front) -> float | None:
     small = copy.deepcopy(model)
     genome.units.extract(small, kept)
     tokens = torch.randint(5, 250, (32, 64), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), genome.units.worn(model, kept):
+    with torch.no_grad(), genome.units.masked(model, kept):
         return float((model(input_ids=tokens).logits - small(input_ids=tokens).logits).abs().max())
 
 
