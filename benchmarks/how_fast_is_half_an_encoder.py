@@ -81,7 +81,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
                   for batch, found in shares.items()}
         lines.append([way, str(len(ours)), f"{statistics.mean(row['weights'] for row in ours):.3f}", *spread.values(),
                       f"{max(row['logits'] for row in ours):.0e}"])
-    return table(["which half", "models", "weights", *(f"seconds, batch {batch}" for batch in batches), "logits from those masked, at most"], lines)
+    seconds = [f"seconds, batch {batch}" for batch in batches]
+    return table(["which half", "models", "weights", *seconds, "logits from those masked, at most"], lines)
 
 
 if __name__ == "__main__":
