@@ -10,14 +10,15 @@ from ..calibration.pair import Place, Watch, unwatched
 from ..calibration.placement import Placement
 from ..sites import Anatomy, SublayerSite
 
-__all__ = ["BlockRecovery", "Recovery"]
+__all__ = ["BlockRecovery", "Recovery", "reselects"]
 
 
 @runtime_checkable
 class Recovery(Protocol):
     """Changes weights that are kept, so that the model does without what goes.
 
-    A frozen dataclass whose fields are its hyper-parameters. `recover` is called while all branches are still there, those `gone` too,
+    A frozen dataclass whose fields are its hyper-parameters; one named `reselect`, above 0, says that it chooses masks again (`reselects`).
+    `recover` is called while all branches are still there, those `gone` too,
     and all channels, those that have gone as zeros; it neither removes them nor changes a shape, and weights that are zero stay zero.
     `dense` are the parameters, by name, that have other values now than in the dense model, with those of the dense model.
     """
@@ -46,3 +47,9 @@ class BlockRecovery(Recovery, Protocol):
     def mend(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> Sequence[str]:
         """Repair one block in place, while no parameter asks for a gradient and the model evaluates; gives what `recover` gives."""
         ...
+
+
+def reselects(recovery: Recovery | None) -> bool:
+    """Whether it lets weights come back for others, which takes the dense model's matrices and the shape of the zeros (`Place.masked`):
+    these are known where a block is repaired as soon as its matrices are pruned."""
+    return getattr(recovery, "reselect", 0) > 0
