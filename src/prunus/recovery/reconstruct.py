@@ -13,7 +13,7 @@ from ..calibration.blocks import frozen
 from ..calibration.pair import Place, Watch, places, unwatched
 from ..calibration.placement import Placement
 from ..calibration.repair import LeastSquares
-from ..calibration.reselection import Reselection, reselection_of
+from ..calibration.reselection import Masked, Reselection, reselection_of
 from ..calibration.teaching import check_sequences, in_small_steps, precise, sizes, train_kept
 from ..errors import RecipeError
 from ..silence import silenced
@@ -87,6 +87,7 @@ class Reconstruct:
         if self.first:
             LeastSquares(self.damping).mend(model, place, gone)
         module: nn.Module = model.get_submodule(place.block.name)
+        masked = {model.get_submodule(path): matrix for path, matrix in place.masked.items()}  # some of them are away in a moment
         said: list[str] = []
         for unit in self._units(model, place, gone):
             with silenced(model, unit.silent), precise(unit.trained):
@@ -94,20 +95,19 @@ class Reconstruct:
                 taught = train_kept(unit.trained, list(place.pruned.batches()), error, epochs=self.epochs,
                                     rates=[self.rate * size for size in sizes(unit.trained)],
                                     rng=random.Random(f"{self.seed} {unit.name}"),
-                                    reselection=self._reselection(model, place, unit, error) if self.reselect else None)
+                                    reselection=self._reselection(masked, place, unit, error) if self.reselect else None)
             said += taught.remarks(f"recovery 'reconstruct', {unit.name}")
         return said
 
-    def _reselection(self, model: Any, place: Place, unit: "_Unit", error: Callable[[slice], Float[Tensor, ""]]) -> Reselection:
+    def _reselection(self, masked: Mapping[Any, Masked], place: Place, unit: "_Unit",
+                     error: Callable[[slice], Float[Tensor, ""]]) -> Reselection:
         """Of the matrices that lost single weights and are trained."""
-        trained, modules = {id(parameter) for parameter in unit.trained}, {path: model.get_submodule(path) for path in place.masked}
-
         def run() -> None:
             for rows in place.pruned.batches():
                 error(rows)
 
-        return reselection_of({modules[path]: matrix for path, matrix in place.masked.items() if id(modules[path].weight) in trained},
-                              self.reselect, run)
+        trained = {id(parameter) for parameter in unit.trained}
+        return reselection_of({module: matrix for module, matrix in masked.items() if id(module.weight) in trained}, self.reselect, run)
 
     def _units(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> list["_Unit"]:
         """In the order of the forward pass; none where nothing of a block stays."""
