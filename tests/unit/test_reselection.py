@@ -44,7 +44,10 @@ class Planted:
         return (self.layer(self.inputs[rows]) - self.inputs[rows] @ self.dense.T).square().mean()
 
     def reselection(self, times: int) -> Reselection:
-        return reselection_of({self.layer: self.masked}, times, lambda: [self.loss(slice(None))] and None)
+        def run() -> None:
+            self.loss(slice(None))
+
+        return reselection_of({self.layer: self.masked}, times, run)
 
     def train(self, times: int, rate: float = 0.02) -> teaching.Taught:
         groups = [slice(start, start + 4) for start in range(0, 64, 4)]

@@ -17,10 +17,11 @@ __all__ = ["BlockRecovery", "Recovery", "reselects"]
 class Recovery(Protocol):
     """Changes weights that are kept, so that the model does without what goes.
 
-    A frozen dataclass whose fields are its hyper-parameters; one named `reselect`, above 0, says that it chooses masks again (`reselects`).
-    `recover` is called while all branches are still there, those `gone` too,
+    A frozen dataclass whose fields are its hyper-parameters. `recover` is called while all branches are still there, those `gone` too,
     and all channels, those that have gone as zeros; it neither removes them nor changes a shape, and weights that are zero stay zero.
     `dense` are the parameters, by name, that have other values now than in the dense model, with those of the dense model.
+
+    One with a field `reselect` above 0 lets weights come back for others in `mend`, as many in every group, row or matrix (`reselects`).
     """
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
@@ -50,6 +51,6 @@ class BlockRecovery(Recovery, Protocol):
 
 
 def reselects(recovery: Recovery | None) -> bool:
-    """Whether it lets weights come back for others, which takes the dense model's matrices and the shape of the zeros (`Place.masked`):
-    these are known where a block is repaired as soon as its matrices are pruned."""
+    """Whether it chooses masks again, for which it needs the dense model's matrices and the shape of the zeros: `Place.masked`, of a block
+    that is repaired as soon as its matrices are pruned."""
     return getattr(recovery, "reselect", 0) > 0

@@ -50,7 +50,7 @@ class Distill:
             raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}, temperature = {self.temperature:g}, labels = "
                               f"{self.labels:g}: expected at least 1, numbers above 0, and labels of 0 or more.")
         if reselects(self.first):
-            raise RecipeError("recovery 'distill': first.reselect chooses masks again as blocks are pruned, and here all of them are by then. "
+            raise RecipeError("recovery 'distill': first.reselect chooses masks again as blocks are pruned, and here all are by then. "
                               "Leave it out, or use reconstruct alone.")
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:

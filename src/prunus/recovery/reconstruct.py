@@ -71,8 +71,8 @@ class Reconstruct:
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
         if self.reselect:
-            raise RecipeError(f"reselect = {self.reselect}: masks are chosen again where a block is repaired as soon as it is pruned, and here "
-                              "the whole model is. Leave it out.")
+            raise RecipeError(f"reselect = {self.reselect}: masks are chosen again where a block is repaired as soon as it is pruned, and "
+                              "here the whole model is. Leave it out.")
         said: list[str] = []
         with torch.no_grad(), frozen(model):
             for place in places(model, anatomy, gone, dense, tokens, placement, in_small_steps(tokens, batch), watch, self.branches):
