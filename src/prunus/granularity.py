@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import RecipeError
 
-__all__ = ["NM", "Columns", "Granularity", "Tile", "Unstructured", "check_shape", "keep_mask", "snap"]
+__all__ = ["NM", "Columns", "Granularity", "Tile", "Unstructured", "check_shape", "exchanged", "keep_mask", "snap"]
 
 Scope = Literal["native", "row", "matrix"]
 
@@ -180,3 +180,31 @@ def keep_largest(saliency: Float[Tensor, "rows n"], count: int) -> Bool[Tensor, 
     if bool((ties.sum(1, keepdim=True) == short).all()):
         return above | ties
     return above | (ties & (ties.cumsum(1) <= short))
+
+
+def exchanged(saliency: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], granularity: Unstructured | NM,
+              share: float) -> Bool[Tensor, "out in"]:
+    """Another mask, in which at most a `share` of what is kept gave way to more salient weights, and one may anyway: of all pairs of a
+    kept weight and another that it competes with, those that differ most in saliency.
+
+    Every group of m, row or matrix within which weights compete keeps as many as before.
+    """
+    match granularity:
+        case NM(_, m):
+            width = m
+        case Unstructured("row"):
+            width = mask.shape[1]
+        case _:
+            width = mask.numel()
+    values, kept = saliency.reshape(-1, width), mask.reshape(-1, width)
+    count = max(1, int(share * int(mask.sum())))
+    pairs = min(count, width)
+    out = values.where(kept, torch.inf).topk(pairs, dim=1, largest=False)
+    into = values.where(~kept, -torch.inf).topk(pairs, dim=1)
+    gains = (into.values - out.values).flatten()
+    best = gains.topk(min(count, len(gains)))
+    chosen = best.indices[best.values > 0]
+    found = kept.clone()
+    found[chosen // pairs, out.indices.flatten()[chosen]] = False
+    found[chosen // pairs, into.indices.flatten()[chosen]] = True
+    return found.view(mask.shape)

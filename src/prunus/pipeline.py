@@ -304,7 +304,8 @@ class _Run:
         finish = partial(self._finish, index, plan, records, done, isinstance(stage.recovery, BlockRecovery))
         with self.clock("pruning"), ExitStack() as stack:
             known = self._known(index, stage, sites, "solver")
-            leaving = self._repairs.in_turn(stage.recovery, {site.block for site in plan}, done, finish, stack) \
+            shapes = {site: task.granularity for site, task in plan.items()}
+            leaving = self._repairs.in_turn(stage.recovery, shapes, done, finish, stack) \
                 if isinstance(stage.recovery, BlockRecovery) else None
             self.joined = Joined(self.model, self.anatomy, stage, sites, self.placement, self.clock, telling(self.tell))
             leaving = self.joined.in_turn(done, records, leaving, finish)

@@ -22,7 +22,7 @@ from .generations import PROMPTS
 from .granularity import NM, Columns, Granularity, Tile, Unstructured
 from .lookup import find, names
 from .quantisers import Quantiser
-from .recovery import Recovery
+from .recovery import Recovery, reselects
 from .search.plan import Search
 from .search.searchers import Searcher
 from .search.spaces import ArchitectureSpace
@@ -106,6 +106,9 @@ def _check_kind(stage: Stage, kind: Kind) -> None:
     if kind not in kinds:
         raise RecipeError(f"allocation '{_name(type(stage.allocation))}' shares out {' and '.join(kinds)} sites, not {kind} "
                           f"sites.{' Use influence or contiguous.' if kind == 'sublayer' else ''}")
+    if reselects(stage.recovery) and (kind != "linear" or not isinstance(stage.granularity, Unstructured | NM)):
+        raise RecipeError(f"recovery '{_name(type(stage.recovery))}': reselect chooses again which single weights stay, and "
+                          f"{stage.granularity if kind == 'linear' else kind} takes them in groups. Leave it out.")
     if stage.multiple < 1 or (stage.multiple > 1 and kind != "channel"):
         raise RecipeError(f"multiple = {stage.multiple}: expected at least 1, and more only where channels go.")
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from .calibration.blocks import States, evaluating, frozen
 from .calibration.pair import Dense, Watch
 from .calibration.placement import Placement
+from .calibration.reselection import Masked
 from .calibration.stream import Beside, Leaving
 from .calibration.teaching import in_small_steps
 from .environment import Clock
-from .recovery import BlockRecovery, Recovery
-from .sites import Anatomy, SublayerSite
+from .granularity import NM, Granularity, Unstructured
+from .recovery import BlockRecovery, Recovery, reselects
+from .sites import Anatomy, LinearSite, SublayerSite
 
 __all__ = ["Repairs"]
 
@@ -39,14 +41,24 @@ class Repairs:
         with self.clock.apart("repairing"):
             self.remarks += recovery.recover(self.model, self.anatomy, gone, dense, self.tokens, self.placement, self.batch, self.watch)
 
-    def in_turn(self, recovery: BlockRecovery, depths: Collection[int], done: Collection[int], finish: Callable[[int], None],
-                stack: ExitStack) -> Leaving:
+    def in_turn(self, recovery: BlockRecovery, plan: Mapping[LinearSite, Granularity], done: Collection[int],
+                finish: Callable[[int], None], stack: ExitStack) -> Leaving:
         """Begin, while the model is dense; gives what `stream` is to call when it leaves a block, which calls `finish` in the end. The
-        blocks at `depths` are pruned, of which those that are `done` are what they were after their repair. Raises CalibrationError
-        like a recovery."""
+        blocks with matrices of the `plan` are pruned, of which those that are `done` are what they were after their repair. Raises
+        CalibrationError like a recovery."""
+        depths = {site.block for site in plan}
+        masked: dict[str, Masked] = {}  # of the block that is pruned next
+
+        def remember(depth: int) -> None:
+            masked.clear()
+            for site, shape in plan.items() if reselects(recovery) else ():
+                if site.block == depth and isinstance(shape, NM | Unstructured):
+                    masked[site.name] = Masked(self.model.get_submodule(site.name).weight.detach().clone(), shape)
+
         with self.clock.apart("repairing"), torch.no_grad(), evaluating(self.model):
             dense = Dense(self.model, self.anatomy, self.tokens, self.placement, self.together, recovery.branches, stack)
             dense.through(0)
+        remember(0)
         order, last = sorted(depths), max(depths, default=-1)
 
         def leaving(depth: int, pruned: States, beside: Beside | None) -> None:
@@ -54,11 +66,12 @@ class Repairs:
                 if depth in depths:
                     if depth not in done:
                         with frozen(self.model):
-                            self.remarks += recovery.mend(self.model, dense.place(depth, pruned), ())
+                            self.remarks += recovery.mend(self.model, dense.place(depth, pruned, masked), ())
                     self.watch("repairing blocks", order.index(depth) + 1, len(order))
                 finish(depth)
                 if depth < last:
                     dense.through(depth + 1)
+                    remember(depth + 1)
 
         return leaving
 

@@ -7,17 +7,23 @@ import pytest
 import torch
 
 from prunus.allocation.influence import Influence
+from prunus.anatomy import describe
 from prunus.budget import Budget
+from prunus.calibration.placement import Placement
+from prunus.calibration.reselection import Candidate
 from prunus.criteria.magnitude import Magnitude
+from prunus.criteria.random import Random
 from prunus.criteria.wanda import Wanda
 from prunus.errors import RecipeError
-from prunus.granularity import NM, Columns, Granularity, Unstructured
+from prunus.granularity import NM, Columns, Granularity, Tile, Unstructured
 from prunus.lookup import find, names
 from prunus.pipeline import Progress, prune
-from prunus.recipe import Recipe
+from prunus.recipe import Recipe, Stage
+from prunus.recovery.distill import Distill
 from prunus.recovery.patch import Patch
 from prunus.recovery.reconstruct import Reconstruct
 from prunus.solvers.mask import Mask
+from prunus.traits import module_layout
 
 from ..tiny import tiny_model, tiny_tokenizer
 
@@ -106,3 +112,74 @@ def test_blocks_that_are_skipped_are_not_repaired(recipe_for: Recipes) -> None:
 def test_training_that_diverges_is_in_the_report(recipe_for: Recipes) -> None:
     report = prune(tiny_model(), recipe_for(recovery=Reconstruct(epochs=1, rate=1e4), samples=24), tokenizer=tiny_tokenizer()).report
     assert sum("training diverged" in note for note in report.notes) == 2
+
+
+def kept_of(model: Any) -> dict[str, torch.Tensor]:
+    """Of the matrices of a tiny model's blocks, as (out, in), what is not zero."""
+    return {site.name: module_layout(model.get_submodule(site.name), model.get_submodule(site.name).weight.detach()) != 0
+            for site in describe(model).sites("linear")}
+
+
+@pytest.mark.parametrize("unit", ["block", "branch"])
+@pytest.mark.parametrize(("granularity", "width"), [(Unstructured("matrix"), 0), (Unstructured("row"), -1), (NM(2, 4), 4)], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_masks_that_are_chosen_again_differ_and_keep_as_many(family: str, granularity: Granularity, width: int, unit: Any,
+                                                            recipe_for: Recipes) -> None:
+    models = [tiny_model(family) for _ in range(2)]
+    for model, times in zip(models, (0, 3), strict=True):
+        prune(model, recipe_for(recovery=Reconstruct(epochs=3, rate=0.03, unit=unit, reselect=times), samples=24, granularity=granularity,
+                                budget=Budget(0.5), solver=Mask(Random())), tokenizer=tiny_tokenizer())
+    fixed, chosen = (kept_of(model) for model in models)
+    moved = 0
+    for name, mask in fixed.items():
+        rows = [kept.reshape(-1, width if width > 0 else kept.shape[1] if width else kept.numel()) for kept in (mask, chosen[name])]
+        assert torch.equal(rows[0].sum(1), rows[1].sum(1)), name
+        moved += int((chosen[name] & ~mask).sum())
+    assert moved > 0
+
+
+@pytest.mark.parametrize("pattern", ["0.6", "2:4"])
+def test_a_block_under_a_random_mask_ends_nearer_to_the_dense_one_where_the_mask_is_chosen_again(pattern: str,
+                                                                                                recipe_for: Recipes) -> None:
+    """On other text than the run saw; the first block, as later ones read other streams."""
+    text = torch.randint(0, 256, (32, 32), generator=torch.Generator().manual_seed(5))
+    granularity, budget = (NM(2, 4), Budget(0.5)) if pattern == "2:4" else (Unstructured("matrix"), Budget(0.4))
+    errors: list[float] = []
+    with torch.no_grad():
+        aim = tiny_model().model(input_ids=text, output_hidden_states=True).hidden_states[1]
+        for times in (0, 8):
+            model = tiny_model()
+            prune(model, recipe_for(recovery=Reconstruct(rate=0.03, reselect=times), samples=48, granularity=granularity, budget=budget,
+                                    solver=Mask(Random())), tokenizer=tiny_tokenizer())
+            found = model.model(input_ids=text, output_hidden_states=True).hidden_states[1]
+            errors.append(float(((found - aim).square().sum(-1) / aim.square().sum(-1)).mean()))
+    assert errors[1] < 0.98 * errors[0]
+
+
+def test_training_that_diverges_leaves_the_weights_and_the_masks_that_there_were(recipe_for: Recipes,
+                                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[bool] = []
+    choose = Candidate.choose
+    monkeypatch.setattr(Candidate, "choose", lambda self, kept, share: (chosen.append(True), choose(self, kept, share))[1])
+    models = [tiny_model() for _ in range(2)]
+    for model, recovery in zip(models, (None, Reconstruct(epochs=2, rate=1e4, reselect=8)), strict=True):
+        prune(model, recipe_for(recovery=recovery, samples=24, budget=Budget(0.5), solver=Mask(Magnitude())), tokenizer=tiny_tokenizer())
+    assert chosen
+    assert all(torch.equal(*pair) for pair in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("stage", [{"granularity": Tile(4, 4)}, {"sites": ("channel",)},
+                                   {"sites": ("sublayer",), "allocation": Influence()}], ids=["tile", "channel", "sublayer"])
+def test_masks_of_whole_groups_cannot_be_chosen_again(stage: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"reselect chooses again which single weights stay, and (tile:4x4|channel|sublayer) takes them"):
+        Stage(**{"solver": Mask(Magnitude()), **stage}, recovery=Reconstruct(reselect=2))
+
+
+def test_masks_are_chosen_again_only_where_a_block_is_repaired_as_it_is_pruned(recipe_for: Recipes) -> None:
+    with pytest.raises(RecipeError, match=r"first\.reselect chooses masks again as blocks are pruned"):
+        Distill(first=Reconstruct(reselect=2))
+    model = tiny_model()
+    with pytest.raises(RecipeError, match="reselect = 2: masks are chosen again where a block is repaired as soon as it is pruned"):
+        Reconstruct(reselect=2).recover(model, describe(model), (), {}, torch.zeros(2, 8, dtype=torch.long), Placement(), 2)
+    with pytest.raises(RecipeError, match="reselect = -1: expected 0 or more"):
+        Reconstruct(reselect=-1)

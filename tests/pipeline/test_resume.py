@@ -78,15 +78,16 @@ def test_shares_that_were_measured_on_the_dense_model_are_the_same_after_a_resum
     assert_same(found, run(recipe, tiny_model()))
 
 
-@pytest.mark.parametrize("sites", ["linear", "channel"])
+@pytest.mark.parametrize(("sites", "reselect"), [("linear", 0), ("linear", 4), ("channel", 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_run_that_repairs_its_blocks_goes_on_with_the_block_it_was_at(dtype: torch.dtype, sites: str, recipe_for: Any, tmp_path: Path,
-                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_repairs_its_blocks_goes_on_with_the_block_it_was_at(dtype: torch.dtype, sites: str, reselect: int, recipe_for: Any,
+                                                                        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[int] = []
     mend = Reconstruct.mend
     monkeypatch.setattr(Reconstruct, "mend",
                         lambda self, model, place, gone: (trained.append(place.depth), mend(self, model, place, gone))[1])
-    recipe = recipe_for(sites=(sites,), solver=SparseGPT(), recovery=Reconstruct(epochs=1, rate=0.03), samples=24)
+    solver = Mask(Magnitude()) if reselect else SparseGPT()  # of which not every mask is left as it is
+    recipe = recipe_for(sites=(sites,), solver=solver, recovery=Reconstruct(epochs=1, rate=0.03, reselect=reselect), samples=24)
 
     def stop(progress: Progress) -> None:
         if (progress.phase, progress.done) == ("repairing blocks", 2):

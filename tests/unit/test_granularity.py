@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunus.errors import RecipeError
-from prunus.granularity import NM, Columns, Granularity, Tile, Unstructured, check_shape, keep_mask, removed_count, snap
+from prunus.granularity import NM, Columns, Granularity, Tile, Unstructured, check_shape, exchanged, keep_mask, removed_count, snap
 
 from ..problems import SHAPES, generator, sparsity_of
 
@@ -150,3 +150,41 @@ def test_columns_are_rounded_to_the_nearest_count_where_it_is_asked_for(asked: f
     mask = keep_mask(torch.rand(2, 12, generator=torch.Generator().manual_seed(0)), asked, granularity)
     assert int(mask[0].sum()) == 4 * kept
     assert snap(asked, (2, 12), granularity) == pytest.approx(1 - kept / 3)
+
+
+MASKS = [Unstructured("row"), Unstructured("matrix"), NM(2, 4), NM(1, 4), NM(4, 8)]
+
+
+def competing(values: torch.Tensor, granularity: Granularity) -> torch.Tensor:
+    """Weights of which a fixed number stays, a row each."""
+    width = granularity.m if isinstance(granularity, NM) else 24 if granularity == Unstructured("row") else values.numel()
+    return values.reshape(-1, width)
+
+
+@pytest.mark.parametrize("granularity", MASKS, ids=str)
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 1.0])
+def test_an_exchange_takes_the_pairs_that_differ_most_one_after_the_other(granularity: Granularity, share: float) -> None:
+    """Compared with a loop that looks for the best pair of all again and again."""
+    assert isinstance(granularity, NM | Unstructured)
+    saliency, mask = drawn(seed=1), keep_mask(drawn(), sparsity_of(granularity), granularity)
+    values, kept = competing(saliency, granularity), competing(mask, granularity).clone()
+    for _ in range(max(1, int(share * int(mask.sum())))):
+        gains = values.masked_fill(kept, -math.inf).amax(1) - values.masked_fill(~kept, math.inf).amin(1)
+        row = int(gains.argmax())
+        if gains[row] <= 0:
+            break
+        worst, best = values[row].masked_fill(~kept[row], math.inf).argmin(), values[row].masked_fill(kept[row], -math.inf).argmax()
+        kept[row, worst], kept[row, best] = False, True
+    assert torch.equal(exchanged(saliency, mask, granularity, share), kept.view(mask.shape))
+    if share == 1:
+        assert torch.equal(kept.view(mask.shape), keep_mask(saliency, sparsity_of(granularity), granularity))
+
+
+def test_an_exchange_leaves_rows_and_groups_that_keep_more_or_less_than_others_as_they_are() -> None:
+    mask = keep_mask(drawn(), 0.7, Unstructured("matrix"))
+    for granularity in MASKS:
+        assert isinstance(granularity, NM | Unstructured)
+        found = exchanged(drawn(seed=1), mask, granularity, 1.0)
+        assert not torch.equal(found, mask)
+        assert torch.equal(competing(found, granularity).sum(1), competing(mask, granularity).sum(1))
+    assert torch.equal(exchanged(drawn(), mask, Unstructured("matrix"), 1.0), mask)  # the most salient are there already

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from ..sites import Anatomy, Block, SublayerSite
 from ..subnet import subnet
 from .blocks import States, enter, evaluating
 from .placement import Placement
+from .reselection import Masked
 
 __all__ = ["Dense", "Place", "Watch", "advance", "places", "stream_behind", "unwatched"]
 
@@ -33,6 +34,7 @@ class Place:
     aims: Float[Tensor, "kept samples length width"]  # the dense model's stream behind each of them; behind none where nobody asked
     after: Float[Tensor, "samples length width"]  # and behind the block
     pruned: States  # at the entry of the block, in the pruned model as it is by then
+    masked: Mapping[str, Masked] = field(default_factory=dict)  # by path, its matrices that lost single weights; if anybody asked
 
 
 def places(model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
@@ -85,10 +87,10 @@ class Dense:
         block = self._blocks[depth]
         pass_through(self._model, block, depth, self._states, block.branches if self._branches else (), self._aims, self._placement)
 
-    def place(self, depth: int, pruned: States) -> Place:
+    def place(self, depth: int, pruned: States, masked: Mapping[str, Masked]) -> Place:
         """Of the block that the stream went through last, with the pruned model's states at its entry."""
         block = self._blocks[depth]
-        return Place(depth, block, block.branches, self._aims, self._states.hidden, pruned)
+        return Place(depth, block, block.branches, self._aims, self._states.hidden, pruned, masked)
 
 
 def pass_through(model: Any, block: Block, depth: int, dense: States, branches: Sequence[SublayerSite],

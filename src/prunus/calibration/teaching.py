@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import RecipeError
+from .reselection import Reselection
 
 __all__ = ["Taught", "check_sequences", "in_small_steps", "precise", "sizes", "train_kept"]
 
@@ -18,6 +19,7 @@ _HELD_OUT = 8  # of so many groups of sequences one is not trained on
 _STEP = 512  # tokens; with twice as many, and so half the steps, a block ends farther from its aim
 _PATIENCE = 2  # epochs in a row that may be worse on those than the one before
 _DIVERGED = 2.0  # times the error that there was before
+_SHARES = (0.05, 0.01)  # of what a mask keeps that is exchanged together: the first of them that helps
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def _parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:
 @torch.no_grad()
 def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callable[[slice], Float[Tensor, ""]], *, epochs: int,
                rates: Sequence[float], rng: random.Random, warmup: float = 0.0,
-               told: Callable[[int, int], None] = lambda done, steps: None) -> Taught:
+               told: Callable[[int, int], None] = lambda done, steps: None, reselection: Reselection | None = None) -> Taught:
     """Adam, a group of sequences a step; its rate, one for each of `trained`, grows in a share `warmup` of the steps, and falls by a
-    cosine. What is 0 is made 0 again after every step; where everything is 0 there is nothing to do.
+    cosine. What is 0 is made 0 again after every step, unless `reselection` says otherwise; where everything is 0 there is nothing to do.
 
     After every epoch the loss is added up over the groups that are not trained on; what had the least of it stays in the end, and that
     may be what there was before. Two epochs in a row that were worse than the one before end the training, and so does a loss that is
@@ -76,11 +78,11 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
     first = least = worst = held_out()
     if not trained:
         return Taught(first, first, first)
-    steps, best = _Steps(left, warmup, epochs * len(shown)), [parameter.clone() for parameter in trained]
+    steps, best = _Steps(left, warmup, epochs * len(shown), reselection), [parameter.clone() for parameter in trained]
     idle, last = 0, math.inf  # a high rate may begin with worse weights than there were
     for _ in range(epochs):
         rng.shuffle(shown)
-        finite = all(steps.take(loss, rows, told) for rows in shown)
+        finite = all(steps.take(loss, rows, told, held_out) for rows in shown)
         found = held_out() if finite else math.nan
         worst = max(worst, found) if finite else found
         idle = 0 if found < last else idle + 1
@@ -96,16 +98,22 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
 
 
 class _Steps:
-    """Adam on weights of which the zeros stay."""
+    """Adam on weights of which the zeros stay, or are chosen again."""
 
-    def __init__(self, trained: Sequence[tuple[Tensor, float]], warmup: float, total: int) -> None:
+    def __init__(self, trained: Sequence[tuple[Tensor, float]], warmup: float, total: int, reselection: Reselection | None) -> None:
         self._warmup, self.total, self._done = warmup, total, 0
         self._trained = [parameter for parameter, _ in trained]
         self._kept = [parameter != 0 for parameter in self._trained]
         self._optimizer = torch.optim.Adam([{"params": [parameter], "lr": rate, "most": rate} for parameter, rate in trained], fused=True)
+        self._moments = reselection.moments(total) if reselection else frozenset()
+        self._candidates = [(candidate, kept) for candidate in (reselection.candidates if reselection else ())
+                            for parameter, kept in zip(self._trained, self._kept, strict=True) if parameter is candidate.weight]
 
-    def take(self, loss: Callable[[slice], Float[Tensor, ""]], rows: slice, told: Callable[[int, int], None]) -> bool:
+    def take(self, loss: Callable[[slice], Float[Tensor, ""]], rows: slice, told: Callable[[int, int], None],
+             held_out: Callable[[], float]) -> bool:
         """One step; whether its loss was a number."""
+        if self._done in self._moments:
+            self._choose(held_out)
         grown = min(1.0, (self._done + 1) / (self._warmup * self.total)) if self._warmup else 1.0
         for group in self._optimizer.param_groups:
             group["lr"] = group["most"] * grown * (1 + math.cos(math.pi * self._done / self.total)) / 2
@@ -114,11 +122,32 @@ class _Steps:
             found.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        for candidate, kept in self._candidates:
+            candidate.step(kept)
         for parameter, kept in zip(self._trained, self._kept, strict=True):
             parameter.mul_(kept)  # Adam looks at every weight by itself: those that stay do not know what the others would become
         self._done += 1
         told(self._done, self.total)
         return math.isfinite(float(found.detach()))
+
+    def _choose(self, held_out: Callable[[], float]) -> None:
+        """Masks again, one matrix after the other; one stays only where the loss on what is not trained on falls with it at once: a
+        solver that refits what it keeps had reasons for its choice that a saliency does not know."""
+        least = held_out()
+        for candidate, kept in self._candidates:
+            weight = candidate.weight
+            before = weight.clone()
+            for share in _SHARES:
+                other = candidate.choose(kept, share)
+                weight.copy_(torch.where(kept, weight, candidate.values) * other)
+                found = held_out()
+                if found < least:
+                    least = found
+                    for state in ("exp_avg", "exp_avg_sq") if weight in self._optimizer.state else ():
+                        self._optimizer.state[weight][state].mul_(kept | ~other)
+                    kept.copy_(other)
+                    break
+                weight.copy_(before)
 
 
 def sizes(trained: Sequence[Tensor]) -> list[float]:

@@ -10,7 +10,7 @@ from ..calibration.pair import Place, Watch, unwatched
 from ..calibration.placement import Placement
 from ..sites import Anatomy, SublayerSite
 
-__all__ = ["BlockRecovery", "Recovery"]
+__all__ = ["BlockRecovery", "Recovery", "reselects"]
 
 
 @runtime_checkable
@@ -20,6 +20,8 @@ class Recovery(Protocol):
     A frozen dataclass whose fields are its hyper-parameters. `recover` is called while all branches are still there, those `gone` too,
     and all channels, those that have gone as zeros; it neither removes them nor changes a shape, and weights that are zero stay zero.
     `dense` are the parameters, by name, that have other values now than in the dense model, with those of the dense model.
+
+    One with a field `reselect` above 0 lets weights come back for others in `mend`, as many in every group, row or matrix (`reselects`).
     """
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
@@ -46,3 +48,9 @@ class BlockRecovery(Recovery, Protocol):
     def mend(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> Sequence[str]:
         """Repair one block in place, while no parameter asks for a gradient and the model evaluates; gives what `recover` gives."""
         ...
+
+
+def reselects(recovery: Recovery | None) -> bool:
+    """Whether it chooses masks again, for which it needs the dense model's matrices and the shape of the zeros: `Place.masked`, of a block
+    that is repaired as soon as its matrices are pruned."""
+    return getattr(recovery, "reselect", 0) > 0

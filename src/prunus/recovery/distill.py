@@ -21,7 +21,7 @@ from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
 from ..subnet import subnet
 from ..traits import predicts_next
-from . import Recovery
+from . import Recovery, reselects
 
 __all__ = ["Distill"]
 
@@ -49,6 +49,9 @@ class Distill:
         if self.epochs < 1 or not self.rate > 0 or not self.temperature > 0 or self.labels < 0:
             raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}, temperature = {self.temperature:g}, labels = "
                               f"{self.labels:g}: expected at least 1, numbers above 0, and labels of 0 or more.")
+        if reselects(self.first):
+            raise RecipeError("recovery 'distill': first.reselect chooses masks again as blocks are pruned, and here all are by then. "
+                              "Leave it out, or use reconstruct alone.")
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
         """The model has to predict the next token; and as of what repairs it first."""

@@ -13,6 +13,7 @@ from ..calibration.blocks import frozen
 from ..calibration.pair import Place, Watch, places, unwatched
 from ..calibration.placement import Placement
 from ..calibration.repair import LeastSquares
+from ..calibration.reselection import Masked, Reselection, reselection_of
 from ..calibration.teaching import check_sequences, in_small_steps, precise, sizes, train_kept
 from ..errors import RecipeError
 from ..silence import silenced
@@ -32,6 +33,12 @@ class Reconstruct:
     those before the training among them. Zimmer et al. 2025 ("A Free Lunch in LLM Compression") train one attention or MLP at a time,
     and find that any region with a non-linearity in it does about as well. What is trained together is in float32, with its gradients
     and Adam's two moments; a model in half precision is multiplied in bfloat16.
+
+    With `reselect` the mask is chosen again while a block is trained, by the number of weights that it keeps in every group of m, row or
+    matrix. What is pruned starts from its dense value and follows its gradient as if it were there (straight-through, as in SR-STE, Zhou
+    et al. 2021); at each moment, matrix by matrix, up to a twentieth of what is kept gives way to weights with a larger |w| times root
+    mean square input (Wanda, Sun et al. 2024), their moments of Adam at zero, and stays out if the held-out error falls with it at once.
+    The best weights come with their mask. That takes two more copies of the block's matrices, and some passes over what is held out.
     """
 
     epochs: int = 3  # through the sequences
@@ -39,6 +46,7 @@ class Reconstruct:
     first: bool = False  # whether every block is repaired by least squares (`patch`) before it is trained
     damping: float = 0.3  # of that
     unit: Literal["branch", "block"] = "block"  # what is trained together
+    reselect: int = 0  # times in three quarters of the steps at which masks of single weights are chosen again; 0: they stay
     seed: int = 0  # of the order of the sequences
 
     def __post_init__(self) -> None:
@@ -46,6 +54,8 @@ class Reconstruct:
             raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}: expected at least 1, and a rate above 0.")
         if self.unit not in ("branch", "block"):
             raise RecipeError(f"unit = '{self.unit}': expected 'branch' or 'block'.")
+        if self.reselect < 0:
+            raise RecipeError(f"reselect = {self.reselect}: expected 0 or more times.")
         LeastSquares(self.damping)
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
@@ -60,6 +70,9 @@ class Reconstruct:
 
     def recover(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], dense: Mapping[str, Tensor],
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
+        if self.reselect:
+            raise RecipeError(f"reselect = {self.reselect}: masks are chosen again where a block is repaired as soon as it is pruned, and "
+                              "here the whole model is. Leave it out.")
         said: list[str] = []
         with torch.no_grad(), frozen(model):
             for place in places(model, anatomy, gone, dense, tokens, placement, in_small_steps(tokens, batch), watch, self.branches):
@@ -74,14 +87,27 @@ class Reconstruct:
         if self.first:
             LeastSquares(self.damping).mend(model, place, gone)
         module: nn.Module = model.get_submodule(place.block.name)
+        masked = {model.get_submodule(path): matrix for path, matrix in place.masked.items()}  # some of them are away in a moment
         said: list[str] = []
         for unit in self._units(model, place, gone):
             with silenced(model, unit.silent), precise(unit.trained):
-                taught = train_kept(unit.trained, list(place.pruned.batches()), unit.error(module, place), epochs=self.epochs,
+                error = unit.error(module, place)
+                taught = train_kept(unit.trained, list(place.pruned.batches()), error, epochs=self.epochs,
                                     rates=[self.rate * size for size in sizes(unit.trained)],
-                                    rng=random.Random(f"{self.seed} {unit.name}"))
+                                    rng=random.Random(f"{self.seed} {unit.name}"),
+                                    reselection=self._reselection(masked, place, unit, error) if self.reselect else None)
             said += taught.remarks(f"recovery 'reconstruct', {unit.name}")
         return said
+
+    def _reselection(self, masked: Mapping[Any, Masked], place: Place, unit: "_Unit",
+                     error: Callable[[slice], Float[Tensor, ""]]) -> Reselection:
+        """Of the matrices that lost single weights and are trained."""
+        def run() -> None:
+            for rows in place.pruned.batches():
+                error(rows)
+
+        trained = {id(parameter) for parameter in unit.trained}
+        return reselection_of({module: matrix for module, matrix in masked.items() if id(module.weight) in trained}, self.reselect, run)
 
     def _units(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> list["_Unit"]:
         """In the order of the forward pass; none where nothing of a block stays."""
