@@ -72,6 +72,12 @@ def test_streamed_statistics_equal_those_of_the_whole_model(family: str) -> None
     assert_same_moments(by_stream(tiny_model(family), tokens, batch=2), by_hooks(tiny_model(family), tokens), 1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_a_model_of_a_single_block_is_streamed_too(family: str) -> None:
+    tokens, model = drawn_tokens(), tiny_model(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": 1})
+    assert_same_moments(by_stream(model, tokens, batch=2), by_hooks(model, tokens), 1e-5)
+
+
 def test_local_and_global_attention_get_their_own_masks_and_rotations() -> None:
     """Both kinds of layer in one model, sequences three times as long as the window, and bases that differ."""
     changes = {"num_hidden_layers": 4, "sliding_window": 8, "rope_theta": 1e6, "rope_local_base_freq": 100.0}

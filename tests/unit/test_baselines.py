@@ -98,7 +98,10 @@ def test_factors_bring_the_outputs_nearer_to_the_teacher() -> None:
     assert (better - whole).norm() < (plain - whole).norm()
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
+BEHIND = {"bert": ("attention.output.LayerNorm", "output.LayerNorm"), "llama": ("post_attention_layernorm", ""), "gpt_neox": ("", "")}
+
+
+@pytest.mark.parametrize("family", BEHIND)
 def test_factors_are_the_damped_least_squares_ones_branch_by_branch(family: str) -> None:
     """Found again from whole passes through the model, by stacking the damping below the system."""
     model = tiny_model(family, num_hidden_layers=3)
@@ -108,27 +111,34 @@ def test_factors_are_the_damped_least_squares_ones_branch_by_branch(family: str)
     rows = [TOKENS, TOKENS.flip(1)]
     found = rescaled(model, units, kept, teacher, [lambda tokens=tokens: model(input_ids=tokens) for tokens in rows])
 
-    def through(site: Any, masks: Any, scales: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        seen: list[Any] = []
-        hook = model.get_submodule(site.consumer).register_forward_hook(lambda _, given, gives: seen.append((given[0], gives)))
+    def through(site: Any, masks: Any, scales: Any) -> list[torch.Tensor]:
+        """What the consumer reads, and what is behind the residual sum; nothing reads that where the MLP behind it is gone."""
+        block, kind = units.anatomy.blocks[site.block].name, 0 if units.attends(site) else 1
+        seen: list[list[Any]] = [[], [], []]
+        hooks = [model.get_submodule(site.consumer).register_forward_hook(lambda _, given, __: seen[0].append(given[0])),
+                 model.get_submodule(block).register_forward_hook(lambda _, __, gives: seen[2].append(gives))]
+        if BEHIND[family][kind]:
+            behind = model.get_submodule(f"{block}.{BEHIND[family][kind]}")
+            hooks.append(behind.register_forward_hook(lambda _, given, __: seen[1].append(given[0])))
         with torch.no_grad(), units.masked(model, masks), gated(model, scales):
             for tokens in rows:
                 model(input_ids=tokens)
-        hook.remove()
-        return tuple(torch.cat([pair[side].flatten(0, -2) for pair in seen]).double() for side in (0, 1))  # type: ignore[return-value]
+        for hook in hooks:
+            hook.remove()
+        return [torch.cat([one.flatten(0, -2) for one in side]).double() for side in (seen[0], seen[1] or seen[2])]
 
     scales: dict[str, torch.Tensor] = {}
     for site in units.sites:
         if not kept[site.name].any():
             continue
-        read, gives = through(site, kept, scales)
+        read, behind = through(site, kept, scales)
         aim = through(site, teacher, {})[1]
         weight = model.get_submodule(site.consumer).weight.double()
         columns = torch.stack([(part @ weight[:, group].T).flatten() for group, part in
                                ((slice(first, first + site.width), read[:, first : first + site.width])
                                 for first in range(0, weight.shape[1], site.width))], 1)
         system = torch.cat([columns, torch.eye(site.count, dtype=torch.float64)])
-        change = torch.linalg.lstsq(system, torch.cat([(aim - gives).flatten(), torch.zeros(site.count).double()])).solution
+        change = torch.linalg.lstsq(system, torch.cat([(aim - behind).flatten(), torch.zeros(site.count).double()])).solution
         expected = (1 + change) * kept[site.name]
         assert torch.allclose(found[site.name].double(), expected, rtol=1e-4, atol=1e-5), site.name
         scales[site.consumer] = expected.float().repeat_interleave(site.width)

@@ -148,10 +148,11 @@ def _arguments(model: nn.Module, anatomy: Anatomy, tokens: Tensor, device: torch
         def forward(*positional: Any, **keywords: Any) -> Any:
             hidden, others, rest = _split(positional, keywords)
             caught.append(_moved((others, rest), device))
-            if len(caught) == len(blocks):
-                raise Enough
             if not form:
                 form.append(real(*positional, **keywords))
+            if len(caught) == len(blocks):
+                raise Enough
+            if len(caught) == 1:
                 return form[0]
             return (hidden, *form[0][1:]) if isinstance(form[0], tuple) else hidden
         return forward

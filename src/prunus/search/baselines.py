@@ -100,42 +100,43 @@ def _exchanged(kept: Tensor, gradients: Float[Tensor, "losses channels"]) -> Ten
 
 @torch.no_grad()
 def rescaled(model: Any, units: Units, kept: Kept, teacher: Kept, batches: Sequence[Callable[[], Any]]) -> Scales:
-    """Kwon et al. 2022, section 4.3: branch by branch, the factors with which the channels that are left give most nearly what the
-    consumer gives in the model masked by `teacher`; min |A d - r|^2 + |d|^2 with factors 1 + d, as LSMR with damping 1 finds it. Where
-    one lies beyond 10, all factors of the branch stay 1.
+    """Kwon et al. 2022, section 4.3: branch by branch, the factors with which the channels that are left give most nearly what is behind
+    the branch's residual sum in the model masked by `teacher`; min |A d - r|^2 + |d|^2 with factors 1 + d, as LSMR with damping 1 finds
+    it. Where one lies beyond 10, or the teacher has no such branch, all factors of the branch stay 1.
 
-    Departs from the authors' code, which compares what is behind the residual sum. `batches` run the model, on the same examples.
+    Departs from the authors' code, which looks at the class token alone behind the last MLP, scales nothing in the first attention, and
+    ends with the first branch that has a factor beyond 10. `batches` run the model, on the same examples.
     """
     scales = {name: mask.float() for name, mask in kept.items()}
     blocks = [model.get_submodule(block.name) for block in units.anatomy.blocks]
     with evaluating(model):
-        aims = [_outputs(model, units, teacher, batch) for batch in batches]
+        aims = [_sums(model, units, teacher, batch) for batch in batches]
         behind: list[Any] = [None] * len(batches)  # what the blocks that are done with give, by batch
         for depth, sites in enumerate(units.blocks):
             ahead = [partial(_passing, blocks[:depth], given, batch) for given, batch in zip(behind, batches, strict=True)]
             for site in sites:
-                if kept[site.name].any():
+                if kept[site.name].any() and all(site.name in aim for aim in aims):
                     with units.masked(model, kept), gated(model, factors(units, scales)):
-                        change = _change(model, site, kept[site.name], [aim.get(site.name) for aim in aims], ahead)
+                        change = _change(model, units, site, kept[site.name], [aim[site.name] for aim in aims], ahead)
                     if float((1 + change).abs().max()) <= _WIDEST:
                         scales[site.name] = ((1 + change) * kept[site.name]).float()
             with units.masked(model, kept), gated(model, factors(units, scales)):
-                behind = [_through(blocks[depth], batch)[1] for batch in ahead]
+                behind = [_given(blocks[depth], batch) for batch in ahead]
     return scales
 
 
-def _change(model: Any, site: ChannelSite, kept: Tensor, aims: Sequence[Tensor | None],
+def _change(model: Any, units: Units, site: ChannelSite, kept: Tensor, aims: Sequence[Tensor],
             batches: Sequence[Callable[[], Any]]) -> Float[Tensor, "channels"]:
-    """What is to be added to the factors of a branch. `aims` are what its consumer gives in the teacher, None where it has none."""
+    """What is to be added to the factors of a branch. `aims` are what is behind it in the teacher."""
     consumer: Any = model.get_submodule(site.consumer)
     columns = kept.repeat_interleave(site.width)
     mine = module_layout(consumer, consumer.weight).cpu().double()[:, columns]
     gram, cross = mine.new_zeros(mine.shape[1], mine.shape[1]), torch.zeros_like(mine)
     for batch, aim in zip(batches, aims, strict=True):
-        read, gives = (value.float().flatten(0, -2) for value in _through(consumer, batch))
+        read, behind = (value.float().flatten(0, -2) for value in _through(model, units, site, batch))
         read = read[:, columns.to(read.device)]
         gram += (read.T @ read).cpu()
-        cross += (((torch.zeros(()) if aim is None else aim).to(gives) - gives).T @ read).cpu()
+        cross += ((aim.to(behind) - behind).T @ read).cpu()
     shape = (int(kept.sum()), site.width)
     parts = ((mine.T @ mine) * gram).view(*shape, *shape).sum((1, 3))
     wanted = (mine * cross).sum(0).view(shape).sum(1)
@@ -152,33 +153,77 @@ def _passing(blocks: Sequence[nn.Module], given: Any, batch: Callable[[], Any]) 
         batch()
 
 
-def _outputs(model: Any, units: Units, kept: Kept, batch: Callable[[], Any]) -> dict[str, Float[Tensor, "tokens out"]]:
-    """What the consumers of a sub-network give, by site, while a batch runs; of branches that are there."""
+def _sums(model: Any, units: Units, kept: Kept, batch: Callable[[], Any]) -> dict[str, Float[Tensor, "tokens width"]]:
+    """What is behind the residual sums of a sub-network, by site, in a batch; of branches that are there."""
     found: dict[str, Tensor] = {}
+
+    def keep(name: str, _: Tensor, behind: Tensor) -> None:
+        found[name] = behind.flatten(0, -2)
+
     with units.masked(model, kept), ExitStack() as stack:
         for site in units.sites:
             if kept[site.name].any():
-                stack.callback(model.get_submodule(site.consumer).register_forward_hook(
-                    lambda _, __, gives, name=site.name: found.__setitem__(name, gives.flatten(0, -2))).remove)
+                _listen(*_places(model, units, site), partial(keep, site.name), stack)
         batch()
     return found
 
 
-def _through(module: nn.Module, batch: Callable[[], Any]) -> tuple[Any, Any]:
-    """What a module reads and gives in a batch, padding too; what comes behind it is not run."""
-    seen: list[tuple[Any, Any]] = []
+def _through(model: Any, units: Units, site: ChannelSite, batch: Callable[[], Any]) -> tuple[Tensor, Tensor]:
+    """What the consumer of a branch reads in a batch, padding too, and what is behind the branch; what comes after that is not run."""
+    found: list[tuple[Tensor, Tensor]] = []
 
-    def leave(_: nn.Module, given: tuple[Any, ...], gives: Any) -> None:
-        seen.append((given[0] if given else None, gives))
+    def leave(read: Tensor, behind: Tensor) -> None:
+        found.append((read, behind))
         raise Enough
 
-    handle = module.register_forward_hook(leave)
-    try:
-        with suppress(Enough):
-            batch()
-    finally:
-        handle.remove()
-    return seen[-1]
+    with ExitStack() as stack, suppress(Enough):
+        _listen(*_places(model, units, site), leave, stack)
+        batch()
+    return found[0]
+
+
+def _places(model: Any, units: Units, site: ChannelSite) -> tuple[nn.Module, nn.Module]:
+    """A branch's block and its consumer."""
+    return model.get_submodule(units.anatomy.blocks[site.block].name), model.get_submodule(site.consumer)
+
+
+def _listen(block: nn.Module, consumer: nn.Module, tell: Callable[[Tensor, Tensor], None], stack: ExitStack) -> None:
+    """Tell what a branch's consumer reads, and what is behind the branch's residual sum: what the next norm of the block reads, if that is
+    not what the block is given, or what the block gives. Where a norm stands before the sum it is what the consumer gives."""
+    entry: list[Tensor] = []
+    seen: list[Tensor] = []
+
+    def enter(_: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        entry[:] = [given[0] if given else keywords["hidden_states"]]
+
+    def norm(_: nn.Module, given: tuple[Any, ...]) -> None:
+        if seen and given[0].data_ptr() != entry[0].data_ptr():
+            tell(seen.pop(), given[0])
+
+    def leave(_: nn.Module, __: tuple[Any, ...], gives: Any) -> None:
+        if seen:
+            tell(seen.pop(), gives[0] if isinstance(gives, tuple) else gives)
+
+    stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+    stack.callback(consumer.register_forward_hook(lambda _, given, __: seen.append(given[0])).remove)
+    for module in block.modules():
+        if "Norm" in type(module).__name__:
+            stack.callback(module.register_forward_pre_hook(norm).remove)
+    stack.callback(block.register_forward_hook(leave).remove)
+
+
+def _given(block: nn.Module, batch: Callable[[], Any]) -> Any:
+    """What a block gives in a batch; what comes behind it is not run."""
+    found: list[Any] = []
+
+    def leave(_: nn.Module, __: tuple[Any, ...], gives: Any) -> None:
+        found.append(gives)
+        raise Enough
+
+    with ExitStack() as stack, suppress(Enough):
+        stack.callback(block.register_forward_hook(leave).remove)
+        batch()
+    return found[0]
 
 
 def factors(units: Units, scales: Scales) -> dict[str, Tensor]:
