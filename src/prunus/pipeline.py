@@ -157,15 +157,13 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     journal = Journal(resume) if resume else None
     if journal:
         journal.begin(identity)
-    if len(tokens) > len(given):
-        def write() -> dict[str, Any]:
-            return {"tokens": text.write(tokenizer, model, recipe.seed, telling(tell)).tolist()}
-
-        found = journal.measured(identity, "written", write) if journal else write()
-        tokens = torch.cat([given, torch.tensor(found["tokens"])])
     texts = {index: stage.search.draws(tokenizer, model, recipe.seed + _OTHER_SEED, f"stage[{index}].search.text")
              for index, stage in enumerate(recipe.stage) if stage.search}
-    return _Run(model, anatomy, tokens, placement, tell, clock, journal, identity, texts, recipe.seed, seen), chosen
+    run = _Run(model, anatomy, given, placement, tell, clock, journal, identity, texts, recipe.seed, seen)
+    if len(tokens) > len(given):
+        written = run.measured("written", lambda: {"tokens": text.write(tokenizer, model, recipe.seed, telling(tell)).tolist()})
+        run.tokens = torch.cat([given, torch.tensor(written["tokens"])])
+    return run, chosen
 
 
 def _identity(model: Any, tokens: Tensor) -> str:
@@ -227,10 +225,11 @@ class _Run:
             return branch_seconds(self.model, self.anatomy, self.tokens, self.placement)
 
         with self.clock("allocating"):
-            found = self._measured(f"seconds-{index}", measure)
+            found = self.measured(f"seconds-{index}", measure)
         return tuple(replace(site, seconds=found[site.name]) if isinstance(site, SublayerSite) else site for site in sites)
 
-    def _measured(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def measured(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Once, where a run can go on."""
         return self.journal.measured(self.identity, name, measure) if self.journal else measure()
 
     def _decide(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> Allocation:
@@ -292,7 +291,7 @@ class _Run:
         if moving := movable(self.anatomy, sites, stage.granularity):
             with self.clock("reordering"):
                 self.remarks.append(put_in_order(self.model, moving, stage.granularity, lambda: self._stream(moving, "power"),
-                                                 partial(self._measured, f"orders-{index}"),
+                                                 partial(self.measured, f"orders-{index}"),
                                                  partial(telling(self.tell), "reordering inputs")))
         plan = matrices_of(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)

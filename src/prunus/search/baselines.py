@@ -120,8 +120,9 @@ def rescaled(model: Any, units: Units, kept: Kept, teacher: Kept, batches: Seque
                         change = _change(model, units, site, kept[site.name], [aim[site.name] for aim in aims], ahead)
                     if float((1 + change).abs().max()) <= _WIDEST:
                         scales[site.name] = ((1 + change) * kept[site.name]).float()
-            with units.masked(model, kept), gated(model, factors(units, scales)):
-                behind = [_given(blocks[depth], batch) for batch in ahead]
+            if depth + 1 < len(blocks):
+                with units.masked(model, kept), gated(model, factors(units, scales)):
+                    behind = [_given(blocks[depth], batch) for batch in ahead]
     return scales
 
 
