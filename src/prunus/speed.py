@@ -18,7 +18,7 @@ import torch
 from .errors import LoadError, MissingExtra, RecipeError
 from .traits import model_bytes, predicts_next
 
-__all__ = ["NUMBERS", "Timing", "in_llama_cpp", "in_pytorch", "memory_in_llama_cpp", "memory_in_pytorch", "now", "ratio"]
+__all__ = ["NUMBERS", "Timing", "in_llama_cpp", "in_pytorch", "in_turn", "memory_in_llama_cpp", "memory_in_pytorch", "now", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,18 @@ NUMBERS: tuple[tuple[str, str, Literal["lower", "higher"], Callable[[Timing], tu
     ("tokens written per second", "tokens/s", "higher", lambda timing: timing.decode))
 
 _Round = tuple[float, float, float]  # the first three, once
+
+
+def in_turn(runs: Sequence[Callable[[], Any]], device: torch.device, repetitions: int) -> list[float]:
+    """The median seconds of each run over rounds, in which every run has one turn, so that what the machine does beside falls on all
+    alike. A round before them warms up."""
+    seen: list[list[float]] = [[] for _ in runs]
+    for _ in range(repetitions + 1):
+        for run, taken in zip(runs, seen, strict=True):
+            start = now(device)
+            run()
+            taken.append(now(device) - start)
+    return [statistics.median(taken[1:]) for taken in seen]
 
 
 def ratio(base: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:

@@ -2,8 +2,7 @@
 
 import copy
 import json
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,13 +19,13 @@ from ..calibration.placement import Placement
 from ..errors import LoadError
 from ..silence import silenced
 from ..sites import Anatomy, Block, ChannelSite
-from ..speed import now
+from ..speed import in_turn
 from ..surgery.cut import cut
 from .subnetwork import Kept, Units
 
 __all__ = ["Latency"]
 
-_REPETITIONS = 7  # rounds, of which the first warms up
+_REPETITIONS = 6  # rounds
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class Latency:
     @classmethod
     @torch.no_grad()
     def measured(cls, model: Any, units: Units, tokens: Int[Tensor, "batch length"], points: int = 6) -> "Latency":
-        """At `points` widths of every branch that differ, and at its full one; in rounds, so that what the machine does beside falls
-        on all alike. Copies one block at a time."""
+        """At `points` widths of every branch that differ, and at its full one, in turn. Copies one block at a time."""
         alike: dict[tuple[Any, ...], tuple[tuple[int, float], ...]] = {}
         found: dict[str, tuple[tuple[int, float], ...]] = {}
         with evaluating(model), ExitStack() as stack:
@@ -57,7 +55,7 @@ class Latency:
                     if (*kind, place) not in alike:
                         alike[*kind, place] = _branch(model, units.anatomy, block, depth, site, states, points)
                     found[site.name] = alike[*kind, place]
-            whole = _seconds([lambda: model(input_ids=tokens.to(states.device))], states.device)[0]
+            whole = in_turn([lambda: model(input_ids=tokens.to(states.device))], states.device, _REPETITIONS)[0]
         rest = whole - sum(rows[-1][1] for rows in found.values())
         return cls(max(rest, 0.0), found, (tokens.shape[0], tokens.shape[1]))
 
@@ -106,7 +104,7 @@ def _branch(model: Any, anatomy: Anatomy, block: Block, depth: int, site: Channe
 
     runs: list[Callable[[], Any]] = [without]
     runs += [partial(states.run, module, depth, slice(0, states.batch)) for module in narrow]
-    base, *others = _seconds(runs, states.device)
+    base, *others = in_turn(runs, states.device, _REPETITIONS)
     rising = numpy.maximum.accumulate([0.0, *(seconds - base for seconds in others)])  # a wider branch is no faster
     return tuple(zip([0, *counts], map(float, rising), strict=True))
 
@@ -121,18 +119,3 @@ def _narrowed(model: Any, anatomy: Anatomy, block: Block, site: ChannelSite, cou
     mask[:count] = True
     cut(small, anatomy, {site.name: mask})
     return small.get_submodule(block.name)
-
-
-def _seconds(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
-    """The median of each over rounds."""
-    return [statistics.median(values) for values in zip(*list(_rounds(runs, device))[1:], strict=True)]
-
-
-def _rounds(runs: Sequence[Callable[[], Any]], device: torch.device) -> Iterator[list[float]]:
-    for _ in range(_REPETITIONS):
-        taken = []
-        for run in runs:
-            start = now(device)
-            run()
-            taken.append(now(device) - start)
-        yield taken
