@@ -62,6 +62,14 @@ def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, seed: 
     return model.eval()
 
 
+def tiny_classifier(family: str) -> Any:
+    """A decoder with a head of two classes."""
+    config, settings, _ = FAMILIES[family]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.AutoModelForSequenceClassification.from_config(getattr(transformers, config)(**settings)).eval()
+
+
 def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     """One token per byte; 256 is BOS and 257 is EOS."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

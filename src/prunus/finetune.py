@@ -148,7 +148,9 @@ def check_teacher(strategy: TrainingStrategy, teacher: Any) -> None:
 def _identity(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, training: Training,
               teacher: Any) -> str:
     """A hash of all that decides the result."""
-    space = "" if genome is None else repr((genome.sizes, genome.smallest, genome.largest))
+    units = getattr(genome, "units", None)
+    order = {name: channels.tolist() for name, channels in units.order.items()} if units else {}
+    space = "" if genome is None else repr((genome.sizes, genome.smallest, genome.largest, order))
     weights = [f"{name} {tuple(parameter.shape)} {float(parameter.detach().sum(dtype=torch.float64))!r}"
                for name, parameter in model.named_parameters()]
     told = [] if teacher is None else [digest_of(teacher)] if isinstance(teacher, Tensor) else weight_norms(teacher)
@@ -354,7 +356,7 @@ class _Run:
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     parameter.data.copy_(tensors.pop(f"weight {name}"))
-                    self.optimizer.state[parameter] = {key.removesuffix(f" {name}"): value.to(self.device) if value.dim() else value
+                    self.optimizer.state[parameter] = {key.removesuffix(f" {name}"): value.to(self.device)
                                                        for key, value in tensors.items() if key.endswith(f" {name}")}
             if note["scaler"]:
                 self.accelerator.scaler.load_state_dict(note["scaler"])

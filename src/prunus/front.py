@@ -14,6 +14,7 @@ from .recipe import build, plain
 from .search.baselines import BASELINES
 from .search.objectives import QUALITIES, check_objectives
 from .search.pareto import pick, quantiles, regret
+from .search.plan import HELD_OUT
 from .search.searchers import Searcher
 from .search.searchers.nsga2 import NSGA2
 from .search.space import Candidate
@@ -45,6 +46,8 @@ class FrontSearch:
 
     def __post_init__(self) -> None:
         check_objectives(self.objectives)
+        if self.task is None and self.text.samples < HELD_OUT:
+            raise RecipeError(f"text.samples = {self.text.samples}: expected at least {HELD_OUT}, of which one in {HELD_OUT} is held out.")
         if self.evaluations < 1 or self.batch < 1:
             raise RecipeError(f"evaluations = {self.evaluations}, batch = {self.batch}: expected at least 1 of each.")
         if not set(self.objectives) & set(QUALITIES):

@@ -67,8 +67,9 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
 
     `orders` are those that a super-network was trained with; without any they are made as the plan says. Trials, and what is solved or
     trained for them, are written to `folder` at once; called again with equal arguments, the search goes on from there. `watch` is told
-    how far the search is, `training` how far the training of a sub-network, and `tell` how far is what comes before and behind. Raises
-    RecipeError when the parts do not go together.
+    how far the search is, `training` how far the training of a sub-network, and `tell` how far is what comes before and behind. A search
+    that is interrupted gives back what it has, without baselines. Raises RecipeError when the parts do not go together, and
+    KeyboardInterrupt where the dense model has not been valued yet.
     """
     clock, read = Clock(), _checked(model, plan, folder)
     return_memory()
@@ -88,16 +89,17 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         genome = replace(genome, told=lambda candidate: judge.told(genome.kept(candidate), genome.levels(candidate)))
         with clock("searching"):
-            identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(starts), str(plain(plan.space)),
+            place = f"{model.dtype} {Placement.of(model).device}"
+            identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(starts), str(plain(plan.space)), place,
                                    *weight_norms(model), *protocols, *([alone.identity] if alone else []),
                                    *([entry.sha256 for entry in thin.store.entries.values()] if thin else []))
             found = explore(genome, plan.searcher, lambda question: _values(judge, genome, question), plan.objectives,
                             plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None,
-                            identity=identity, watch=_tidying(alone, genome, watch) if alone else watch)
+                            identity=identity, watch=_watching(alone, genome, watch))
         with clock("valuing the front"):
             trials = [*(trial for trial in found.front if not trial.failed), _dense(found, genome)]
             held = [_values(other, genome, trial) for trial in _told(trials, "valuing the front", tell)]
-        beside = _beside(model, tokenizer, plan, read, genome.units, (judge, other), clock, tell)
+        beside = {} if found.interrupted else _beside(model, tokenizer, plan, read, genome.units, (judge, other), clock, tell)
     if alone:
         clock.seconds["training"] = alone.seconds
         if not found.interrupted:
@@ -127,7 +129,7 @@ def _checked(model: Any, plan: FrontSearch, folder: Path | None) -> Labelled | N
     read = plan.task.read() if plan.task else None
     if read is None and not predicts_next(model):
         raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
-    if read is None and (plan.order != "none" or plan.training or isinstance(plan.space, Mixed)):
+    if read is None and (plan.order != "none" or plan.training or isinstance(plan.space, Mixed) or set(plan.baselines) - {"layerdrop"}):
         check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
     if plan.training and folder is None:
         raise RecipeError("search: sub-networks that are trained by themselves need a folder to be kept in. Name one.")
@@ -144,25 +146,35 @@ def _alone(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,
     return found
 
 
-def _tidying(alone: Alone, genome: Architectures, watch: Callable[[Progress], bool] | None) -> Callable[[Progress], bool]:
-    """Deletes the weights of what has left the front; those of the dense model are valued again."""
+def _watching(alone: Alone | None, genome: Architectures, watch: Callable[[Progress], bool] | None) -> Callable[[Progress], bool]:
+    """Ends a search without a dense model, and deletes the weights of what was trained by itself and has left the front; those of the
+    dense model are valued again."""
     gone: set[int] = set()
 
     def told(progress: Progress) -> bool:
-        trials = progress.found.trials
-        for index in set(range(len(trials))) - set(front(progress.found.values).tolist()) - gone:
-            gone.add(index)
-            if trials[index].candidate != genome.largest:
-                alone.forget(genome.kept(trials[index].candidate), trials[index].resource)
+        _dense(progress.found, genome)
+        if alone:
+            _tidy(alone, genome, progress.found, gone)
         return watch(progress) if watch else True
 
     return told
 
 
+def _tidy(alone: Alone, genome: Architectures, found: Exploration, gone: set[int]) -> None:
+    for index in set(range(len(found.trials))) - set(front(found.values).tolist()) - gone:
+        gone.add(index)
+        trial = found.trials[index]
+        if trial.candidate != genome.largest:
+            alone.forget(genome.kept(trial.candidate), trial.resource)
+
+
 def _dense(found: Exploration, genome: Architectures) -> Trial:
-    """The trial of the dense model, the longest where there are several. Raises RecipeError where it has no values."""
+    """The trial of the dense model, the longest where there are several. Raises RecipeError where it has no values, and
+    KeyboardInterrupt where it was interrupted."""
     dense = max((trial for trial in found.trials if trial.candidate == genome.largest),
-                key=lambda trial: (not trial.failed, trial.resource))
+                key=lambda trial: (not trial.failed, trial.resource), default=None)
+    if dense is None:
+        raise KeyboardInterrupt
     if dense.failed:
         raise RecipeError(f"search: the dense model itself has no values: {dense.failed}")
     return dense
@@ -170,7 +182,7 @@ def _dense(found: Exploration, genome: Architectures) -> Trial:
 
 def _latency(model: Any, units: Units, batch: tuple[int, int], folder: Path | None) -> Latency:
     """Measured, or as it was measured when the search began."""
-    known = Latency.read(folder / "latency.json", batch) if folder else None
+    known = Latency.read(folder / "latency.json", batch, Latency.place_of(model)) if folder else None
     if known:
         return known
     words, chance = model.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .calibration.tasks import Task
 from .errors import LoadError, RecipeError
 from .recipe import build, plain
 from .search.spaces import ArchitectureSpace
@@ -50,6 +51,18 @@ class SuperNet:
         if (Medium(space.steps) if isinstance(space, Mixed) else space) != self.space:
             raise RecipeError(f"space {plain(space)}: the super-network was trained with {plain(self.space)}, whose sub-networks are "
                               "others. Search in that space, or train again.")
+
+
+    def check_task(self, task: Task) -> None:
+        """Refuse to search on examples that may have been trained on: of the same corpus, split or drawn otherwise. Raises RecipeError."""
+        known = self.training.get("task")
+        if not isinstance(known, dict) or known.get("corpus") != task.corpus:
+            return
+        asked = plain(task)
+        for name in ("seed", "rows"):
+            if known.get(name) != asked.get(name):
+                raise RecipeError(f"task {task.corpus}: {name} = {asked.get(name)}, and the model was trained with {known.get(name)}: what "
+                                  f"is searched on would have been trained on. Say --task {task.corpus},{name}={known.get(name)}.")
 
 
 def check_trained(space: ArchitectureSpace) -> None:

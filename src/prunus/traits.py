@@ -1,5 +1,6 @@
 """What many parts ask of a model of transformers, and of the device that it is on."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -7,12 +8,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 __all__ = ["classifies", "model_bytes", "module_layout", "most_precise", "owned_rows", "padding_of", "parameters_of", "predicts_next",
-           "weight_norms"]
+           "uncached", "weight_norms"]
 
 
 def predicts_next(model: Any) -> bool:
     """Whether it says which token comes next; an encoder does not."""
     return bool(getattr(model, "can_generate", lambda: False)())
+
+
+def uncached(model: Any) -> dict[str, bool]:
+    """What a pass is given so that no keys and values are kept: a decoder keeps them whatever its head answers."""
+    return {"use_cache": False} if predicts_next(model) or "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def classifies(model: Any) -> bool:

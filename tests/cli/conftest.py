@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prunus.cli import run
+from prunus.loading import load
 
 from ..tiny import tiny_model, tiny_tokenizer
 
@@ -70,6 +71,15 @@ def saved(family: str, folder: Path, **changes: Any) -> Path:
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
     return saved("bert", tmp_path / "bert", num_hidden_layers=3)
+
+
+@pytest.fixture
+def headed(encoder: Path, tmp_path: Path) -> Path:
+    """With a head for the labels of `task_file`."""
+    model, tokenizer = load(encoder, labels=("0", "1"))
+    model.save_pretrained(tmp_path / "headed")
+    tokenizer.save_pretrained(tmp_path / "headed")
+    return tmp_path / "headed"
 
 
 def task(file: Path) -> str:

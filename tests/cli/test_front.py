@@ -81,8 +81,8 @@ def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: 
         assert torch.allclose(whole(input_ids=tokens).logits, again(input_ids=tokens).logits, atol=1e-5)
 
 
-def test_a_search_goes_on_where_it_stopped(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path) -> None:
-    words = ["search", encoder, "--task", task(task_file), "--space", "small", "--searcher", "random", "--quiet", "--objectives",
+def test_a_search_goes_on_where_it_stopped(prunus: Prunus, headed: Path, task_file: Path, tmp_path: Path) -> None:
+    words = ["search", headed, "--task", task(task_file), "--space", "small", "--searcher", "random", "--quiet", "--objectives",
              "error,latency"]
     assert prunus(*words, "--evaluations", 5, "--out", tmp_path / "part").code == 0
     measured = (tmp_path / "part" / "latency.json").read_text()
@@ -93,8 +93,12 @@ def test_a_search_goes_on_where_it_stopped(prunus: Prunus, encoder: Path, task_f
     assert (tmp_path / "part" / "latency.json").read_text() == measured
     first, second = (Front.load(tmp_path / name) for name in ("whole", "part"))
     assert first.points == second.points
-    other = saved("bert", tmp_path / "other", num_hidden_layers=3, seed=1)
-    ran = prunus("search", other, *words[2:], "--evaluations", 9, "--out", tmp_path / "part", "--resume")
+    shutil.copytree(headed, tmp_path / "other")
+    other = load(headed).model
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)
+    other.save_pretrained(tmp_path / "other")
+    ran = prunus("search", tmp_path / "other", *words[2:], "--evaluations", 9, "--out", tmp_path / "part", "--resume")
     assert (ran.code, "holds the trials of another search" in ran.err) == (2, True)
     ran = prunus(*words, "--evaluations", 9, "--out", tmp_path / "part")
     assert ran.code == 2
@@ -154,7 +158,8 @@ def zeros(folder: Path) -> dict[str, int]:
     return {site.name: int((model.get_submodule(site.name).weight == 0).sum()) for site in describe(model).sites("linear")}
 
 
-def test_a_super_network_is_searched_with_sparse_weights_too(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_a_super_network_is_searched_with_sparse_weights_too(prunus: Prunus, encoder: Path, headed: Path, task_file: Path,
+                                                                 tmp_path: Path) -> None:
     assert prunus("finetune", encoder, "--task", task(task_file), "--strategy", "sandwich", "--space", "medium,steps=2", "--steps", 4,
                   "--out", tmp_path / "super", "--quiet").code == 0
     words = ["search", tmp_path / "super", "--task", task(task_file), "--space", "mixed,steps=2,levels=3", "--objectives",
@@ -186,7 +191,7 @@ def test_a_super_network_is_searched_with_sparse_weights_too(prunus: Prunus, enc
     assert (ran.code, "--recovery does not go with space mixed" in ran.err) == (2, True)
     ran = prunus(*words[:5], "mixed,steps=3", *words[6:], "--overwrite", "--quiet")
     assert (ran.code, "was trained with" in ran.err) == (2, True)
-    assert prunus("search", encoder, *words[2:5], "mixed,steps=2,levels=2,solver=magnitude", *words[6:], "--overwrite", "--quiet").code == 0
+    assert prunus("search", headed, *words[2:5], "mixed,steps=2,levels=2,solver=magnitude", *words[6:], "--overwrite", "--quiet").code == 0
     assert prunus("extract", tmp_path / "run", "--out", tmp_path / "last", "--quiet").code == 0
     ran = prunus("finetune", encoder, "--task", task(task_file), "--strategy", "sandwich", "--space", "mixed,steps=2", "--out",
                  tmp_path / "no", "--quiet")
@@ -213,7 +218,7 @@ def test_a_language_model_is_searched_with_sparse_weights_too(prunus: Prunus, te
 @pytest.mark.parametrize(("flags", "reasons"), [
     (["--space", "mixed,levels=1"], ["expected no negative number of steps, 2 to 255 levels"]),
     (["--space", "mixed,solver=alp"], ["search.space.solver", "'alp' is unknown"]),
-    (["--space", "mixed,solver=taylor"], ["solver Mask: looks at the loss of the next token", "Use sparsegpt"]),
+    (["--space", "mixed,solver=taylor"], ["solver Mask: reads the loss by channel", "Use sparsegpt"]),
     (["--space", "smal"], ["'smal' is unknown", "Did you mean 'small'?"]),
     (["--space", "small", "--objectives", "error,parms"], ["'parms' is unknown", "Did you mean 'params'?"]),
     (["--space", "small", "--objectives", "error,error"], ["at least two, none of them twice"]),
@@ -226,9 +231,9 @@ def test_a_language_model_is_searched_with_sparse_weights_too(prunus: Prunus, te
     (["--space", "small", "--order", "taylr"], ["'taylr' is unknown", "Did you mean 'taylor'?"]),
     (["--space", "small", "--order", "taylor"], ["order = 'taylor'", "Use fisher"]),
 ])
-def test_a_search_for_a_front_that_cannot_be(flags: list[str], reasons: list[str], prunus: Prunus, encoder: Path, task_file: Path,
+def test_a_search_for_a_front_that_cannot_be(flags: list[str], reasons: list[str], prunus: Prunus, headed: Path, task_file: Path,
                                              tmp_path: Path) -> None:
-    ran = prunus("search", encoder, "--task", task(task_file), *flags, "--out", tmp_path / "run", "--quiet")
+    ran = prunus("search", headed, "--task", task(task_file), *flags, "--out", tmp_path / "run", "--quiet")
     assert ran.code == 2
     lines = ran.err.splitlines()
     assert len(lines) == 1, ran.err
@@ -237,10 +242,10 @@ def test_a_search_for_a_front_that_cannot_be(flags: list[str], reasons: list[str
     assert not (tmp_path / "run").exists()
 
 
-def test_what_does_not_go_together(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_what_does_not_go_together(prunus: Prunus, encoder: Path, headed: Path, task_file: Path, tmp_path: Path) -> None:
     ran = prunus("search", encoder, "--space", "small", "--out", tmp_path / "run", "--quiet")
     assert (ran.code, "does not predict the next token" in ran.err) == (2, True)
-    words = ["search", encoder, "--task", task(task_file), "--evaluations", 4, "--quiet", "--space"]
+    words = ["search", headed, "--task", task(task_file), "--evaluations", 4, "--quiet", "--space"]
     assert prunus(*words, "layer", "--out", tmp_path / "run").code == 0
     ran = prunus("extract", tmp_path / "run", "--pick", "params<=0.01", "--out", tmp_path / "small", "--quiet")
     assert (ran.code, "The nearest has" in ran.err) == (2, True)
@@ -270,3 +275,67 @@ def test_an_evaluation_that_fails_is_written_down_and_the_search_goes_on(prunus:
     found = Front.load(tmp_path / "run")
     assert found.failed > 0
     assert all(any(point.candidate[::2]) for point in found.points)
+
+
+def test_a_search_takes_no_answers_drawn_at_random_and_no_examples_that_were_trained_on(prunus: Prunus, encoder: Path, task_file: Path,
+                                                                                      tmp_path: Path) -> None:
+    words = ["--task", task(task_file), "--space", "small", "--quiet", "--evaluations", 3, "--out"]
+    ran = prunus("search", encoder, *words, tmp_path / "run")
+    assert (ran.code, "has no trained head" in ran.err, "Train it first" in ran.err) == (2, True, True)
+    assert prunus("finetune", encoder, *words[:4], "--strategy", "random", "--steps", 1, "--out", tmp_path / "super", "--quiet").code == 0
+    ran = prunus("search", tmp_path / "super", "--task", f"{task(task_file)},seed=7", *words[2:], tmp_path / "run")
+    assert (ran.code, "seed = 7, and the model was trained with 0" in ran.err, f"{task_file},seed=0" in ran.err) == (2, True, True)
+    assert prunus("search", tmp_path / "super", *words, tmp_path / "run").code == 0
+    ran = prunus("search", tmp_path / "super", *words[:-1], "--json", "--out", tmp_path / "again")
+    assert json.loads(ran.out)["points"] == json.loads((tmp_path / "again" / "front.json").read_text())["points"]
+
+
+def test_a_new_head_is_that_of_the_seed_and_an_old_super_network_is_overwritten(prunus: Prunus, encoder: Path, task_file: Path,
+                                                                                tmp_path: Path) -> None:
+    words = ["finetune", encoder, "--task", task(task_file), "--steps", 1, "--rate", 1e-9, "--quiet"]
+    heads = []
+    for seed in (0, 1):
+        assert prunus(*words, "--seed", seed, "--out", tmp_path / str(seed)).code == 0
+        heads.append(load(tmp_path / str(seed)).model.classifier.weight.detach())
+    assert float((heads[0] - heads[1]).abs().max()) > 1e-3
+    assert prunus(*words, "--strategy", "random", "--space", "layer", "--out", tmp_path / "0", "--overwrite").code == 0
+    assert (tmp_path / "0" / "supernet.json").exists()
+    assert prunus(*words, "--out", tmp_path / "0", "--overwrite").code == 0
+    assert not (tmp_path / "0" / "supernet.json").exists()
+
+
+def test_a_search_interrupted_at_its_first_look_goes_on(prunus: Prunus, headed: Path, task_file: Path, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["search", headed, "--task", task(task_file), "--space", "small", "--evaluations", 4, "--baselines", "layerdrop", "--quiet",
+             "--out", tmp_path / "run"]
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prunus.frontier._values", interrupted)
+        ran = prunus(*words)
+    assert ran.code == 130
+    assert "Traceback" not in ran.err
+    with monkeypatch.context() as patch:
+        patch.setattr(Screen, "exploring", interrupted)
+        assert prunus(*words, "--resume").code == 0
+    assert (Front.load(tmp_path / "run").interrupted, Front.load(tmp_path / "run").baselines) == (True, {})
+    assert prunus(*words, "--resume").code == 0
+    assert set(Front.load(tmp_path / "run").baselines) == {"layerdrop"}
+
+
+def test_search_text_is_as_long_as_is_said_and_enough_to_hold_some_out(prunus: Prunus, text_file: Path, tmp_path: Path) -> None:
+    model = saved("llama", tmp_path / "llama", num_hidden_layers=2)
+    words = ["search", model, "--space", "small", "--evaluations", 3, "--quiet", "--length", 24, "--out", tmp_path / "run"]
+    assert prunus(*words).code == 0
+    assert all("sequences of 24" in line for line in Front.load(tmp_path / "run").protocols)
+    ran = prunus(*words, "--search-text", "self,samples=3", "--overwrite")
+    assert (ran.code, "text.samples = 3: expected at least 4" in ran.err) == (2, True)
+    shorter = prunus("search", model, *words[2:], "--dtype", "bfloat16", "--resume")
+    assert (shorter.code, "holds the trials of another search" in shorter.err) == (2, True)
+    cut = tmp_path / "cut"
+    assert prunus("prune", model, "--sites", "sublayer", "--sparsity", 0.25, "--calibration", text_file, "--samples", 4, "--length", 24,
+                  "--evaluate", "none", "--out", cut, "--quiet").code == 0
+    ran = prunus("search", cut, *words[2:-1], tmp_path / "other")
+    assert (ran.code, "do not all have the same branches. Use medium" in ran.err) == (2, True)

@@ -18,7 +18,7 @@ from prunus.sites import Anatomy, Block, LinearSite
 from prunus.stats import InputStats
 
 from ..problems import generator
-from ..tiny import FAMILIES, tiny_model
+from ..tiny import FAMILIES, tiny_classifier, tiny_model
 
 EPSILON = torch.finfo(torch.float32).eps
 
@@ -70,6 +70,12 @@ def test_streamed_statistics_equal_those_of_the_whole_model(family: str) -> None
     """Batches of 2, 2 and 1 against single sequences; 1e-5: rounding of sums of 120 tokens through two blocks."""
     tokens = drawn_tokens()
     assert_same_moments(by_stream(tiny_model(family), tokens, batch=2), by_hooks(tiny_model(family), tokens), 1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "opt", "gpt2", "gpt_neox"])
+def test_a_decoder_that_classifies_keeps_no_keys_of_the_batch_before(family: str) -> None:
+    tokens = drawn_tokens()
+    assert_same_moments(by_stream(tiny_classifier(family), tokens, batch=2), by_hooks(tiny_classifier(family), tokens), 1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])

@@ -1,5 +1,6 @@
 """Sub-networks that need no search."""
 
+import copy
 import itertools
 from typing import Any
 
@@ -48,6 +49,15 @@ def test_shares_are_met(share: float) -> None:
     importance = {name: rows.square().sum(0) for name, rows in gradients.items()}
     assert share - 0.05 < units.remaining(least(units, importance, share)) <= share + 1e-9
     assert share - 0.05 < units.remaining(retraining_free(units, gradients, share)) <= share + 1e-9
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_where_keys_and_values_are_kept_an_attention_stays(share: float) -> None:
+    units = Units(describe(tiny_model(num_hidden_layers=2)), {})
+    worthless = {site.name: torch.full((4, site.count), 1e-3 if units.attends(site) else 1.0) for site in units.sites}
+    for kept in (least(units, {name: rows.sum(0) for name, rows in worthless.items()}, share), retraining_free(units, worthless, share)):
+        assert sum(int(kept[site.name].sum()) for site in units.sites if units.attends(site)) == 1
+        units.extract(copy.deepcopy(tiny_model(num_hidden_layers=2)), kept)
 
 
 def test_the_knapsack_is_the_best_of_all_masks_before_channels_are_exchanged() -> None:

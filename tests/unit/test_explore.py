@@ -1,5 +1,6 @@
 """The loop of a search for a front: first candidates, failures, the log, going on, interruptions."""
 
+import itertools
 import json
 import math
 import threading
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prunus.errors import RecipeError
+from prunus.errors import MissingExtra, RecipeError
 from prunus.search.explore import Exploration, Progress, explore
 from prunus.search.pareto import front, hypervolume
 from prunus.search.searchers import Question
@@ -134,19 +135,35 @@ def test_what_fails_is_written_down_and_the_search_goes_on(parallel: int, tmp_pa
 
     def value(question: Question) -> tuple[float, ...]:
         if question.candidate == GENOME.largest:
-            raise MemoryError("too large")
+            raise ValueError("too large")
         loss, cost = priced(GENOME)(question)
         if question.candidate == GENOME.smallest:
             return math.nan, cost
         return (loss, cost, 1.0) if question.candidate == (3, 6, 14) else (loss, cost)
 
     found = explore(GENOME, Local(), value, NAMES, 20, parallel=parallel, log=log)
-    assert [trial.failed for trial in found.trials[:3]] == ["MemoryError: too large", "values = (nan, 0.0)", found.trials[2].failed]
+    assert [trial.failed for trial in found.trials[:3]] == ["ValueError: too large", "values = (nan, 0.0)", found.trials[2].failed]
     assert found.trials[2].failed.startswith("values = (")
     assert not any(trial.failed for trial in found.trials[3:])
     assert found.trials[0].values == (math.inf, math.inf)
     assert all(not trial.failed for trial in found.front)
     assert explore(GENOME, Local(), value, NAMES, 20, parallel=parallel, log=log) == found  # failures are read back too
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError(), MissingExtra("gguf", "gguf")], ids=repr)
+def test_what_the_machine_lacks_is_no_failure_of_a_candidate(error: Exception, tmp_path: Path) -> None:
+    log, looks = tmp_path / "trials.jsonl", itertools.count()
+
+    def value(question: Question) -> tuple[float, ...]:
+        if next(looks) == 6:
+            raise error
+        return priced(GENOME)(question)
+
+    with pytest.raises(type(error)):
+        explore(GENOME, Local(), value, NAMES, 12, log=log)
+    assert len(log.read_text().splitlines()) == 1 + 6
+    resumed, whole = explore(GENOME, Local(), value, NAMES, 12, log=log), explore(GENOME, Local(), priced(GENOME), NAMES, 12)
+    assert [(trial.candidate, trial.values) for trial in resumed.trials] == [(trial.candidate, trial.values) for trial in whole.trials]
 
 
 def test_a_search_in_which_all_fail_is_given_up() -> None:

@@ -14,7 +14,7 @@ from prunus.search.objectives import Judge, check_objectives, flops
 from prunus.search.subnetwork import Kept, Units
 from prunus.traits import model_bytes
 
-from ..tiny import tiny_model
+from ..tiny import tiny_classifier, tiny_model
 
 TOKENS = torch.randint(3, 256, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -47,7 +47,7 @@ def test_seconds_are_measured_at_some_widths_and_the_model_is_left_alone(family:
 def test_seconds_add_up_and_are_interpolated() -> None:
     units = units_of(tiny_model(num_hidden_layers=1))
     attention, mlp = (site.name for site in units.sites)
-    found = Latency(1.0, {attention: ((0, 0.0), (1, 2.0), (2, 3.0)), mlp: ((0, 0.0), (24, 1.0), (48, 5.0))}, (1, 8))
+    found = Latency(1.0, {attention: ((0, 0.0), (1, 2.0), (2, 3.0)), mlp: ((0, 0.0), (24, 1.0), (48, 5.0))}, (1, 8), "cpu")
     assert found.dense == 9
     kept = {attention: units.first(units.sites[0], 1), mlp: units.first(units.sites[1], 36)}
     assert found.seconds(kept) == pytest.approx(1 + 2 + 3)
@@ -55,15 +55,27 @@ def test_seconds_add_up_and_are_interpolated() -> None:
 
 
 def test_seconds_are_kept_for_a_search_that_goes_on(tmp_path: Path) -> None:
-    found = Latency(1.0, {"mlp": ((0, 0.0), (4, 0.25))}, (2, 8))
+    found = Latency(1.0, {"mlp": ((0, 0.0), (4, 0.25))}, (2, 8), "cpu")
     file = tmp_path / "run" / "latency.json"
-    assert Latency.read(file, (2, 8)) is None
+    assert Latency.read(file, (2, 8), "cpu") is None
     found.write(file)
-    assert Latency.read(file, (2, 8)) == found
-    assert Latency.read(file, (1, 8)) is None
+    assert Latency.read(file, (2, 8), "cpu") == found
+    with pytest.raises(RecipeError, match=r"another search \(batches = \(2, 8\), here \(1, 8\)"):
+        Latency.read(file, (1, 8), "cpu")
+    with pytest.raises(RecipeError, match="place = cpu, here cuda:0"):
+        Latency.read(file, (2, 8), "cuda:0")
     file.write_text("{}")
     with pytest.raises(LoadError, match="is damaged"):
-        Latency.read(file, (2, 8))
+        Latency.read(file, (2, 8), "cpu")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3_text"])
+def test_a_decoder_that_classifies_is_measured_like_any(family: str) -> None:
+    """It keeps keys and values unless it is told not to."""
+    model = tiny_classifier(family)
+    found = Latency.measured(model, units_of(model), TOKENS, points=2)
+    assert found.batch == (2, 12)
+    assert found.dense > 0
 
 
 def test_costs_are_those_of_the_extracted_model() -> None:

@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from prunus.anatomy import describe
 from prunus.errors import RecipeError
 from prunus.finetune import Trained, Training, TrainingProgress, train_supernet
+from prunus.search.spaces.small import Small
+from prunus.search.subnetwork import Units
 from prunus.supernet.kd import KD
 from prunus.supernet.one_shot import OneShot
 from prunus.supernet.random import Random
 from prunus.supernet.standard import Standard
 
 from ..genomes import prefix_of
-from ..tiny import tiny_model
+from ..tiny import channels_of, tiny_model
 from .test_finetune import PARETO, Checkpoint, assert_equal, task, text, weights
 
 
@@ -92,6 +96,15 @@ def test_what_was_kept_of_another_training_is_refused_and_damage_is_noticed(tmp_
         with pytest.raises(RecipeError, match="holds another training") as error:
             train_supernet(*other, folder=tmp_path / "kept")
         assert "\n" not in str(error.value)
+    orders = {site.name: torch.arange(site.count).flip(0) for site in channels_of(tiny_model())}
+    for order in ({}, orders):
+        genome = Small().over(Units(describe(tiny_model()), order))
+        if order:
+            with pytest.raises(RecipeError, match="holds another training"):
+                train_supernet(tiny_model(), genome, Random(), text(), settings, folder=tmp_path / "ordered")
+        else:
+            with pytest.raises(Stopped):
+                train_supernet(tiny_model(), genome, Random(), text(), settings, folder=tmp_path / "ordered", watch=stopping(1))
     (file,) = (tmp_path / "kept").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
     seen: list[TrainingProgress] = []

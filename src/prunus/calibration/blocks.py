@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..sites import Anatomy
 from ..stats import finite
-from ..traits import predicts_next
+from ..traits import uncached
 from .placement import Placement
 
 __all__ = ["Enough", "States", "enter", "evaluating", "frozen", "replaced"]
@@ -188,10 +188,9 @@ def _moved(value: Any, device: torch.device) -> Any:
 def _forward(model: nn.Module, tokens: Tensor, hooks: dict[nn.Module, Any]) -> None:
     """Run the model under hooks that may end the pass early."""
     handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks.items()]
-    cached = {"use_cache": False} if predicts_next(model) else {}
     try:
         with suppress(Enough):
-            model(input_ids=tokens, **cached)
+            model(input_ids=tokens, **uncached(model))
     finally:
         for handle in handles:
             handle.remove()

@@ -14,7 +14,7 @@ __all__ = ["allocate", "search"]
 _Search = Annotated[str | None, typer.Option(
     help="The strategy: reinforce, evolution, local, dynamic, cmaes, ppo, ddpg, sac, random; of sublayers "
          "progressive, regression or bernoulli; settings after commas. [default: reinforce; of sublayers progressive]")]
-_JSON = Annotated[bool, typer.Option("--json", help="Print the allocation, and what the search did, as JSON.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print the allocation or the front, and what the search did, as JSON.")]
 
 
 def allocate(
@@ -89,7 +89,7 @@ def search(
 
     settings = o.front_settings(locals())
     if settings is not None:
-        search_front(model, settings, out, {"device": device}, dtype, overwrite, resume, trust_remote_code, quiet)
+        search_front(model, settings, out, {"device": device}, dtype, overwrite, resume, trust_remote_code, quiet or json, json)
         return
     flags = o.given(locals())
     if recipe is None:

@@ -81,11 +81,12 @@ def finetune(
     read = plan.task.read() if isinstance(plan.task, Task) else None
     journal = journal_of(out, overwrite, resume)
     with Screen(quiet) as screen, kept(journal, out, screen):
-        loaded = opened(model, Placement(device), dtype, trust_remote_code, screen, read.labels if read else ())
+        loaded = opened(model, Placement(device), dtype, trust_remote_code, screen, read.labels if read else (), seed)
         said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen) if teacher else None
         if loaded.new_head and plan.order == "fisher" and not alone:
             screen.say(_NEW_HEAD)
-        orders = {} if alone else orders_of(loaded.model, loaded.tokenizer, plan, read, screen.working)
+        orders = {} if alone else journal.measured("", f"orders-{plan.order}", lambda: orders_of(loaded.model, loaded.tokenizer, plan, read,
+                                                                                                 screen.working))
         genome = None if alone else genome_of(loaded.model, plan.space, orders)
         data = (encoded(read, "train", loaded.model, loaded.tokenizer) if read else
                 plan.calibration.tokens(loaded.tokenizer, loaded.model, seed))
@@ -132,6 +133,9 @@ def _teacher(source: str, student: "Loaded", read: "Labelled | None", place: tup
     words = [(words.get_vocab(), model.config.get_text_config().vocab_size) for model, words in models if words]
     if len(words) < 2 or words[0] != words[1]:
         raise _refused(f"--teacher {source}: has another vocabulary than {student.source}. Choose one with the same tokenizer, or a task.")
+    places = [str(next(one.model.parameters()).device) for one in (loaded, student)]
+    if places[0] != places[1]:
+        raise _refused(f"--teacher {source}: does not fit on {device} beside the model. Use a smaller one, or --device cpu.")
     return loaded.model
 
 

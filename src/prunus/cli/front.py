@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .running import opened
+from .running import check_head, opened
 
 if TYPE_CHECKING:
     from ..front import Front
@@ -20,7 +20,7 @@ _Pick = Annotated[list[str] | None, typer.Option(
 
 
 def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[str, Any], dtype: str, overwrite: bool, resume: bool,
-                 trust: bool, quiet: bool) -> None:
+                 trust: bool, quiet: bool, as_json: bool) -> None:
     """The search of `prunus search` where it is asked for a space of architectures."""
     import shutil
     from dataclasses import replace
@@ -49,11 +49,15 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
         trained = SuperNet.of(source)
         if trained:
             trained.check(plan.space)
+            if plan.task:
+                trained.check_task(plan.task)
             if plan.order == "none":  # its own order of channels stays; this says what they matter where they compete
                 plan = replace(plan, order=trained.training.get("order", "none"))
-        labels = plan.task.read().labels if plan.task else ()
+        read = plan.task.read() if plan.task else None
         with Screen(quiet) as screen:
-            loaded = opened(source, Placement(**place), dtype, trust, screen, labels)
+            loaded = opened(source, Placement(**place), dtype, trust, screen, read.labels if read else (), plan.seed)
+            if read and not plan.training:
+                check_head(loaded, read)
             from ..frontier import find_front
 
             found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out, source=source,
@@ -61,6 +65,8 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
             with whole_folder(out.absolute()) as draft:
                 _write(found, draft)
             screen.front(found, out)
+    if as_json:
+        typer.echo(found.to_json())
 
 
 def _write(found: "Front", folder: Path) -> None:

@@ -136,8 +136,8 @@ def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
         settings["baselines"] = [name.strip() for name in said["baselines"].split(",")]
     if "task" in said:
         settings["task"] = of_corpus(said["task"], "--task")
-    if "search_text" in said:
-        settings["text"] = {"samples": 16, **of_corpus(said["search_text"], "--search-text")}
+    if {"search_text", "length"} & set(said):
+        settings["text"] = _search_text(said)
     if "train" in said:
         seed = {"seed": said.get("seed", 0)}
         settings["training"] = seed | _settings(said["train"].split(","), f"--train {said['train']}", "")
@@ -224,10 +224,13 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
 
 def _search(given: dict[str, Any]) -> dict[str, Any]:
     """A search as plain data; its sequences are as long as those of the calibration."""
-    length = {"length": given["length"]} if "length" in given else {}
-    text = {"samples": 16, **length, **of_corpus(given.get("search_text", "self"), "--search-text")}
     asked: dict[str, Any] = {key: value for key, value in given.items() if key in ("evaluations", "objective", "repaired")}
-    return {"strategy": named(given["search"], "--search"), "text": text, **asked}
+    return {"strategy": named(given["search"], "--search"), "text": _search_text(given), **asked}
+
+
+def _search_text(given: dict[str, Any]) -> dict[str, Any]:
+    length = {"length": given["length"]} if "length" in given else {}
+    return {"samples": 16, **length, **of_corpus(given.get("search_text", "self"), "--search-text")}
 
 
 def named(text: str, where: str) -> dict[str, Any]:

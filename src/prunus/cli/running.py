@@ -50,12 +50,13 @@ def kept(journal: "Journal", out: Path, screen: "Screen") -> Iterator[None]:
     journal.discard()
 
 
-def opened(source: str, placement: "Placement", dtype: str, trust: bool, screen: "Screen", labels: Sequence[str] = ()) -> "Loaded":
-    """The model, where it will compute if it fits there; with `labels`, with a head for them."""
+def opened(source: str, placement: "Placement", dtype: str, trust: bool, screen: "Screen", labels: Sequence[str] = (),
+           seed: int = 0) -> "Loaded":
+    """The model, where it will compute if it fits there; with `labels`, with a head for them, drawn by `seed` where it has none."""
     screen.say(f"Loading {source}")
     from ..loading import load
 
-    loaded: Any = load(source, dtype=dtype, trust_remote_code=trust, labels=labels)
+    loaded: Any = load(source, dtype=dtype, trust_remote_code=trust, labels=labels, seed=seed)
     if placement.device != "cpu" and placement.fits(loaded.model):
         loaded.model.to(placement.device)
     return loaded

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..calibration.blocks import Enough, evaluating, replaced
 from ..silence import gated
-from ..sites import ChannelSite
+from ..sites import ChannelSite, SublayerSite
 from ..traits import module_layout
 from .subnetwork import Kept, Units
 
@@ -41,14 +41,16 @@ def fewest_heads(units: Units, importance: Mapping[str, Tensor], steps: int = 10
 
 
 def least(units: Units, importance: Mapping[str, Tensor], share: float) -> Kept:
-    """The channels of all branches compete by importance per weight, and the least go until `share` of the weights is left."""
+    """The channels of all branches compete by importance per weight, and the least go until `share` of the weights is left; but where
+    some attention must stay, the most important head does."""
     heads, rest = _ranked(units, importance)
-    order = sorted([*heads, *rest], key=lambda entry: (entry[0] / entry[1], *entry[2:]))
+    needed = _needed(units)
+    order = sorted([*heads[needed:], *rest], key=lambda entry: (entry[0] / entry[1], *entry[2:]))
     surplus, gone = (1 - share) * units.size, 0
     while surplus > 0 and gone < len(order):
         surplus -= order[gone][1]
         gone += 1
-    return _with(units, order[gone:])
+    return _with(units, [*heads[:needed], *order[gone:]])
 
 
 def retraining_free(units: Units, gradients: Gradients, share: float) -> Kept:
@@ -62,7 +64,7 @@ def retraining_free(units: Units, gradients: Gradients, share: float) -> Kept:
     heads, rest = _ranked(units, importance)
     budget = share * units.size
     best, chosen = -1.0, (0, 0)
-    for count in range(len(heads) + 1):
+    for count in range(_needed(units), len(heads) + 1):
         left = budget - sum(cost for _, cost, _, _ in heads[:count])
         if left < 0:
             break
@@ -241,6 +243,11 @@ def _ranked(units: Units, importance: Mapping[str, Tensor]) -> tuple[list[_Entry
     heads, rest = ([(float(value), site.size / site.count, site.name, index) for site in units.sites if units.attends(site) == attention
                     for index, value in enumerate(importance[site.name].tolist())] for attention in (True, False))
     return sorted(heads, reverse=True), sorted(rest, reverse=True)
+
+
+def _needed(units: Units) -> int:
+    """Heads that have to stay: one in a model that keeps keys and values (`surgery.cut.check_left`)."""
+    return int(any(site.cache for site in units.anatomy.sites("sublayer") if isinstance(site, SublayerSite)))
 
 
 def _with(units: Units, entries: Iterable[_Entry]) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 
-from ..errors import RecipeError
+from ..errors import MissingExtra, RecipeError
 from ..files import fingerprint
 from .genome import Genome
 from .pareto import front, hypervolume
@@ -63,7 +64,8 @@ def explore(genome: Genome, searcher: Searcher, value: Value, objectives: Sequen
 
     `value` gives the objectives of a question, smaller is better; with `parallel` > 1 as many questions are asked at a time, and it
     is called from as many threads. When it raises, or a value is no finite number, the trial is written down as failed and the
-    search goes on; RecipeError is raised when all of the first ten fail. Every trial is appended to `log` (JSONL) at once, and read
+    search goes on; RecipeError is raised when all of the first ten fail. What the machine lacks (a file, memory, a package) is no
+    candidate's failure: it ends the search, and is raised. Every trial is appended to `log` (JSONL) at once, and read
     back from there: a search that is called again with the same arguments, or with more evaluations, goes on with the identical
     trials. `identity` says what the values depend on besides, such as model and task; the log of another search is a RecipeError.
     `watch` is told after every answer how far it is, and says whether to go on. An interrupted search gives back what it has.
@@ -132,6 +134,8 @@ def _answer(value: Value, question: Question, objectives: int, book: "_Book") ->
     try:
         values = tuple(float(number) for number in value(question))
         failed = "" if len(values) == objectives and all(map(math.isfinite, values)) else f"values = {values}"
+    except (OSError, MemoryError, torch.OutOfMemoryError, MissingExtra):  # of the machine: the next candidate would fail as well
+        raise
     except Exception as error:  # whatever it is, it is of this candidate, and is written down
         failed = f"{type(error).__name__}: {error}"
     trial = Trial(question.candidate, (math.inf,) * objectives if failed else values, question.resource,

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ..calibration.blocks import States, enter, evaluating
 from ..calibration.placement import Placement
-from ..errors import LoadError
+from ..errors import LoadError, RecipeError
 from ..silence import silenced
 from ..sites import Anatomy, Block, ChannelSite
 from ..speed import in_turn
 from ..surgery.cut import cut
+from ..traits import uncached
 from .subnetwork import Kept, Units
 
 __all__ = ["Latency"]
@@ -39,6 +40,7 @@ class Latency:
     rest: float  # seconds of the dense model that are not its branches'
     branches: Mapping[str, tuple[tuple[int, float], ...]]  # by channel site: channels and seconds, ascending from 0
     batch: tuple[int, int]  # sequences, and tokens of each
+    place: str  # device and numbers
 
     @classmethod
     @torch.no_grad()
@@ -55,9 +57,15 @@ class Latency:
                     if (*kind, place) not in alike:
                         alike[*kind, place] = _branch(model, units.anatomy, block, depth, site, states, points)
                     found[site.name] = alike[*kind, place]
-            whole = in_turn([lambda: model(input_ids=tokens.to(states.device))], states.device, _REPETITIONS)[0]
+            whole = in_turn([lambda: model(input_ids=tokens.to(states.device), **uncached(model))], states.device, _REPETITIONS)[0]
         rest = whole - sum(rows[-1][1] for rows in found.values())
-        return cls(max(rest, 0.0), found, (tokens.shape[0], tokens.shape[1]))
+        return cls(max(rest, 0.0), found, (tokens.shape[0], tokens.shape[1]), cls.place_of(model))
+
+    @staticmethod
+    def place_of(model: Any) -> str:
+        """Where a model computes, and in which numbers."""
+        weight = next(model.parameters())
+        return f"{weight.device}, {weight.dtype}"
 
     def write(self, file: Path) -> None:
         """For a search that goes on later: its values have to be the same."""
@@ -65,17 +73,22 @@ class Latency:
         file.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, file: Path, batch: tuple[int, int]) -> "Latency | None":
-        """What was written; None where nothing was, or of batches of another shape. Raises LoadError."""
+    def read(cls, file: Path, batch: tuple[int, int], place: str) -> "Latency | None":
+        """What was written; None where nothing was. Raises LoadError, and RecipeError where batches had another shape, or were elsewhere:
+        the two are no latencies of one search."""
         if not file.is_file():
             return None
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             branches = {name: tuple((int(count), float(seconds)) for count, seconds in rows) for name, rows in data["branches"].items()}
-            found = cls(float(data["rest"]), branches, tuple(data["batch"]))
+            found = cls(float(data["rest"]), branches, tuple(data["batch"]), str(data["place"]))
         except (ValueError, KeyError, TypeError) as error:
             raise LoadError(f"{file}: is damaged ({type(error).__name__}: {error}). Delete it, and the trials beside it.") from None
-        return found if found.batch == batch else None
+        for what, there, here in (("batches", found.batch, batch), ("place", found.place, place)):
+            if there != here:
+                raise RecipeError(f"{file}: holds latencies of another search ({what} = {there}, here {here}). Name another folder, or "
+                                  "delete this one.")
+        return found
 
     def seconds(self, kept: Kept) -> float:
         """Of a forward pass of the sub-network."""

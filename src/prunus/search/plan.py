@@ -33,9 +33,9 @@ from .space import Candidate, Query, Space, Trial
 from .strategies import Strategy
 from .strategies.reinforce import Reinforce
 
-__all__ = ["Job", "Moment", "Rankings", "Search", "SearchRecord", "apart", "carry_out"]
+__all__ = ["HELD_OUT", "Job", "Moment", "Rankings", "Search", "SearchRecord", "apart", "carry_out"]
 
-_HELD_OUT = 4  # every fourth sequence of the search text is never searched on
+HELD_OUT = 4  # every fourth sequence of the search text is never searched on
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Search:
         if self.objective == "accuracy" and self.text.corpus == "self":
             raise RecipeError('objective = "accuracy": needs examples, which the model does not write itself. Name a JSONL file in '
                               "text.corpus (--search-text).")
-        if self.evaluations <= 0 or self.top < 1 or self.text.samples < _HELD_OUT:
+        if self.evaluations <= 0 or self.top < 1 or self.text.samples < HELD_OUT:
             raise RecipeError(f"evaluations = {self.evaluations:g}, top = {self.top}, text.samples = {self.text.samples}: expected "
-                              f"more than 0 evaluations, at least one token, and at least {_HELD_OUT} sequences.")
+                              f"more than 0 evaluations, at least one token, and at least {HELD_OUT} sequences.")
 
     @property
     def per_channel(self) -> bool:
@@ -207,7 +207,7 @@ def carry_out(plan: Search, job: Job, first: Allocation, seed: int, watch: Watch
 
 def apart(count: int, held_out: bool) -> list[int]:
     """Which of so many sequences are searched on, or are held out."""
-    return [index for index in range(count) if (index % _HELD_OUT == _HELD_OUT - 1) == held_out]
+    return [index for index in range(count) if (index % HELD_OUT == HELD_OUT - 1) == held_out]
 
 
 class _Monitor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from ...criteria import loss_needs
 from ...errors import RecipeError
 from ...granularity import Unstructured
 from ...solvers import Solver
@@ -36,6 +37,9 @@ class Mixed:
         if self.steps < 0 or not 2 <= self.levels < 256 or not 0 < self.sparsest < 1:
             raise RecipeError(f"steps = {self.steps}, levels = {self.levels}, sparsest = {self.sparsest:g}: expected no negative number of "
                               "steps, 2 to 255 levels, and a sparsity between 0 and 1. Without levels, use medium.")
+        if (needs := loss_needs(self.solver)) and needs.channels:
+            raise RecipeError(f"solver {type(self.solver).__name__}: reads the loss by channel, and levels are of matrices. Use sparsegpt "
+                              "or alps.")
         if Unstructured not in self.solver.supports:
             raise RecipeError(f"solver {type(self.solver).__name__}: does not make zeros anywhere in a matrix. Use sparsegpt, alps, or a "
                               "criterion.")

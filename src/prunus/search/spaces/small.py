@@ -24,6 +24,8 @@ class Small:
             raise RecipeError(f"steps = {self.steps}: expected no negative number.")
 
     def over(self, units: Units) -> Architectures:
+        if len({tuple(map(units.attends, sites)) for sites in units.blocks}) > 1:
+            raise RecipeError("space small: the blocks of this model do not all have the same branches. Use medium.")
         sizes = (len(units.blocks), *(self._size(max(site.count for site in sites)) for sites in zip(*units.blocks, strict=True)))
 
         def kept(candidate: Candidate) -> Kept:
