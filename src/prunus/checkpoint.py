@@ -18,7 +18,8 @@ from .storage import QUANTISATION
 __all__ = ["STALE", "check_target", "folder", "save_model"]
 
 # of an earlier result in the same folder
-STALE = ("*.safetensors", "*.safetensors.index.json", "*.png", "search.csv", "supernet.json", "point.json", "modeling_*.py", QUANTISATION)
+STALE = ("*.safetensors", "*.safetensors.index.json", "*.png", "search.csv", "supernet.json", "point.json", "modeling_*.py", QUANTISATION,
+         "recipe.toml", "report.json", "allocation.json", "allocation.csv", "README.md")
 
 
 def check_target(path: Path, overwrite: bool, needed: int) -> None:

@@ -169,6 +169,8 @@ def exchange(weight: Float[Tensor, "out in"], fitted: Float[Tensor, "out in"], m
     `fitted` is the best weight on `mask`, or close to it, and the diagonal of `gram` of one size: by both, the places are chosen
     that are looked at, at most `window` of a row. Raises CalibrationError when the Gram is not positive definite.
     """
+    if isinstance(granularity, Unstructured) and min(window, weight.shape[1]) < 2:
+        return mask
     owed = weight @ gram
     gain = (owed - fitted @ gram).square()
     energy = _RELEVANT * (owed * weight).sum(1)

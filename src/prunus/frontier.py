@@ -67,9 +67,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
 
     `orders` are those that a super-network was trained with; without any they are made as the plan says. Trials, and what is solved or
     trained for them, are written to `folder` at once; called again with equal arguments, the search goes on from there. `watch` is told
-    how far the search is, `training` how far the training of a sub-network, and `tell` how far is what comes before and behind. A search
-    that is interrupted gives back what it has, without baselines. Raises RecipeError when the parts do not go together, and
-    KeyboardInterrupt where the dense model has not been valued yet.
+    how far the search is, `training` how far the training of a sub-network, and `tell` how far is what comes before and behind. What is
+    interrupted has no baselines. Raises RecipeError when the parts do not go together, KeyboardInterrupt before anything has values.
     """
     clock, read = Clock(), _checked(model, plan, folder)
     return_memory()
@@ -89,9 +88,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         genome = replace(genome, told=lambda candidate: judge.told(genome.kept(candidate), genome.levels(candidate)))
         with clock("searching"):
-            place = f"{model.dtype} {Placement.of(model).device}"
-            identity = fingerprint(str(plain(plan.task)), str(plain(plan.text)), str(order), str(starts), str(plain(plan.space)), place,
-                                   *weight_norms(model), *protocols, *([alone.identity] if alone else []),
+            identity = fingerprint(*(str(plain(part)) for part in (plan.task, plan.text, plan.space)), str(order), str(starts),
+                                   Latency.place_of(model), *weight_norms(model), *protocols, *([alone.identity] if alone else []),
                                    *([entry.sha256 for entry in thin.store.entries.values()] if thin else []))
             found = explore(genome, plan.searcher, lambda question: _values(judge, genome, question), plan.objectives,
                             plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None,

@@ -74,7 +74,7 @@ class Columns:
 
     def __str__(self) -> str:
         words = f"columns:{self.width}x{self.multiple}" if self.multiple > 1 else f"columns:{self.width}" if self.width > 1 else "columns"
-        return f"{words}, nearest" if self.nearest else words
+        return f"{words},nearest=true" if self.nearest else words
 
     def removed(self, sparsity: float, inputs: int) -> int:
         """How many groups of a weight with so many inputs go; none where none is asked for."""

@@ -72,7 +72,8 @@ class Journal:
 
     def _mark(self, identity: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "identity").write_text(identity)
+        if not (self.folder / "identity").is_file():
+            put_text(self.folder / "identity", identity)
 
     def _file(self, stage: int, block: int) -> Path:
         return self.folder / f"stage-{stage}-block-{block}.safetensors"

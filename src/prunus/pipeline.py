@@ -85,7 +85,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
         cost = meter.cost(looks, sum(found.questions for found in searches), len(before) + len(after))
     matrices = counted(model, run.anatomy, dense)
     notes = (*scarcity(recipe, chosen, run.tokens), *beyond, *(remark for found in searches for remark in found.remarks), *map(str, sanity),
-             *shortfall(records, matrices), *remarks(before, after, run.overlaps))
+             *(shortfall(records, matrices) if len(run.anatomy.blocks) == len(dense.blocks) else ()), *remarks(before, after, run.overlaps))
     report = Report(recipe, tuple(allocations), tuple(records), sparsity_of(matrices), (parameters, parameters_of(model)),
                     (size, model_bytes(model)), before, after, prompts, answers, answers_after, cost,
                     environment(model, placement.device, source), notes, tuple(searches), flags(before, after, run.overlaps), run.overlaps,
@@ -213,7 +213,7 @@ class _Run:
     def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, Rankings, SearchRecord | None]:
         """What the stage's allocator says, or what its search makes of that."""
         sites = self._timed(index, stage, sites)
-        first = self._decide(index, stage, sites)
+        first = self.measured(f"shares-{index}", lambda: dict(self._decide(index, stage, sites)))  # gradients differ by device and threads
         return self._improve(index, stage, stage.search, sites, first) if stage.search else (first, {}, None)
 
     def _timed(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Site, ...]:

@@ -349,23 +349,25 @@ def _granularity(data: Any, where: str) -> Granularity:
 
 def parse_granularity(text: str, where: str = "granularity") -> Granularity:
     """`unstructured`, `unstructured:row`, `2:4`, `2:4,permute=true`, `tile:4x4`, `columns`, `columns:8` or `columns:1x64` (a multiple
-    of 64 stays). Raises RecipeError."""
-    head, _, rest = text.partition(":")
+    of 64 stays; with `,nearest=true` the nearest one). Raises RecipeError."""
+    shape, *settings = text.split(",")
+    head, _, rest = shape.partition(":")
     scope: Literal["native", "row", "matrix"]
     try:
+        name = {"columns": "nearest", "unstructured": "none", "tile": "none"}.get(head, "permute")
+        flag = bool(settings) and {f"{name}=true": True, f"{name}=false": False}[",".join(settings)]
         match head:
             case "unstructured" if rest in ("", "native", "row", "matrix"):
                 scope = rest or "native"  # type: ignore[assignment]
                 return Unstructured(scope)
             case "columns":
                 width, apart, multiple = rest.partition("x")
-                return Columns(int(width) if rest else 1, int(multiple) if apart else 1)
+                return Columns(int(width) if rest else 1, int(multiple) if apart else 1, flag)
             case "tile":
                 rows, _, columns = rest.partition("x")
                 return Tile(int(rows), int(columns))
             case _:
-                size, comma, setting = rest.partition(",")
-                return NM(int(head), int(size), bool(comma) and {"permute=true": True, "permute=false": False}[setting])
+                return NM(int(head), int(rest), flag)
     except (ValueError, KeyError):
         raise RecipeError(f"{where} = '{text}': expected unstructured, unstructured:row, unstructured:matrix, n:m (2:4), "
                           "n:m,permute=true, tile:4x4, columns, columns:8 or columns:1x64.") from None

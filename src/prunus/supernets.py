@@ -45,24 +45,18 @@ class SuperNet:
                 "training": dict(self.training)}
         (folder / _FILE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
-    def check(self, space: ArchitectureSpace) -> None:
-        """Refuse another space: its sub-networks were not trained; but for their sparsity, those of `mixed` are those of `medium`. Raises
-        RecipeError."""
+    def check(self, space: ArchitectureSpace, task: Task | None = None) -> None:
+        """Refuse another space: its sub-networks were not trained; but for their sparsity, those of `mixed` are those of `medium`. And
+        another split of the task: what is searched on would have been trained on. Raises RecipeError."""
         if (Medium(space.steps) if isinstance(space, Mixed) else space) != self.space:
             raise RecipeError(f"space {plain(space)}: the super-network was trained with {plain(self.space)}, whose sub-networks are "
                               "others. Search in that space, or train again.")
 
-
-    def check_task(self, task: Task) -> None:
-        """Refuse to search on examples that may have been trained on: of the same corpus, split or drawn otherwise. Raises RecipeError."""
-        known = self.training.get("task")
-        if not isinstance(known, dict) or known.get("corpus") != task.corpus:
-            return
-        asked = plain(task)
-        for name in ("seed", "rows"):
-            if known.get(name) != asked.get(name):
-                raise RecipeError(f"task {task.corpus}: {name} = {asked.get(name)}, and the model was trained with {known.get(name)}: what "
-                                  f"is searched on would have been trained on. Say --task {task.corpus},{name}={known.get(name)}.")
+        known = self.training.get("task") or {}
+        for name, asked in (("seed", task.seed), ("rows", task.rows)) if task and known.get("corpus") == task.corpus else ():
+            if known[name] != asked:
+                raise RecipeError(f"task {known['corpus']}: {name} = {asked}, and the model was trained with {known[name]}: what is "
+                                  f"searched on would have been trained on. Say --task {known['corpus']},{name}={known[name]}.")
 
 
 def check_trained(space: ArchitectureSpace) -> None:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from prunus.anatomy import describe
-from prunus.errors import ExportError, LoadError
+from prunus.errors import ExportError, LoadError, RecipeError
 from prunus.export.gguf import GGUF
 from prunus.loading import Loaded, load
 from prunus.surgery.cut import cut, skip
@@ -65,6 +65,17 @@ def test_llama_cpp_says_what_pytorch_says(case: str, family: str, tmp_path: Path
     for place, word in enumerate(said, len(PROMPT) - 1):
         assert len(word["top_logprobs"]) >= WORDS - 2
         assert max(abs(float(ours[place, other["id"]]) - other["logprob"]) for other in word["top_logprobs"]) < 1e-3
+
+
+def test_embeddings_may_have_more_rows_than_there_are_words(tmp_path: Path) -> None:
+    model = tiny_model(**SHAPE, vocab_size=320)
+    GGUF(dtype="F32").save(Loaded(model, tokenizer(), "tiny"), tmp_path / "model.gguf")
+    said = [word["id"] for word in continued(tmp_path / "model.gguf", PROMPT, 4, n_probs=4, grammar="root ::= [a-zA-Z0-9]+")]
+    assert len(said) == 4
+    assert load(tmp_path / "model.gguf").model.get_input_embeddings().weight.shape == (320, 64)
+    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(torch.zeros(200, 64)))
+    with pytest.raises(RecipeError, match="gives token 259, and the model has embeddings for 200"):
+        GGUF().save(Loaded(model, tokenizer(), "tiny"), tmp_path / "other.gguf")
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("F32", 32), ("F16", 16), ("Q8_0", 8.5), ("Q5_0", 5.5), ("Q4_0", 4.5)])

@@ -11,6 +11,7 @@ from prunus.anatomy import describe
 from prunus.budget import Budget
 from prunus.calibration.placement import Placement
 from prunus.calibration.reselection import Candidate
+from prunus.calibration.sample import Calibration
 from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.random import Random
 from prunus.criteria.wanda import Wanda
@@ -99,6 +100,16 @@ def test_a_block_is_repaired_before_the_next_one_is_pruned_for_what_it_then_read
     assert plain[0] == pytest.approx(repaired[0])
     first = len(plain) // 2  # of the second block
     assert plain[first] != pytest.approx(repaired[first], rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_blocks_that_have_lost_a_branch_are_repaired_too(family: str) -> None:
+    model = tiny_model(family)
+    stages = (Stage(sites=("sublayer",), budget=Budget(0.3), allocation=Influence()),
+              Stage(budget=Budget(0.5), solver=Mask(Magnitude()), recovery=Reconstruct(first=True, epochs=1)))
+    lost = len(describe(model).sites("sublayer"))
+    prune(model, Recipe(stages, calibration=Calibration("builtin", samples=24, length=16), metrics=()), tokenizer=tiny_tokenizer())
+    assert len(describe(model).sites("sublayer")) < lost
 
 
 def test_blocks_that_are_skipped_are_not_repaired(recipe_for: Recipes) -> None:

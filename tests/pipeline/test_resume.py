@@ -15,7 +15,7 @@ from prunus.calibration.writing import written
 from prunus.criteria.magnitude import Magnitude
 from prunus.criteria.wanda import Wanda
 from prunus.errors import RecipeError
-from prunus.pipeline import Progress, prune
+from prunus.pipeline import Progress, _Run, prune
 from prunus.recipe import Recipe, Stage
 from prunus.recovery.reconstruct import Reconstruct
 from prunus.result import Pruned
@@ -75,6 +75,20 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(family: str, solver:
 def test_shares_that_were_measured_on_the_dense_model_are_the_same_after_a_resume(recipe_for: Any, tmp_path: Path) -> None:
     recipe = recipe_for(solver=SparseGPT(), allocation=OWL(per="matrix"))
     found = interrupted_and_resumed(recipe, tmp_path / "run", SECOND["llama"], tiny_model)
+    assert_same(found, run(recipe, tiny_model()))
+
+
+def test_shares_are_decided_once(recipe_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients differ with the device and with the number of threads; what is finished has to go on fitting."""
+    recipe, decide, nudges = recipe_for(solver=SparseGPT(), allocation=OWL(per="matrix")), _Run._decide, iter((0.0, 0.01, 0.0))
+
+    def nudged(self: Any, *given: Any) -> Any:
+        nudge = next(nudges)
+        return {name: share + nudge for name, share in decide(self, *given).items()}
+
+    monkeypatch.setattr(_Run, "_decide", nudged)
+    found = interrupted_and_resumed(recipe, tmp_path / "run", SECOND["llama"], tiny_model)
+    monkeypatch.undo()
     assert_same(found, run(recipe, tiny_model()))
 
 

@@ -46,7 +46,7 @@ def test_a_text_file_is_one_document(tmp_path: Path, name: str) -> None:
     assert read(str(write(tmp_path / name, "Über\n\nall\n"))).documents == ("Über\n\nall\n",)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "c4-train.00000-of-01024.json.gz", "a.json"])
 def test_every_row_of_a_jsonl_file_is_a_document(tmp_path: Path, name: str) -> None:
     assert read(str(write(tmp_path / name, rows("one", "two\nlines") + "\n"))).documents == ("one", "two\nlines")
 

@@ -160,6 +160,15 @@ def test_a_gram_that_is_not_positive_definite_is_refused_by_name() -> None:
         exchange(weight, weight, torch.ones_like(weight, dtype=torch.bool), gram, Unstructured("row"), 4, "blocks.1.up")
 
 
+@pytest.mark.parametrize("inputs", [1, 8])
+def test_with_a_single_place_there_is_nothing_to_exchange(inputs: int) -> None:
+    weight, gram = drawn(9)
+    weight, gram = weight[:, :inputs], gram[:inputs, :inputs]
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    mask[0] = False
+    assert torch.equal(exchange(weight, weight * mask, mask, gram, Unstructured("matrix"), 1 if inputs > 1 else WIDTH), mask)
+
+
 def test_a_problem_that_is_solved_is_left_alone() -> None:
     weight, gram = drawn(9)
     mask = keep_mask(weight.square(), 0.5, Unstructured("row"))

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from prunus.allocation.contiguous import Contiguous
+from prunus.anatomy import describe
 from prunus.budget import Budget
 from prunus.calibration.sample import Calibration
 from prunus.criteria.wanda import Wanda
@@ -87,6 +89,16 @@ def test_a_loss_that_rose_by_far_less_than_predictions_moved_is_flagged(shift: f
         assert line.startswith("May be reward-hacked: on news test the loss changed by "
                                f"{shift:+.3f} nats per token, and predictions moved by "
                                f"{after[2].value:.3f} (divergence from dense; p = 0.0001).")
+
+
+def test_blocks_that_moved_up_are_not_taken_for_others() -> None:
+    model = tiny_model(num_hidden_layers=4)
+    stages = (Stage(budget=Budget(0.5), solver=Mask(Wanda()), skip=("*layers.3.*",)),
+              Stage(sites=("sublayer",), budget=Budget(0.75), allocation=Contiguous()))
+    recipe = Recipe(stages, calibration=Calibration("builtin", samples=8, length=16), metrics=())
+    report = prune(model, recipe, tokenizer=tiny_tokenizer()).report
+    assert len(describe(model).blocks) < 4
+    assert not [line for line in report.notes if "less is zero" in line]
 
 
 def test_a_text_is_flagged_once_and_a_ruined_model_is_not() -> None:

@@ -46,6 +46,14 @@ def test_a_crash_while_writing_leaves_no_block_behind(tmp_path: Path, monkeypatc
     assert journal.done(0) == frozenset()
 
 
+def test_the_mark_of_a_run_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    journal.keep("me", 0, 0, TENSORS, RECORDS)
+    monkeypatch.setattr("prunus.journal.put_text", None)
+    journal.keep("me", 0, 1, TENSORS, RECORDS)
+    journal.begin("me")
+
+
 def test_another_run_s_blocks_are_refused_and_one_s_own_are_not(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.keep("me", 0, 0, TENSORS, RECORDS)

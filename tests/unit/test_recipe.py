@@ -59,7 +59,7 @@ def test_every_criterion_survives_inside_a_solver(name: str, tmp_path: Path) -> 
     assert there_and_back(recipe, tmp_path) == recipe
 
 
-@pytest.mark.parametrize("granularity", [*SHAPES, Unstructured()], ids=str)
+@pytest.mark.parametrize("granularity", [*SHAPES, Unstructured(), Columns(8, nearest=True), Columns(1, 64, True)], ids=str)
 def test_every_granularity_survives(granularity: Any, tmp_path: Path) -> None:
     limit = granularity.n / granularity.m if isinstance(granularity, NM) else 0.5
     recipe = with_solver(granularity=granularity, budget=Budget(limit), solver=Mask())
@@ -219,13 +219,16 @@ def test_a_criterion_s_name_stands_for_the_solver_that_only_masks() -> None:
 @pytest.mark.parametrize(("text", "expected"), [
     ("unstructured", Unstructured()), ("unstructured:row", Unstructured("row")), ("unstructured:matrix", Unstructured("matrix")),
     ("2:4", NM(2, 4)), ("6:8", NM(6, 8)), ("tile:4x8", Tile(4, 8)), ("columns", Columns(1)), ("columns:16", Columns(16)),
+    ("columns,nearest=true", Columns(nearest=True)), ("columns:1x8,nearest=false", Columns(1, 8)), ("2:4,permute=true", NM(2, 4, True)),
 ])
 def test_granularities_by_name(text: str, expected: Any) -> None:
     assert parse_granularity(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "2", "2:", ":4", "a:b", "2:4:8", "tile", "tile:4", "tile:4x", "columns:x", "0:4", "5:4",
-                                  "columns:0", "tile:0x4", "unstructured:column", "2.5:4", "structured"])
+                                  "columns:0", "tile:0x4", "unstructured:column", "2.5:4", "structured", "columns,permute=true",
+                                  "2:4,nearest=true", "2:4,permute=true,permute=true", "tile:4x4,permute=true",
+                                  "unstructured,permute=true"])
 def test_no_other_name_is_taken_for_a_granularity(text: str) -> None:
     with pytest.raises(RecipeError) as refused:
         parse_granularity(text)

@@ -105,6 +105,22 @@ def test_the_model_s_own_text_is_decided_by_the_seed_alone(family: str) -> None:
     assert len(drawn.unique(dim=0)) == 18  # not one text sixteen times
 
 
+def test_the_model_s_own_text_does_not_obey_what_a_checkpoint_says_of_generation() -> None:
+    own, model = Calibration("self", samples=4, length=24), tiny_model()
+    expected = own.tokens(tiny_tokenizer(), tiny_model(), 0)
+    said = model.generation_config
+    said.repetition_penalty, said.no_repeat_ngram_size, said.num_return_sequences = 5.0, 2, 2
+    assert torch.equal(own.tokens(tiny_tokenizer(), model, 0), expected)
+    assert model.generation_config is said
+
+
+def test_words_that_the_model_does_not_know_are_refused(text_file: Path) -> None:
+    model = tiny_model()
+    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(torch.zeros(100, 32)))
+    with pytest.raises(RecipeError, match=r"calibration: the tokenizer gives token \d+, and the model has embeddings for 100 tokens"):
+        Calibration(str(text_file), samples=4, length=24).tokens(tiny_tokenizer(), model, 0)
+
+
 def test_a_model_that_cannot_write_and_a_tokenizer_that_cannot_start_are_refused() -> None:
     with pytest.raises(CorpusError, match="this model cannot generate text"):
         Calibration("self", samples=1, length=4).tokens(tiny_tokenizer(), tiny_model("bert"), 0)

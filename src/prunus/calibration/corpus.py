@@ -34,7 +34,7 @@ _FILES = {  # split: how the names of its files begin or what they contain, in t
     "validation": ("valid",),
     "test": ("test",),
 }
-_ENDINGS = (".jsonl.gz", ".jsonl", ".txt.gz", ".txt", ".raw.gz", ".raw", ".md")
+_ENDINGS = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".txt.gz", ".txt", ".raw.gz", ".raw", ".md")
 QUESTIONS = "questions with their right answers"  # what the documents of a task are
 _JOINED = "documents joined by '\\n\\n'"
 _JOIN = {"wikitext2": "\n\n", "ptb": " "}  # rows of these corpora are lines of one text (GPTQ's protocol)
@@ -166,13 +166,18 @@ def _file_of(folder: Path, split: str) -> Path:
 def _rows(file: Path, corpus: str) -> list[str]:
     """JSONL: the "text" of every row. Other text: one document, or WikiText's lines as the hub's rows have them."""
     with _readable(file) as lines:
-        if ".jsonl" in file.name:
+        if _in_rows(file):
             return [_field(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
         if corpus == "wikitext2":
             return [line if line.strip() else "" for line in lines]
         if corpus == "ptb":
             return [line.strip() for line in lines]
         return [lines.read()]
+
+
+def _in_rows(file: Path) -> bool:
+    """Whether it is JSONL; C4's own files are, and end in .json.gz."""
+    return file.name.removesuffix(".gz").endswith((".jsonl", ".json"))
 
 
 @contextmanager
@@ -183,7 +188,7 @@ def _readable(file: Path) -> Iterator[TextIO]:
         with opened as lines:
             yield cast(TextIO, lines)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        form = "JSONL" if ".jsonl" in file.name else "text"
+        form = "JSONL" if _in_rows(file) else "text"
         raise CorpusError(f"corpus file {file}: cannot be read as UTF-8 {form}: {error}") from None
 
 

@@ -53,7 +53,9 @@ class Calibration:
         text = self.text()
         if text is None:
             return torch.empty(0, self.length).long()
-        return windows(text, tokenizer, self.length, self.samples, seed, with_bos(tokenizer, self.bos))
+        found = windows(text, tokenizer, self.length, self.samples, seed, with_bos(tokenizer, self.bos))
+        check_words(model, int(found.max()), where)
+        return found
 
     def write(self, tokenizer: Any, model: nn.Module, seed: int, watch: Watch = unwatched) -> Int[Tensor, "sequences length"]:
         """Those that the model writes alone. Raises as `tokens`."""

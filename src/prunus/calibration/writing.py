@@ -1,5 +1,7 @@
 """Text that a language model writes itself, sampled from its own distribution."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,9 +38,21 @@ def written(tokenizer: Any, model: Any, samples: int, length: int, seed: int,
         for first in range(0, total, _TOGETHER):
             watch("writing text to calibrate on", first, total)
             prompt = torch.full((min(_TOGETHER, total - first), 1), start, device=device)
-            found.append(model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                max_new_tokens=tokens - 1, min_new_tokens=tokens - 1, pad_token_id=start,
-            ).cpu())
+            with _own_distribution(model):
+                found.append(model.generate(
+                    prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                    max_new_tokens=tokens - 1, min_new_tokens=tokens - 1, pad_token_id=start,
+                ).cpu())
     watch("writing text to calibrate on", total, total)
     return torch.cat(found).view(samples, -1)[:, :length]
+
+
+@contextmanager
+def _own_distribution(model: Any) -> Iterator[None]:
+    """Without what the checkpoint's generation_config says of sampling, such as a penalty on words that were said."""
+    own = model.generation_config
+    model.generation_config = type(own)(eos_token_id=own.eos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -10,6 +10,8 @@ from .running import check_head, journal_of, kept, opened
 
 if TYPE_CHECKING:
     from ..calibration.tasks import Labelled
+    from ..front import FrontSearch
+    from ..journal import Journal
     from ..loading import Loaded
 
 __all__ = ["finetune"]
@@ -59,7 +61,7 @@ def finetune(
     from ..checkpoint import folder, save_model
     from ..finetune import Training, check_teacher, train_supernet
     from ..front import FrontSearch
-    from ..frontier import genome_of, orders_of
+    from ..frontier import genome_of
     from ..recipe import build, plain, plugin
     from ..supernets import SuperNet, check_trained
     from .progress import Screen
@@ -72,9 +74,9 @@ def finetune(
     check_teacher(trained_by, teacher)
     training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate,
                                           "warmup": warmup, "precision": precision, "rank": rank, "seed": seed}, "training")
-    text = o.said_of({"samples": samples, "length": length})
+    read_as = o.said_of({"corpus": calibration, "samples": samples, "length": length})
     objective = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed}
-    asked: dict[str, Any] = {"space": o.named(space or "small", "--space"), "calibration": {"corpus": calibration, **text}, **objective}
+    asked: dict[str, Any] = {"space": o.named(space or "small", "--space"), "calibration": read_as, **objective}
     asked |= {"task": o.of_corpus(task, "--task")} if task else {}
     plan: FrontSearch = build(FrontSearch, asked, "finetune")
     check_trained(plan.space)
@@ -85,8 +87,7 @@ def finetune(
         said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen) if teacher else None
         if loaded.new_head and plan.order == "fisher" and not alone:
             screen.say(_NEW_HEAD)
-        orders = {} if alone else journal.measured("", f"orders-{plan.order}", lambda: orders_of(loaded.model, loaded.tokenizer, plan, read,
-                                                                                                 screen.working))
+        orders = {} if alone else _orders(journal, loaded, plan, read, screen)
         genome = None if alone else genome_of(loaded.model, plan.space, orders)
         data = (encoded(read, "train", loaded.model, loaded.tokenizer) if read else
                 plan.calibration.tokens(loaded.tokenizer, loaded.model, seed))
@@ -99,6 +100,13 @@ def finetune(
                 SuperNet(plan.space, {name: tuple(row) for name, row in orders.items()}, facts).write(draft)
         _say_scores(loaded, read, screen)
         screen.say(f"Saved to {out}: {done.steps} steps, loss {done.losses[-1]:.4f}, {done.seconds:.0f} s.")
+
+
+def _orders(journal: "Journal", loaded: "Loaded", plan: "FrontSearch", read: "Labelled | None", screen: Any) -> dict[str, Any]:
+    """Of channels; a training that goes on has those that it began with."""
+    from ..frontier import orders_of
+
+    return journal.measured("", f"orders-{plan.order}", lambda: orders_of(loaded.model, loaded.tokenizer, plan, read, screen.working))
 
 
 def _say_scores(loaded: "Loaded", read: "Labelled | None", screen: Any) -> None:

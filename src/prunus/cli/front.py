@@ -48,9 +48,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
             raise ExportError(f"{out}: holds no search to resume. Choose another folder or say --overwrite.")
         trained = SuperNet.of(source)
         if trained:
-            trained.check(plan.space)
-            if plan.task:
-                trained.check_task(plan.task)
+            trained.check(plan.space, plan.task)
             if plan.order == "none":  # its own order of channels stays; this says what they matter where they compete
                 plan = replace(plan, order=trained.training.get("order", "none"))
         read = plan.task.read() if plan.task else None

@@ -180,4 +180,5 @@ class Measuring:
 def _identity(piece: Piece, model: Contender, dense: Contender, device: str) -> dict[str, Any]:
     """All that decides what a look at a model gives."""
     beside = {"dense": dense.weights} if piece.beside_dense else {}
-    return {**piece.identity, "weights": model.weights, "read": model.read, "device": device, **beside}
+    versions = {name: found for name, found in machine().items() if name in ("torch", "transformers")}
+    return {**piece.identity, "weights": model.weights, "read": model.read, "device": device, **versions, **beside}

@@ -157,5 +157,6 @@ def notes_of(models: Sequence[Contender]) -> tuple[str, ...]:
     for model in pruned:
         if model.sparsity is None:
             found.append(f"{model.name}: its matrices are not what is left of {dense.name}'s, so no sparsity is counted.")
-        found += [f"{model.name}: {line}" for line in (shortfall(model.made.sites, model.matrices) if model.made else ())]
+        named = model.made.sites if model.made and model.blocks == dense.blocks else ()  # where blocks are gone, the others have moved up
+        found += [f"{model.name}: {line}" for line in shortfall(named, model.matrices)]
     return tuple(found)

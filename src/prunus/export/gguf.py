@@ -10,6 +10,7 @@ import numpy
 import torch
 from numpy.typing import NDArray
 
+from ..calibration.sample import check_words
 from ..errors import ExportError, MissingExtra
 from ..files import put_in_place
 from ..modelling import BlockSizes, block_sizes, head_size
@@ -20,7 +21,7 @@ __all__ = ["GGUF"]
 _FAMILIES = ("llama", "mistral")
 _DUMMY = 32  # width of an MLP of zeros, for a block that has none: a multiple of what quantised types pack together
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q5_0": 8}  # llama.cpp's own numbers
-_NORMAL, _CONTROL, _USER = 1, 3, 4  # kinds of tokens
+_NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5  # kinds of tokens
 
 Array = NDArray[Any]
 
@@ -55,6 +56,7 @@ class GGUF:
                               "'padded'.")
         if pruned.tokenizer is not None:
             _tokens(pruned.tokenizer)
+            check_words(model, max(pruned.tokenizer.get_vocab().values()), "format 'gguf'")
         for depth, block in enumerate(_blocks(model)):
             if self.dtype.startswith("Q") and block.width % 32:
                 raise ExportError(f"format 'gguf', {self.dtype}: the MLP of block {depth} has {block.width} channels, expected a multiple "
@@ -72,7 +74,7 @@ class GGUF:
             writer = gguf.GGUFWriter(draft, "llama" if len(set(blocks)) == 1 else "deci")
             _write_config(writer, model, blocks, self.dtype)
             if pruned.tokenizer is not None:
-                _write_tokenizer(writer, pruned.tokenizer)
+                _write_tokenizer(writer, pruned.tokenizer, model.get_input_embeddings().weight.shape[0])
             for name, value in _tensors(model, blocks):
                 _add(writer, name, value, self.dtype)
             writer.write_header_to_file()
@@ -194,16 +196,17 @@ def _pre(data: dict[str, Any]) -> str | None:
     return None
 
 
-def _write_tokenizer(writer: Any, tokenizer: Any) -> None:
+def _write_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
+    """Words for all rows of the embeddings: llama.cpp wants as many of one as of the other."""
     data = _tokens(tokenizer)
     words = {**data["model"]["vocab"], **{token["content"]: token["id"] for token in data["added_tokens"]}}
     special = {token["id"]: token["special"] for token in data["added_tokens"]}
     by_place = {place: word for word, place in words.items()}
-    count = max(by_place) + 1
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_pre(data))
-    writer.add_token_list([by_place.get(place, f"[PAD{place}]") for place in range(count)])
-    writer.add_token_types([_NORMAL if place not in special else _CONTROL if special[place] else _USER for place in range(count)])
+    writer.add_token_list([by_place.get(place, f"[PAD{place}]") for place in range(rows)])
+    kinds = {place: _NORMAL if place not in special else _CONTROL if special[place] else _USER for place in by_place}
+    writer.add_token_types([kinds.get(place, _UNUSED) for place in range(rows)])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]])
     for name, add in (("bos", writer.add_bos_token_id), ("eos", writer.add_eos_token_id), ("unk", writer.add_unk_token_id),
                       ("pad", writer.add_pad_token_id)):

@@ -38,10 +38,10 @@ class Swaps:
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM)
 
     def __post_init__(self) -> None:
-        if self.rho <= 0 or self.growth <= 1 or self.check_every < 1 or self.damping < 0 or self.window < 0:
+        if self.rho <= 0 or self.growth <= 1 or self.check_every < 1 or self.damping < 0 or self.window < 0 or self.window == 1:
             raise RecipeError(f"rho = {self.rho:g}, growth = {self.growth:g}, check_every = {self.check_every}, damping = "
                               f"{self.damping:g}, window = {self.window}: expected rho above 0, growth above 1, a check at least "
-                              "every iteration, and no negative damping or window.")
+                              "every iteration, no negative damping, and a window of 0 or of 2 places and more.")
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()
