@@ -109,12 +109,16 @@ def test_bootstrapped_ranks_are_sure_where_repeats_agree_and_not_where_they_do_n
     assert (found["best"].low, found["best"].high) == (1, 2)
     equal = bootstrap_ranks({"a": [[1.0], [2.0]], "b": [[1.0], [3.0]]})
     assert (equal["a"].mean, equal["b"].mean) == (1.25, 1.75)
+    ragged = bootstrap_ranks({"a": [[1.0, 1.1], [2.0]], "b": [[2.0], [1.0, 1.5, 1.2]]})
+    assert (ragged["a"].mean, ragged["b"].mean) == (1.5, 1.5)
     assert bootstrap_ranks({"a": [1.0, 2.0], "b": [1.5, 1.6]}, seed=1) == bootstrap_ranks({"a": [1.0, 2.0], "b": [1.5, 1.6]}, seed=1)
 
 
 def test_scores_that_cannot_be_ranked_are_refused() -> None:
     with pytest.raises(RecipeError, match="scores of b are none"):
         bootstrap_ranks({"a": [1.0], "b": []})
+    with pytest.raises(RecipeError, match="the scores of b are none"):
+        bootstrap_ranks({"a": [[1.0], [2.0]], "b": [[1.0], []]})
     with pytest.raises(RecipeError, match="scores of a are not all finite"):
         bootstrap_ranks({"a": [math.inf], "b": [1.0]})
     with pytest.raises(RecipeError, match="a, b differ in their number of tasks"):

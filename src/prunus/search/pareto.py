@@ -98,20 +98,19 @@ class Rank:
     high: float
 
 
-def bootstrap_ranks(scores: Mapping[str, ArrayLike], resamples: int = 1000, seed: int = 0) -> dict[str, Rank]:
+def bootstrap_ranks(scores: Mapping[str, Sequence[float] | Sequence[Sequence[float]]], resamples: int = 1000, seed: int = 0) -> dict[str, Rank]:
     """The ranks of methods by a score such as `regret`, smaller is better, when their repeats are drawn again with replacement.
 
-    A method has an array of repeats, or of tasks by repeats (the numbers of repeats may differ between methods); in every resample
-    its repeats are averaged, methods ranked on each task (equals share the mean rank), and ranks averaged over tasks.
+    A method has repeats, or tasks with repeats each (of which there may be more or fewer); in every resample its repeats are averaged, methods ranked on each task (equals share the mean rank), and ranks averaged over tasks.
     """
     rng = numpy.random.default_rng(seed)
     means = []
     for name, found in scores.items():
-        table = numpy.atleast_2d(numpy.asarray(found, dtype=float))
-        if not table.size or not numpy.isfinite(table).all():
-            raise RecipeError(f"ranks: the scores of {name} are {'none' if not table.size else 'not all finite'}.")
-        drawn = rng.integers(table.shape[1], size=(resamples, *table.shape))
-        means.append(numpy.take_along_axis(table[None], drawn, 2).mean(2))
+        tasks = [numpy.atleast_1d(numpy.asarray(row, dtype=float)) for row in (found if numpy.ndim(found[:1]) > 1 else [found])]
+        empty = not all(row.size for row in tasks)
+        if empty or not all(numpy.isfinite(row).all() for row in tasks):
+            raise RecipeError(f"ranks: the scores of {name} are {'none' if empty else 'not all finite'}.")
+        means.append(numpy.stack([row[rng.integers(len(row), size=(resamples, len(row)))].mean(1) for row in tasks], 1))
     if len({mean.shape for mean in means}) > 1:
         raise RecipeError(f"ranks: methods {', '.join(scores)} differ in their number of tasks.")
     stacked = numpy.stack(means)  # method, resample, task
