@@ -98,10 +98,12 @@ class Rank:
     high: float
 
 
-def bootstrap_ranks(scores: Mapping[str, Sequence[float] | Sequence[Sequence[float]]], resamples: int = 1000, seed: int = 0) -> dict[str, Rank]:
+def bootstrap_ranks(scores: Mapping[str, Sequence[float] | Sequence[Sequence[float]]], resamples: int = 1000,
+                    seed: int = 0) -> dict[str, Rank]:
     """The ranks of methods by a score such as `regret`, smaller is better, when their repeats are drawn again with replacement.
 
-    A method has repeats, or tasks with repeats each (of which there may be more or fewer); in every resample its repeats are averaged, methods ranked on each task (equals share the mean rank), and ranks averaged over tasks.
+    A method has repeats, or tasks with repeats each (of which there may be more or fewer); in every resample its repeats are averaged,
+    methods ranked on each task (equals share the mean rank), and ranks averaged over tasks.
     """
     rng = numpy.random.default_rng(seed)
     means = []
