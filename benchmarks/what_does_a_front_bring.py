@@ -147,7 +147,8 @@ def _row(tiny: bool, task: Task, seed: int, name: str) -> dict[str, Any]:
             tuned = {way.searchers[0]: score(small, encoded(read, "test", small, tokenizer)).value}
     found = {searcher: [point.held_out for point in (*front.points, front.dense)] for searcher, front in fronts.items()}
     found |= {baseline: [point.held_out for point in (*points, first.dense)] for baseline, points in beside.items()}
-    return {"commit": environment()["commit"], "metric": read.metric, "dense": max(1 - first.dense.held_out[0], alone), "points": found,
+    return {"commit": environment()["commit"], "metric": read.metric, "dense": max(1 - first.dense.held_out[0], alone),
+            "alone": alone, "points": found,
             "picked": {searcher: _picked(front) for searcher, front in fronts.items()}, "seconds": seconds,
             "tuned": tuned, "apart": _apart(model, genome, first)}
 
