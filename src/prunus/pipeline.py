@@ -213,7 +213,10 @@ class _Run:
     def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, Rankings, SearchRecord | None]:
         """What the stage's allocator says, or what its search makes of that."""
         sites = self._timed(index, stage, sites)
-        first = self.measured(f"shares-{index}", lambda: dict(self._decide(index, stage, sites)))  # gradients differ by device and threads
+        if "allocation" in stage.loss_needs:  # gradients differ with the device and the number of threads
+            first: Allocation = self.measured(f"shares-{index}", lambda: dict(self._decide(index, stage, sites)))
+        else:
+            first = self._decide(index, stage, sites)
         return self._improve(index, stage, stage.search, sites, first) if stage.search else (first, {}, None)
 
     def _timed(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Site, ...]:

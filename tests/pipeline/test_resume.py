@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from prunus.allocation.fisher import Fisher
 from prunus.allocation.owl import OWL
 from prunus.budget import Budget
 from prunus.calibration import sample
@@ -80,7 +81,7 @@ def test_shares_that_were_measured_on_the_dense_model_are_the_same_after_a_resum
 
 def test_shares_are_decided_once(recipe_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients differ with the device and with the number of threads; what is finished has to go on fitting."""
-    recipe, decide, nudges = recipe_for(solver=SparseGPT(), allocation=OWL(per="matrix")), _Run._decide, iter((0.0, 0.01, 0.0))
+    recipe, decide, nudges = recipe_for(solver=SparseGPT(), allocation=Fisher()), _Run._decide, iter((0.0, 0.01, 0.0))
 
     def nudged(self: Any, *given: Any) -> Any:
         nudge = next(nudges)
