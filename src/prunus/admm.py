@@ -13,6 +13,7 @@ from .granularity import Granularity, Unstructured, keep_mask, removed_count
 from .least_squares import fit_support
 from .problem import LayerProblem, LayerSolution
 from .stats import InputStats
+from .traits import most_precise
 
 __all__ = ["Curvature", "Refits", "Schedule", "Split", "alternate", "split"]
 
@@ -147,7 +148,7 @@ def _curvature(stats: InputStats, damping: float, blend: float) -> Curvature:
 
 def _inverse_diagonal(matrix: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in"]:
     """In float32, as only a scale depends on it; in float64 where that is not enough."""
-    for dtype in (torch.float32, torch.float64):
+    for dtype in (torch.float32, most_precise(matrix.device)):
         factor, failed = torch.linalg.cholesky_ex(matrix.to(dtype))
         if not int(failed):
             return torch.cholesky_inverse(factor).diagonal().to(matrix.dtype)

@@ -24,7 +24,7 @@ from .search.genome import Genome
 from .search.space import Candidate
 from .supernet import Net, TrainingStrategy
 from .trainable import accelerated, dropping, trainable
-from .traits import classifies, predicts_next, weight_norms
+from .traits import classifies, predicts_next, total, weight_norms
 from .words import WordVectors
 
 __all__ = ["Trained", "Training", "TrainingProgress", "check_teacher", "digest_of", "train_supernet"]
@@ -151,7 +151,7 @@ def _identity(model: Any, genome: Genome | None, strategy: TrainingStrategy, dat
     units = getattr(genome, "units", None)
     order = {name: channels.tolist() for name, channels in units.order.items()} if units else {}
     space = "" if genome is None else repr((genome.sizes, genome.smallest, genome.largest, order))
-    weights = [f"{name} {tuple(parameter.shape)} {float(parameter.detach().sum(dtype=torch.float64))!r}"
+    weights = [f"{name} {tuple(parameter.shape)} {total(parameter.detach())!r}"
                for name, parameter in model.named_parameters()]
     told = [] if teacher is None else [digest_of(teacher)] if isinstance(teacher, Tensor) else weight_norms(teacher)
     return fingerprint(repr(strategy), repr(replace(training, checkpoint=1)), space, digest_of(data), type(model).__name__, *weights, *told)

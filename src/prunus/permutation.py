@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .traits import total
+
 __all__ = ["best_order", "kept_of"]
 
 _LEAST = 1e-5  # of the importance that is kept: a sweep that brings less is the last
@@ -12,7 +14,7 @@ _RELEVANT = 1e-6  # of the mean importance of a group: what an exchange brings l
 
 def kept_of(saliency: Float[Tensor, "parts rows channels"], n: int, m: int) -> float:
     """The importance that is kept of every m neighbouring channels: in every row, that of the n largest."""
-    return float(saliency.unflatten(2, (-1, m)).topk(n, dim=3).values.sum(dtype=torch.float64))
+    return total(saliency.unflatten(2, (-1, m)).topk(n, dim=3).values)
 
 
 def best_order(saliency: Float[Tensor, "parts rows channels"], n: int, m: int, sweeps: int = 5, window: int = 256,

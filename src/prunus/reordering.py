@@ -12,6 +12,7 @@ from .granularity import NM, Granularity
 from .permutation import best_order, kept_of
 from .sites import ChannelSite, LinearSite
 from .surgery.write import read_weight, reorder
+from .traits import total
 
 __all__ = ["put_in_order"]
 
@@ -51,5 +52,5 @@ def _order(view: View, site: ChannelSite, granularity: NM) -> dict[str, Any]:
     n, m = granularity.n, granularity.m
     order = best_order(saliency, n, m)
     moved = saliency.gather(2, order[:, None].expand_as(saliency))
-    whole = float(saliency.sum(dtype=torch.float64)) or 1.0  # where all weights are 0
+    whole = total(saliency) or 1.0  # where all weights are 0
     return {"order": order.tolist(), "before": kept_of(saliency, n, m) / whole, "after": kept_of(moved, n, m) / whole}

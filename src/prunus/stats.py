@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import CalibrationError, NotDefinite
+from .traits import most_precise
 
 __all__ = ["BranchStats", "ChannelLoss", "ChannelSum", "InputStats", "LossNeeds", "LossStats", "Needs", "finite", "most"]
 
@@ -216,7 +217,8 @@ class InputStats:
         """E ||W x||^2 = tr(W E[x x^T] W^T), from the panels on and above the diagonal of the Gram."""
         total = 0.0
         for start, stop in _panels(len(self.gram)):
-            sums = (weight[:, start:stop] @ self.gram[start:stop, start:]).mul_(weight[:, start:]).sum(0).double()
+            products = (weight[:, start:stop] @ self.gram[start:stop, start:]).mul_(weight[:, start:])
+            sums = products.sum(0, dtype=most_precise(products.device))
             total += float(2 * sums.sum() - sums[: stop - start].sum())
         return total
 
@@ -277,7 +279,7 @@ class InputStats:
         With the inputs in reverse order G = L L^T; put back, L becomes an upper factor R with G = R R^T, and U = R^-1:
         one factorisation and one triangular inverse instead of two factorisations and a whole inverse.
         """
-        for dtype in (torch.float32, torch.float64):
+        for dtype in (torch.float32, most_precise(damped.device)):
             lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1).to(dtype))
             if not int(failed):
                 return _inverse_of_upper(lower.flip(0, 1)).to(damped)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .traits import total
+
 __all__ = ["Chosen", "Following", "Predicted", "Target", "packed", "unpacked"]
 
 _CACHED = 2**20  # elements of logits that are worked on together on a CPU
@@ -49,7 +51,7 @@ def _divergence(index: Tensor, known: Tensor, logits: Tensor) -> float:
     if index.shape[-1] < logits.shape[-1]:
         rest = _rest(known)
         inside += rest.exp() * (rest - _rest(theirs))
-    return float(inside.sum(dtype=torch.float64))
+    return total(inside)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Following:
         return self.tokens.numel()
 
     def loss(self, slices: Iterable[Tensor]) -> float:
-        return -float(_log_likelihoods(self.tokens, slices).sum(dtype=torch.float64))
+        return -total(_log_likelihoods(self.tokens, slices))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 __all__ = ["classifies", "model_bytes", "module_layout", "most_precise", "owned_rows", "padding_of", "parameters_of", "predicts_next",
-           "uncached", "weight_norms"]
+           "total", "uncached", "weight_norms"]
 
 
 def predicts_next(model: Any) -> bool:
@@ -55,6 +55,11 @@ def module_layout(module: Any, value: Tensor) -> Tensor:
 def most_precise(device: torch.device) -> torch.dtype:
     """The widest numbers that a device computes with."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def total(values: Tensor) -> float:
+    """The sum of all, in the widest numbers of their device."""
+    return float(values.sum(dtype=most_precise(values.device)))
 
 
 def owned_rows(channels: Int[Tensor, "channels"], each: int, offset: int) -> Int[Tensor, "rows"]:

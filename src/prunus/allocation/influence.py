@@ -11,6 +11,7 @@ from ..errors import RecipeError
 from ..granularity import Granularity
 from ..sites import Kind, Site
 from ..stats import BranchStats, ChannelLoss, LossNeeds, Needs
+from ..traits import total
 from . import Denominator, Per, cost_of, group_of
 
 __all__ = ["Influence"]
@@ -49,7 +50,7 @@ class Influence:
     def measure(self, site: Site, weight: Tensor, stats: BranchStats, loss: ChannelLoss | None) -> float:
         """The influence of the branch, or of its block; with taylor, the branch's part of it."""
         if loss is not None:
-            return float(loss.sums("element").double().sum())
+            return total(loss.sums("element"))
         if self.metric == "relative":
             return stats.relative
         return 1 - (stats.block if self.per == "block" else stats.cosine)

@@ -64,7 +64,7 @@ def _moments(given: Float[Tensor, "*tokens width"], before: Float[Tensor, "*toke
     power, more = before.square().sum(-1), added.square().sum(-1)
     relative = (more / power.clamp_min(1e-30)).sqrt().sum()
     whole = torch.cosine_similarity(given, behind, dim=-1).sum()
-    return torch.stack([cosine, relative, power.sum(), more.sum(), whole]).double()
+    return torch.stack([cosine, relative, power.sum(), more.sum(), whole])
 
 
 @torch.no_grad()

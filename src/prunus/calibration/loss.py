@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..errors import CalibrationError
 from ..sites import Anatomy, ChannelSite, LinearSite, Site, SublayerSite
 from ..stats import ChannelLoss, ChannelSum, LossNeeds, LossStats, finite
-from ..traits import module_layout
+from ..traits import module_layout, total
 from .blocks import evaluating, frozen
 
 __all__ = ["channel_loss", "known_loss", "loss_stats", "token_weights"]
@@ -151,7 +151,7 @@ class _Watched:
         size = value.detach().float().square().sum(-1)
 
         def back(gradient: Tensor) -> None:
-            self.sum += float((gradient.float().square().sum(-1) * size).sum(dtype=torch.float64))
+            self.sum += total(gradient.float().square().sum(-1) * size)
 
         value.register_hook(back)
 
@@ -185,7 +185,7 @@ def _traces(model: Any, names: Sequence[str], tokens: Tensor, seed: int) -> dict
             along = torch.stack([(slope * sign).sum() for slope, sign in zip(slopes, signs, strict=True)]).sum()
             products = torch.autograd.grad(along, weights)
         for index, (product, sign) in enumerate(zip(products, signs, strict=True)):
-            totals[index] += float((product * sign).sum(dtype=torch.float64)) / len(tokens)
+            totals[index] += total(product * sign) / len(tokens)
     return dict(zip(names, totals, strict=True))
 
 

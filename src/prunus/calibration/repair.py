@@ -14,7 +14,7 @@ from ..least_squares import fit_support
 from ..silence import silenced
 from ..sites import Anatomy, Block, SublayerSite
 from ..stats import InputStats
-from ..traits import module_layout
+from ..traits import module_layout, most_precise
 from .blocks import States, enter, evaluating
 from .pair import Place
 from .placement import Placement
@@ -69,11 +69,12 @@ class LeastSquares:
 
     def _map(self, stats: InputStats, lacking: Float[Tensor, "out in"], kept: Bool[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """The best of those that are 0 where nothing is kept: nearest, in the Gram's norm, to the best of all."""
-        gram = stats.damped(self.damping).double()
+        gram = stats.damped(self.damping)
+        gram = gram.to(most_precise(gram.device))
         factor, failed = torch.linalg.cholesky_ex(gram)
         if int(failed):
             raise NotDefinite(stats.name, self.damping)
-        best = torch.cholesky_solve(lacking.double().T, factor).T
+        best = torch.cholesky_solve(lacking.to(gram).T, factor).T
         rows = kept.any(1)  # the others have gone, and with them nothing is to be made up
         change = torch.zeros_like(best)
         change[rows] = best[rows] if bool(kept[rows].all()) else fit_support(best[rows], kept[rows], gram, steps=_STEPS, tolerance=_ENOUGH)

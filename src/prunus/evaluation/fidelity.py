@@ -124,10 +124,10 @@ def _read(model: Any, table: Int[Tensor, "windows length"], bins: int, top: int,
     for window, start, logits in window_logits(model, table):
         logits = logits.float()
         targets = table[window, start + 1 : start + 1 + len(logits)].to(logits.device)
-        losses[window] += cross_entropy(logits, targets, reduction="sum").double().cpu()
+        losses[window] += cross_entropy(logits, targets, reduction="sum").cpu()
         best, said = logits.max(-1)
-        sure = (best - logits.logsumexp(-1)).exp().double().cpu()
-        rows = torch.stack([torch.ones_like(sure), sure, (said == targets).double().cpu()], 1)
+        sure = (best - logits.logsumexp(-1)).exp().cpu().double()
+        rows = torch.stack([torch.ones_like(sure), sure, (said == targets).cpu().double()], 1)
         sums[window].index_add_(0, (sure * bins).nan_to_num().long().clamp(max=bins - 1), rows)  # no number stays none
         if top:
             predicted[window].append(Predicted.of([logits[None]], top))

@@ -16,6 +16,7 @@ from ..lookup import find
 from ..mlp import MLPProblem, MLPSolution
 from ..problem import LayerProblem, LayerSolution
 from ..stats import InputStats, LossNeeds, Needs
+from ..traits import total
 from . import Solver, solve_all
 
 __all__ = ["SparseLLM"]
@@ -97,7 +98,7 @@ class SparseLLM:
         squares = torch.zeros(3, dtype=torch.float64)
         for x, y in problem.tokens():
             z = dense.gives(x)
-            squares += torch.stack([values.square().sum() for values in (z, y, problem.between(z))]).double().cpu()
+            squares += torch.stack([values.square().sum() for values in (z, y, problem.between(z))]).cpu()
         shares = (squares / squares.sum()).tolist()
         if not min(shares) > 0:
             return None
@@ -110,8 +111,8 @@ class SparseLLM:
         reads = Reads(at.last, penalties) if fitting and penalties else None
         for x, y in problem.tokens():
             m, aim = at.gives(x), y - at.outer
-            lost += float((aim - between(m) @ at.last.T).square().sum(dtype=torch.float64))
-            whole += float(y.square().sum(dtype=torch.float64))
+            lost += total((aim - between(m) @ at.last.T).square())
+            whole += total(y.square())
             if reads is None or penalties is None:
                 continue
             z = dense.gives(x)
