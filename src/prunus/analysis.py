@@ -16,6 +16,7 @@ from .calibration.placement import Placement, together
 from .calibration.sample import Calibration
 from .environment import available_bytes
 from .errors import RecipeError
+from .problem import check_weights
 from .search.fitness import Fitness
 from .search.space import Candidate, Query, Space, Trial
 from .search.strategies.progressive import Progressive
@@ -74,6 +75,7 @@ def analyse(model: Any, tokenizer: Any, calibration: Calibration | Sequence[Cali
         raise RecipeError("analyse: impacts are divergences of the next token's prediction, which this model does not make.")
     if not 0 < share < 1:
         raise RecipeError(f"analyse: share = {share:g}: expected the fraction of the block weights that goes, in (0, 1).")
+    check_weights(model)
     anatomy = describe(model)
     sites = tuple(site for site in anatomy.sites("sublayer") if isinstance(site, SublayerSite))
     seen = _drawn(calibration, model, tokenizer, seed, "calibration")

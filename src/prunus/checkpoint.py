@@ -15,16 +15,27 @@ from .loading import quiet
 from .modelling import MODELLING, code, plain_config, shaped_config
 from .storage import QUANTISATION
 
-__all__ = ["STALE", "check_target", "folder", "save_model"]
+__all__ = ["STALE", "check_apart", "check_target", "folder", "save_model"]
 
 # of an earlier result in the same folder
-STALE = ("*.safetensors", "*.safetensors.index.json", "*.png", "search.csv", "supernet.json", "point.json", "modeling_*.py", QUANTISATION,
-         "recipe.toml", "report.json", "allocation.json", "allocation.csv", "README.md")
+STALE = ("*.safetensors", "*.safetensors.index.json", "allocation-*.png", "search-*.png", "search.csv", "supernet.json", "point.json",
+         MODELLING, QUANTISATION, "recipe.toml", "report.json", "allocation.json", "allocation.csv", "README.md")
+# one of these is in every folder that is written, whatever the command
+_MARKS = ("config.json", "allocation.json", "branches.csv", "front.json", "front.csv", "trials.jsonl", "latency.json", "levels")
+
+
+def check_apart(path: Path, source: str) -> None:
+    """Refuse to write where the model comes from. Raises ExportError."""
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise ExportError(f"output '{path}': is the model itself, which would be lost. Choose another place.")
 
 
 def check_target(path: Path, overwrite: bool, needed: int) -> None:
-    """Refuse a folder that is in use or a disk that is full. Raises ExportError."""
-    home = check_place(path, "" if overwrite else "exists and is not empty. Choose another folder or say --overwrite.")
+    """Refuse a folder that is in use, or, where it may be overwritten, one of something else than models and results; and a disk that is
+    full. Raises ExportError."""
+    ours = path.is_dir() and any((path / name).exists() for name in _MARKS)
+    home = check_place(path, "exists and is not empty. Choose another folder or say --overwrite." if not overwrite else "" if ours else
+                       "holds neither a model nor a result of Prunus, so nothing in it is overwritten. Choose another folder.")
     free = shutil.disk_usage(home).free
     if free < 1.05 * needed:
         raise ExportError(f"output '{path}': needs {needed / 2**20:.0f} MiB, but {home} has {free / 2**20:.0f} MiB free.")

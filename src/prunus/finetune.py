@@ -20,6 +20,7 @@ from .calibration.tasks import Encoded
 from .distillation import distilled_loss, task_loss
 from .errors import CorpusError, RecipeError, TrainingError
 from .files import fingerprint, intact, keep_tensors
+from .problem import check_weights
 from .search.genome import Genome
 from .search.space import Candidate
 from .supernet import Net, TrainingStrategy
@@ -131,6 +132,7 @@ def _check(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: 
         raise RecipeError(f"text trains a model that predicts the next token, and this is a {type(model).__name__}. Use a task.")
     if not len(data):
         raise CorpusError("training: there is no example.")
+    check_weights(model)
     check_teacher(strategy, teacher)
     if teacher is not None and isinstance(data, Encoded) and tuple(teacher.shape) != (len(data), data.classes):
         raise RecipeError(f"teacher: answers of shape {tuple(teacher.shape)}, expected {len(data)} examples and {data.classes} outputs.")

@@ -94,6 +94,7 @@ class Front:
     environment: Mapping[str, str]
     interrupted: bool = False
     baselines: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)  # valued beside it, without a search
+    weights: str = ""  # a hash of the weights that were searched
 
     @property
     def volumes(self) -> dict[str, float]:
@@ -110,7 +111,7 @@ class Front:
 
     def to_json(self) -> str:
         """Plain data."""
-        data = {**{item: getattr(self, item) for item in ("source", "looked", "failed", "protocols", "interrupted")},
+        data = {**{item: getattr(self, item) for item in ("source", "weights", "looked", "failed", "protocols", "interrupted")},
                 "plan": plain(self.plan), "points": [asdict(point) for point in self.points], "dense": asdict(self.dense),
                 "orders": {name: list(order) for name, order in self.orders.items()}, "seconds": dict(self.seconds),
                 "environment": dict(self.environment),
@@ -129,7 +130,7 @@ class Front:
             beside = {name: tuple(map(_point, rows)) for name, rows in data["baselines"].items()}
             return cls(build(FrontSearch, data["plan"], str(file)), data["source"], tuple(points[:-1]), points[-1], data["looked"],
                        data["failed"], tuple(data["protocols"]), {name: tuple(order) for name, order in data["orders"].items()},
-                       data["seconds"], data["environment"], data["interrupted"], beside)
+                       data["seconds"], data["environment"], data["interrupted"], beside, data["weights"])
         except (ValueError, KeyError, TypeError) as error:
             raise LoadError(f"{file}: is damaged ({type(error).__name__}: {error}). Search again.") from None
 

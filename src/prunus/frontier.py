@@ -33,6 +33,7 @@ from .front import LEVELS, Front, FrontSearch, Point
 from .granularity import Unstructured
 from .lookup import find
 from .matrices import resolved
+from .problem import check_weights
 from .qualities import on_task, on_text
 from .recipe import plain
 from .recovery import Recovery
@@ -53,7 +54,7 @@ from .silence import gated
 from .sites import Anatomy, ChannelSite, LinearSite, Site
 from .traits import predicts_next, weight_norms
 
-__all__ = ["find_front", "genome_of", "orders_of", "repair", "thin_of"]
+__all__ = ["check_searched", "find_front", "genome_of", "orders_of", "repair", "thin_of"]
 
 _Item = TypeVar("_Item")
 _ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
@@ -70,7 +71,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
     how far the search is, `training` how far the training of a sub-network, and `tell` how far is what comes before and behind. What is
     interrupted has no baselines. Raises RecipeError when the parts do not go together, KeyboardInterrupt before anything has values.
     """
-    clock, read = Clock(), _checked(model, plan, folder)
+    clock, read, weights = Clock(), _checked(model, plan, folder), _weights_of(model)
     return_memory()
     with clock("ordering"):
         scores = _importance(model, tokenizer, plan, read, tell)
@@ -107,7 +108,19 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
               for index, (trial, values) in enumerate(zip(trials, held, strict=True))]
     return Front(plan, source, tuple(points[:-1]), points[-1], len(found.trials), sum(bool(trial.failed) for trial in found.trials),
                  protocols, {name: tuple(map(int, value)) for name, value in order.items()}, clock.seconds,
-                 environment(model, str(next(model.parameters()).device), source), found.interrupted, beside)
+                 environment(model, str(next(model.parameters()).device), source), found.interrupted, beside, weights)
+
+
+def check_searched(model: Any, found: Front, source: str) -> None:
+    """Refuse a model that is not the one of which a front says how good its sub-networks are. Raises RecipeError."""
+    if _weights_of(model) != found.weights:
+        raise RecipeError(f"model '{source}': its weights are not those that were searched. Name the model that was (--model), or search "
+                          "again.")
+
+
+def _weights_of(model: Any) -> str:
+    """The same in whatever precision a model was loaded."""
+    return fingerprint(*weight_norms(model, torch.bfloat16))
 
 
 def _told(items: Sequence[_Item], phase: str, tell: Watch) -> Iterator[_Item]:
@@ -124,6 +137,7 @@ def _values(judge: Judge, genome: Architectures, asked: Question | Trial) -> tup
 
 def _checked(model: Any, plan: FrontSearch, folder: Path | None) -> Labelled | None:
     """The task, if there is one. Raises RecipeError and CorpusError."""
+    check_weights(model)
     read = plan.task.read() if plan.task else None
     if read is None and not predicts_next(model):
         raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")

@@ -95,9 +95,9 @@ def check_shape(shape: tuple[int, int], granularity: Granularity, where: str = "
         case NM(n, m) if width % m:
             raise RecipeError(f"{where}: {n}:{m} needs a multiple of {m} inputs, found {width}. Skip it or use another m.")
         case Tile(rows, columns) if out % rows or width % columns:
-            raise RecipeError(f"{where}: tiles of {rows}x{columns} do not divide its shape {out}x{width}.")
+            raise RecipeError(f"{where}: tiles of {rows}x{columns} do not divide its shape {out}x{width}. Skip it or use other tiles.")
         case Columns(group) if width % group:
-            raise RecipeError(f"{where}: groups of {group} columns do not divide its {width} inputs.")
+            raise RecipeError(f"{where}: groups of {group} columns do not divide its {width} inputs. Skip it or use another number.")
         case _:
             pass
 

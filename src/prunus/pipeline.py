@@ -35,7 +35,7 @@ from .joined import Joined, check_mlps
 from .journal import Journal
 from .known import Known, checked
 from .matrices import Task, changed, matrices_of, movable, resolved, select
-from .problem import LayerProblem, LayerSolution, check_finite
+from .problem import LayerProblem, LayerSolution, check_weights
 from .recipe import Recipe, Stage, plain
 from .recovery import BlockRecovery
 from .reordering import put_in_order
@@ -52,6 +52,7 @@ from .traits import model_bytes, parameters_of, predicts_next, weight_norms
 
 __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 
+_INSTEAD = "Name what reads statistics alone: --solver refit --allocation ranking for channels, --allocation uniform for matrices."
 _OTHER_SEED = 7919  # search text that the model writes itself must not be the calibration text
 
 
@@ -134,17 +135,17 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     """Check everything that can be checked before the model is touched, and draw the texts."""
     anatomy = describe(model)
     chosen = [select(anatomy, stage, index) for index, stage in enumerate(recipe.stage)]
-    for site in anatomy.sites("linear"):
-        check_finite(model.get_parameter(f"{site.name}.weight"), site.name)
+    check_weights(model)
     searching = any(stage.search for stage in recipe.stage)
     deriving = [part for stage in recipe.stage for part in stage.deriving]
     if (searching or deriving) and not predicts_next(model):
         what, how = ("search", "candidates are compared") if searching else (deriving[0], "sensitivity to the loss is measured")
-        raise RecipeError(f"{what}: {how} by the next token that a model predicts, which this one does not do.")
+        raise RecipeError(f"{what}: {how} by the next token that a model predicts, which this one does not do. "
+                          f"{'Leave it out.' if searching else _INSTEAD}")
     calibrated = recipe.calibrated
     if tokenizer is None and (calibrated or searching or recipe.metrics or recipe.prompts):
-        raise RecipeError("prune() needs a tokenizer to calibrate and to measure. Pass tokenizer=…, or a recipe with "
-                          "metrics=(), prompts=() and a solver that needs no data.")
+        raise RecipeError("no tokenizer: text is read to calibrate and to measure. Put its files into the model's folder, or pass "
+                          "tokenizer=…; with metrics=(), prompts=() and a solver that needs no data, none is needed.")
     seen = overlaps(recipe, calibrated)
     text = recipe.calibration
     given = text.read(tokenizer, model, recipe.seed) if calibrated else torch.empty(0, 0).long()

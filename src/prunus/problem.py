@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import CalibrationError
 from .granularity import Granularity
 from .stats import ChannelLoss, InputStats, LossStats, finite
 
-__all__ = ["LayerProblem", "LayerSolution", "check_finite"]
+__all__ = ["LayerProblem", "LayerSolution", "check_finite", "check_weights"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ def check_finite(weight: Tensor, name: str) -> None:
         bad = int((~torch.isfinite(weight)).sum())
         raise CalibrationError(f"{name}: {bad} of its {weight.numel()} weights are not finite. "
                                "The checkpoint is damaged; load an intact one.")
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model of which one parameter, whatever it is, has such a weight. Raises CalibrationError that names it."""
+    for name, parameter in model.named_parameters():
+        check_finite(parameter.detach(), name)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,11 @@ def parameters_of(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def weight_norms(model: Any) -> list[str]:
-    """Of every parameter, to eight digits, of which rounding on another device changes none: other weights have others."""
-    return [f"{torch.linalg.vector_norm(weight.detach(), dtype=most_precise(weight.device)):.7e}" for weight in model.parameters()]
+def weight_norms(model: Any, dtype: torch.dtype | None = None) -> list[str]:
+    """Of every parameter, rounded to `dtype` first where one is said, to eight digits, of which rounding on another device changes none:
+    other weights have others."""
+    rounded = (weight.detach().to(dtype) for weight in model.parameters())
+    return [f"{torch.linalg.vector_norm(weight, dtype=most_precise(weight.device)):.7e}" for weight in rounded]
 
 
 def model_bytes(model: Any) -> int:

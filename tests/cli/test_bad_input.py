@@ -129,6 +129,15 @@ def test_an_output_folder_in_use(refused: Any, quick: list[Any], tmp_path: Path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     refused(quick, "exists and is not empty", "--overwrite")
+    refused([*quick, "--overwrite"], "holds neither a model nor a result of Prunus")
+
+
+def test_an_output_that_is_the_model_itself(refused: Any, quick: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(quick[1])
+    for out in (quick[1], tmp_path / "link"):
+        for words in (quick, ["finetune", quick[1]], ["search", quick[1], "--space", "small", "--objectives", "loss,params"],
+                      ["analyse", quick[1]], ["quantise", quick[1]], ["export", quick[1], "--format", "padded"]):
+            refused([*words, "--out", out, "--overwrite"], "is the model itself, which would be lost")
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"])
@@ -306,7 +315,7 @@ def test_a_tokenizer_that_is_damaged_or_not_there(refused: Any, quick: list[Any]
     for file in quick[1].glob("tokenizer*"):
         file.unlink()
     refused(["evaluate", quick[1], "--length", "32"], "text needs a tokenizer")
-    refused(quick, "needs a tokenizer")
+    refused(quick, "no tokenizer: text is read")
 
 
 def test_a_model_that_a_format_cannot_say_with_formats_that_can(refused: Any, checkpoint: Any, tmp_path: Path) -> None:

@@ -101,7 +101,10 @@ def test_recipe_prints_what_loads_back_to_the_same(prunus: Prunus, tmp_path: Pat
 def test_overwriting_replaces_an_older_result(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
     assert prunus(*quick, "--quiet").code == 0
     assert prunus(*quick, "--sparsity", "0.75", "--quiet").code == 2
+    for name in ("photo.png", "modeling_mine.py"):
+        (tmp_path / "out" / name).write_text("mine")
     assert prunus(*quick, "--sparsity", "0.75", "--overwrite", "--quiet").code == 0
+    assert [(tmp_path / "out" / name).read_text() for name in ("photo.png", "modeling_mine.py")] == ["mine", "mine"]
     assert zeros(tmp_path / "out") == pytest.approx(0.75, abs=1e-3)
 
 

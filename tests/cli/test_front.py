@@ -150,6 +150,14 @@ def test_a_front_of_a_language_model_on_text(prunus: Prunus, text_file: Path, tm
     assert any(not torch.equal(value, repaired[name]) for name, value in plain.items())
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=True)
     assert small.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape == (1, 5)
+    words = ["extract", tmp_path / "run", "--out", tmp_path / "wrong"]
+    other = saved("llama", tmp_path / "other", num_hidden_layers=3, seed=1)
+    for model in (other, saved("opt", tmp_path / "opt")):
+        ran = prunus(*words, "--model", model)
+        assert (ran.code, ran.err.splitlines()[-1]) == (2, f"prunus: model '{model}': its weights are not those that were searched. Name "
+                                                           "the model that was (--model), or search again.")
+    assert not (tmp_path / "wrong").exists()
+    assert prunus(*words, "--dtype", "bfloat16").code == 0  # the same weights, rounded
 
 
 def zeros(folder: Path) -> dict[str, int]:
@@ -191,6 +199,7 @@ def test_a_super_network_is_searched_with_sparse_weights_too(prunus: Prunus, enc
     assert (ran.code, "--recovery does not go with space mixed" in ran.err) == (2, True)
     ran = prunus(*words[:5], "mixed,steps=3", *words[6:], "--overwrite", "--quiet")
     assert (ran.code, "was trained with" in ran.err) == (2, True)
+    assert (tmp_path / "run" / "trials.jsonl").read_text() == before  # nothing is lost
     assert prunus("search", headed, *words[2:5], "mixed,steps=2,levels=2,solver=magnitude", *words[6:], "--overwrite", "--quiet").code == 0
     assert prunus("extract", tmp_path / "run", "--out", tmp_path / "last", "--quiet").code == 0
     ran = prunus("finetune", encoder, "--task", task(task_file), "--strategy", "sandwich", "--space", "mixed,steps=2", "--out",

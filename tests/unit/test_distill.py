@@ -90,6 +90,8 @@ def test_encoders_and_numbers_out_of_range_are_refused() -> None:
     for settings in ({"epochs": 0}, {"rate": 0.0}, {"temperature": 0.0}, {"labels": -1.0}):
         with pytest.raises(RecipeError, match=next(iter(settings))):
             Distill(**settings)
+    with pytest.raises(RecipeError, match="first = distill: expected patch or reconstruct"):
+        Distill(first=Distill())
 
 
 def test_nothing_is_trained_where_nothing_went() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 import prunus.finetune
 from prunus.calibration.tasks import Encoded, Task, encoded
 from prunus.distillation import distilled_loss, task_loss
-from prunus.errors import CorpusError, MissingExtra, RecipeError, TrainingError
+from prunus.errors import CalibrationError, CorpusError, MissingExtra, RecipeError, TrainingError
 from prunus.finetune import Training, TrainingProgress, train_supernet
 from prunus.loading import load
 from prunus.predictions import answers, score
@@ -295,12 +295,15 @@ def test_mixed_precision_is_near_to_full_and_both_run_in_one_process() -> None:
 
 def test_a_loss_that_is_no_number_ends_the_training_and_the_model_is_itself() -> None:
     model = tiny_model(dtype=torch.bfloat16)
-    model.model.norm.weight.data.fill_(float("inf"))
+    model.model.norm.weight.data.fill_(3e38)
     with pytest.raises(TrainingError, match=r"training: the loss of the dense model is (nan|inf) in step 1 of 5\. Use") as error:
         train_supernet(model, prefix_of(model), OneShot(), text(), Training())
     assert "\n" not in str(error.value)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not model.training
+    model.model.norm.weight.data[3] = float("inf")
+    with pytest.raises(CalibrationError, match=r"^model\.norm\.weight: 1 of its 32 weights are not finite"):
+        train_supernet(model, prefix_of(model), OneShot(), text(), Training())
 
 
 def test_requires_grad_and_the_mode_are_as_they_were() -> None:

@@ -273,7 +273,7 @@ def windows(text: Text, tokenizer: Any, length: int, count: int | None, seed: in
     found = len(tokens) // body
     if found == 0:
         raise CorpusError(f"corpus '{text.name}', split {text.split}: {len(tokens)} tokens, shorter than one sequence "
-                          f"of {length}. Use a shorter --length or a longer text.")
+                          f"of {length}. Use shorter sequences or a longer text.")
     order = list(range(found))
     if seed is not None and running:
         shuffled.shuffle(order)

@@ -112,7 +112,7 @@ def _decide(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype: s
     from .progress import Screen
 
     placement = Placement(**place)
-    journal = journal_of(out, overwrite, resume)
+    journal = journal_of(source, out, overwrite, resume)
     with Screen(quiet) as screen, kept(journal, out, screen):
         loaded = opened(source, placement, dtype, trust, screen)
         from ..pipeline import allocate as run

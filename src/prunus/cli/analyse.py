@@ -31,7 +31,7 @@ def analyse(
     """Show what every attention and MLP does, and what it costs to be without it."""
     from ..calibration.placement import Placement
     from ..calibration.sample import Calibration
-    from ..checkpoint import check_target
+    from ..checkpoint import check_apart, check_target
     from ..files import whole_folder
     from ..pipeline import Progress
     from ..recipe import build
@@ -39,6 +39,7 @@ def analyse(
     from .running import opened
 
     placement = Placement(device)
+    check_apart(out, model)
     check_target(out, overwrite, 0)
     looked = [build(Calibration, {"corpus": (words := o.named(item, "--text")).pop("name"), "samples": 8, "length": length, **words},
                     "--text") for item in text]

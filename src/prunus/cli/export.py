@@ -22,12 +22,14 @@ def export(
 ) -> None:
     """Write a model, pruned or dense, as files that another program opens."""
     from ..calibration.placement import Placement
+    from ..checkpoint import check_apart
     from ..recipe import plugin
     from .progress import Screen
     from .running import opened
 
     made = plugin("export", {**o.named(format, "--format"), "overwrite": overwrite}, "--format")
     place = out.absolute()
+    check_apart(place, model)
     with Screen(quiet) as screen:
         loaded = opened(model, Placement(), dtype, trust_remote_code, screen)
         made.check(loaded, place)

@@ -81,7 +81,7 @@ def finetune(
     plan: FrontSearch = build(FrontSearch, asked, "finetune")
     check_trained(plan.space)
     read = plan.task.read() if isinstance(plan.task, Task) else None
-    journal = journal_of(out, overwrite, resume)
+    journal = journal_of(model, out, overwrite, resume)
     with Screen(quiet) as screen, kept(journal, out, screen):
         loaded = opened(model, Placement(device), dtype, trust_remote_code, screen, read.labels if read else (), seed)
         said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen) if teacher else None

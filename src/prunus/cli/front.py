@@ -27,7 +27,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
 
     from ..alone import FOLDER
     from ..calibration.placement import Placement
-    from ..checkpoint import check_target
+    from ..checkpoint import check_apart, check_target
     from ..errors import ExportError
     from ..files import whole_folder, working_alone
     from ..front import FILE, LEVELS, FrontSearch
@@ -36,13 +36,9 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     from .progress import Screen
 
     plan: FrontSearch = build(FrontSearch, settings, "search")
+    check_apart(out, source)
     check_target(out, overwrite or resume, 0)
     with working_alone(out):
-        if overwrite and not resume:
-            for name in ("trials.jsonl", "latency.json", FILE):
-                (out / name).unlink(missing_ok=True)
-            for name in (LEVELS, FOLDER):
-                shutil.rmtree(out / name, ignore_errors=True)
         begun = any((out / name).exists() for name in ("trials.jsonl", LEVELS))
         if out.is_dir() and any(out.iterdir()) and not overwrite and not begun:
             raise ExportError(f"{out}: holds no search to resume. Choose another folder or say --overwrite.")
@@ -58,6 +54,11 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
                 check_head(loaded, read)
             from ..frontier import find_front
 
+            if overwrite and not resume:
+                for name in ("trials.jsonl", "latency.json", FILE):
+                    (out / name).unlink(missing_ok=True)
+                for name in (LEVELS, FOLDER):
+                    shutil.rmtree(out / name, ignore_errors=True)
             found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out, source=source,
                                watch=screen.exploring, training=screen.training, tell=screen.working)
             with whole_folder(out.absolute()) as draft:
@@ -111,7 +112,7 @@ def extract(
 
     from ..alone import FOLDER, fill, weights_file
     from ..calibration.placement import Placement
-    from ..checkpoint import check_target, folder, save_model
+    from ..checkpoint import check_apart, check_target, folder, save_model
     from ..errors import RecipeError
     from ..front import Front
     from ..search.spaces.mixed import Mixed
@@ -120,6 +121,7 @@ def extract(
 
     found = Front.load(run)
     point = found.pick(pick or ())
+    check_apart(out, model or found.source)
     check_target(out, overwrite, 0)
     if found.plan.training and recovery != "none":
         raise RecipeError(f"--recovery {recovery}: the points of this front have weights of their own training. Leave it out.")
@@ -128,9 +130,10 @@ def extract(
         raise RecipeError("--recovery does not go with space mixed: it would change weights that are 0.")
     labels = found.plan.task.read().labels if found.plan.task else ()
     with Screen(quiet) as screen:
-        loaded = opened(model or found.source, Placement(), dtype, trust_remote_code, screen, labels)
-        from ..frontier import genome_of, repair, thin_of
+        loaded = opened(model or found.source, Placement(), dtype, trust_remote_code, screen, labels, found.plan.seed)
+        from ..frontier import check_searched, genome_of, repair, thin_of
 
+        check_searched(loaded.model, found, model or found.source)
         thin, before = thin_of(loaded.model, found.plan.space, run), model_bytes(loaded.model)
         genome = genome_of(loaded.model, found.plan.space, found.orders, thin)
         if repaired:

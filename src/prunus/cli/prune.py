@@ -68,7 +68,7 @@ def carry_out(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype:
 
     placement = Placement(**place)
     values = read_known(known) if known else ()
-    journal = journal_of(out, overwrite, resume)
+    journal = journal_of(source, out, overwrite, resume)
     with Screen(quiet) as screen, kept(journal, out, screen):
         loaded = opened(source, placement, dtype, trust, screen)
         from ..pipeline import prune as run

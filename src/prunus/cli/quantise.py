@@ -31,6 +31,7 @@ def quantise(
     """Round the weights of a model's blocks, pruned or dense, to a few bits, and save them packed: zeros stay exactly zero."""
     from ..calibration.placement import Placement
     from ..calibration.sample import Calibration
+    from ..checkpoint import check_apart
     from ..compressed import check_compressed, save_compressed
     from ..errors import RecipeError
     from ..quantisation import Grid
@@ -45,6 +46,7 @@ def quantise(
     if said and made.needs == "nothing":
         raise RecipeError(f"--calibration, --samples and --length say nothing with --method {method}, which reads no text.")
     plan = Plan(made, Grid(bits, group), build(Calibration, said, "calibration"), seed or 0)
+    check_apart(out, model)
     check_compressed(out.absolute(), overwrite)
     placement = Placement(device)
     with Screen(quiet) as screen:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["check_head", "journal_of", "kept", "opened"]
 
 
-def journal_of(out: Path, overwrite: bool, resume: bool) -> "Journal":
-    """Where finished work waits, beside the output folder. Raises ExportError where the output or finished work is in the way."""
-    from ..checkpoint import check_target
+def journal_of(source: str, out: Path, overwrite: bool, resume: bool) -> "Journal":
+    """Where finished work on a model waits, beside the output folder. Raises ExportError where the output or finished work is in the way,
+    or the output is the model."""
+    from ..checkpoint import check_apart, check_target
     from ..errors import ExportError
     from ..journal import Journal
 
+    check_apart(out, source)
     check_target(out, overwrite, 0)
     journal = Journal(out.absolute().with_name(f"{out.absolute().name}.partial"))
     if journal.folder.exists() and not (resume or overwrite):

@@ -49,6 +49,9 @@ class Distill:
         if self.epochs < 1 or not self.rate > 0 or not self.temperature > 0 or self.labels < 0:
             raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}, temperature = {self.temperature:g}, labels = "
                               f"{self.labels:g}: expected at least 1, numbers above 0, and labels of 0 or more.")
+        if isinstance(self.first, Distill):
+            raise RecipeError("recovery 'distill': first = distill: expected patch or reconstruct, which repair the model before it is "
+                              "trained.")
         if reselects(self.first):
             raise RecipeError("recovery 'distill': first.reselect chooses masks again as blocks are pruned, and here all are by then. "
                               "Leave it out, or use reconstruct alone.")
