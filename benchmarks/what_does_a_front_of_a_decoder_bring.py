@@ -29,7 +29,7 @@ from prunus.frontier import find_front, genome_of, repair
 from prunus.recovery import Recovery
 from prunus.recovery.distill import Distill
 from prunus.recovery.patch import Patch
-from prunus.search.searchers.ehvi import EHVI
+from prunus.search.searchers.exchange import Exchange
 from prunus.search.spaces.medium import Medium
 
 QUESTION, WIDTH = "what_does_a_front_of_a_decoder_bring", "which_channels_go"
@@ -69,7 +69,7 @@ def _front(tiny: bool, folder: Path) -> Front:
     """Search, or what was found before."""
     if not (folder / FILE).exists():
         model, tokenizer = model_and_tokenizer(tiny, "bfloat16")
-        plan = FrontSearch(SPACE, ("divergence", "params", "latency"), EHVI(), 6 if tiny else 60, "taylor",
+        plan = FrontSearch(SPACE, ("divergence", "params", "latency"), Exchange(least=0.65), 14 if tiny else 240, "taylor",
                            text=Calibration("self", samples=8 if tiny else 16, length=32 if tiny else 256), calibration=_text(tiny, 64))
         folder.mkdir(parents=True, exist_ok=True)
         found = find_front(model, tokenizer, plan, folder=folder, source="SmolLM2")

@@ -22,6 +22,7 @@ from prunus.search.pareto import front, hypervolume
 from prunus.search.searchers import Question, Trial
 from prunus.search.searchers.asha import ASHA
 from prunus.search.searchers.ehvi import EHVI
+from prunus.search.searchers.exchange import Exchange
 from prunus.search.searchers.lsbo import LSBO
 from prunus.search.searchers.morea import MOREA
 from prunus.search.searchers.nsga2 import NSGA2
@@ -136,7 +137,7 @@ def test_values_that_differ_by_orders_of_magnitude_are_searched(searcher: Any) -
     assert len(trials) == many(searcher)
 
 
-@pytest.mark.parametrize("name", ["local", "morea", "nsga2", "stratified"])
+@pytest.mark.parametrize("name", ["exchange", "local", "morea", "nsga2", "stratified"])
 def test_better_than_random_at_equal_evaluations(name: str) -> None:
     """The front has the last variables at nothing before the first ones lose anything. Medians of nine seeds, 60 evaluations."""
     genome = Toy((13,) * 6)
@@ -190,6 +191,19 @@ def test_local_search_changes_one_variable_of_a_member_of_the_front() -> None:
     for index in range(1, 30):
         members = front([trial.values for trial in trials[:index]])
         assert any(sum(map(int.__ne__, trials[index].candidate, trials[member].candidate)) == 1 for member in members)
+
+
+def test_an_exchange_gives_one_variable_what_another_loses() -> None:
+    """A child of one exchange differs from a member of the front in one variable, or in two of which one fell, and is never larger."""
+    genome = Toy((13,) * 8)
+    trials = run(Exchange(moves=1, least=38 / 96), genome, priced(genome), 60)
+    for index in range(10, 60):
+        child = trials[index].candidate
+        members = [trials[member].candidate for member in front([trial.values for trial in trials[:index]])]
+        parents = [member for member in members if sum(member) >= 38]  # of 96
+        changes = [[one - other for one, other in zip(child, parent, strict=True) if one != other] for parent in parents]
+        assert any(min(found) < 0 and sum(found) <= 0 and len(found) <= 2 for found in changes if found)
+    assert run(Exchange(), Toy((30,)), priced(Toy((30,))), 30)[-1].candidate  # nothing to exchange: the genome draws
 
 
 def test_the_best_third_of_a_rung_is_trained_on() -> None:
@@ -248,6 +262,7 @@ def test_a_model_of_thousands_of_variables_is_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [
     lambda: NSGA2(population=1), lambda: NSGA2(crossover=1.5), lambda: MOREA(tournament=11), lambda: Stratified(strata=0),
+    lambda: Exchange(moves=0), lambda: Exchange(least=1.0),
     lambda: ASHA(eta=1), lambda: ASHA(grace=4, longest=3), lambda: EHVI(startup=1), lambda: LSBO(startup=0), lambda: RSBO(startup=1)])
 def test_settings_that_make_no_sense_are_refused(wrong: Callable[[], Any]) -> None:
     with pytest.raises(RecipeError, match="expected"):

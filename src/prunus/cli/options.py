@@ -71,8 +71,8 @@ Objectives = Annotated[str | None, typer.Option(
     help="With --space: error (of --task), loss or divergence; and params, flops, latency or memory, as shares of the dense model's; two "
          "or more. [default: error,params with --task, else divergence,params]")]
 Searcher = Annotated[str | None, typer.Option(
-    help="With --space, which sub-networks are looked at: nsga2, ehvi, morea, local, lsbo, rsbo, stratified or random; with --train asha "
-         "too; settings after commas. [default: nsga2]")]
+    help="With --space, which sub-networks are looked at: nsga2, ehvi, morea, exchange, local, lsbo, rsbo, stratified or random; with "
+         "--train asha too; settings after commas. [default: nsga2]")]
 Train = Annotated[str | None, typer.Option(
     help="With --space, train every sub-network by itself, from the model's weights, before it is valued: epochs=3,batch=16,rate=1e-4; on "
          "the training split of the task, or on calibration text. [default: none is trained]")]

@@ -1,0 +1,74 @@
+"""Give one branch what another loses: level switches (EvoPress; Sieberling et al. 2024), for several objectives."""
+
+import random
+from dataclasses import dataclass
+
+from ...errors import RecipeError
+from ..explored import Explored, begin, remember
+from ..genome import Genome
+from ..pareto import front
+from ..space import Candidate
+from . import Question
+
+__all__ = ["Exchange"]
+
+_FIRST = 10  # candidates of all sizes, before any is a parent
+_TRIES = 20  # for a child that is not known
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Of a member of the present front one variable is lowered, mostly by little, and another raised as far as no more weights remain
+    than before; once, or some times. For spaces with many variables and a search that begins well: there, what is better than a
+    candidate is most often beside it, and of its own size.
+
+    With `least`, smaller members have no children: looks are not spent where nobody will pick.
+    """
+
+    moves: int = 3  # exchanges at most from a member to its child
+    least: float = 0.0  # the share of the weights that parents have left
+
+    init, tell = begin, staticmethod(remember)
+
+    def __post_init__(self) -> None:
+        if self.moves < 1 or not 0 <= self.least < 1:
+            raise RecipeError(f"moves = {self.moves}, least = {self.least:g}: expected at least 1, and a share in [0, 1).")
+
+    def ask(self, state: Explored, count: int) -> list[Question]:
+        if len(state.trials) < _FIRST:
+            return state.spread(min(count, _FIRST - len(state.trials)))
+        genome = state.genome
+        members = [state.trials[index].candidate for index in front(state.values)]
+        parents = [member for member in members if genome.remaining(member) >= self.least] or members
+        free = [index for index, (low, size) in enumerate(zip(genome.smallest, genome.sizes, strict=True)) if low < size - 1]
+
+        def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
+            if len(free) < 2 or not parents:
+                return None
+            for _ in range(_TRIES):
+                child = parent = rng.choice(parents)
+                for _ in range(rng.randint(1, self.moves)):
+                    child = _exchanged(genome, child, genome.remaining(parent), rng.sample(free, 2), rng)
+                if child not in state.seen and child not in asked:
+                    return child
+            return None
+
+        return state.questions(count, propose)
+
+
+def _exchanged(genome: Genome, candidate: Candidate, limit: float, places: list[int], rng: random.Random) -> Candidate:
+    """The first place has less, and the second as much more as remains within the limit."""
+    less, more = places
+    step = int(genome.sizes[less] ** rng.random())  # small ones most often
+    child = list(candidate)
+    child[less] = max(child[less] - step, genome.smallest[less])
+
+    def fits(value: int) -> bool:
+        return genome.remaining((*child[:more], value, *child[more + 1 :])) <= limit + 1e-9
+
+    low, high = child[more], genome.sizes[more] - 1
+    while low < high:  # what remains grows with the value
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    child[more] = low
+    return tuple(child)
