@@ -16,7 +16,7 @@ from .calibration.stream import View, stream
 from .environment import release_memory
 from .errors import RecipeError
 from .granularity import Unstructured
-from .problem import LayerProblem, LayerSolution, check_finite
+from .problem import LayerProblem, LayerSolution, check_weights
 from .quantisation import Grid, Rounded
 from .quantisers import Quantiser
 from .quantisers.gptq import GPTQ
@@ -71,6 +71,7 @@ def quantise(model: nn.Module, plan: Plan = Plan(), *, tokenizer: Any = None, pl
     no data. RecipeError and CorpusError come before the model is touched; CalibrationError may come later.
     """
     start = time.perf_counter()
+    check_weights(model)
     anatomy = describe(model)
     sites = [site for site in anatomy.sites("linear") if isinstance(site, LinearSite)]
     for site in sites:
@@ -96,7 +97,6 @@ def _check(model: Any, site: LinearSite, grid: Grid) -> None:
         raise RecipeError(f"{site.name} is a {type(module).__name__}, expected a Linear: other modules have no format of quantised weights "
                           "that transformers reads.")
     grid.check(site.shape[1], site.name)
-    check_finite(module.weight, site.name)
 
 
 def _rounded(views: list[View], plan: Plan, placement: Placement) -> Iterator[tuple[View, Rounded, MatrixRecord]]:

@@ -140,13 +140,15 @@ def test_an_output_that_is_the_model_itself(refused: Any, quick: list[Any], tmp_
             refused([*words, "--out", out, "--overwrite"], "is the model itself, which would be lost")
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"])
-def test_weights_that_are_not_finite_by_site(name: str, refused: Any, quick: list[Any]) -> None:
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight"])
+def test_weights_that_are_not_finite_by_site(name: str, refused: Any, quick: list[Any], tmp_path: Path) -> None:
     tensors = load_file(quick[1] / "model.safetensors")
-    tensors[f"{name}.weight"][0, 0] = float("nan")
+    tensors[name].flatten()[0] = float("nan")
     save_file(tensors, quick[1] / "model.safetensors", metadata={"format": "pt"})
     for solver in ("magnitude", "sparsegpt"):
         refused([*quick, "--solver", solver], name, "not finite")
+    refused(["quantise", quick[1], "--out", tmp_path / "codes", "--quiet"], name, "not finite")
+    refused(["analyse", quick[1], "--out", tmp_path / "looks", "--quiet"], name, "not finite")
 
 
 @pytest.mark.parametrize("block", [0, 1])

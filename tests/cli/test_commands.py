@@ -160,6 +160,8 @@ def test_after_ctrl_c_resuming_gives_the_uninterrupted_result(prunus: Prunus, qu
     assert prunus(*words).code == 2  # say --resume or --overwrite
     assert prunus(*words, "--resume").code == 0
     assert not (tmp_path / "out.partial").exists()
+    ran = prunus(*words, "--resume")
+    assert (ran.code, "is there already, and no interrupted run waits" in ran.err) == (2, True)
     ours, theirs = (load(tmp_path / name).model.state_dict() for name in ("out", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

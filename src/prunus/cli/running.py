@@ -23,8 +23,11 @@ def journal_of(source: str, out: Path, overwrite: bool, resume: bool) -> "Journa
     from ..journal import Journal
 
     check_apart(out, source)
-    check_target(out, overwrite, 0)
     journal = Journal(out.absolute().with_name(f"{out.absolute().name}.partial"))
+    if resume and not (overwrite or journal.folder.exists()) and out.is_dir() and any(out.iterdir()):
+        raise ExportError(f"output '{out}': is there already, and no interrupted run waits beside it to be resumed. Choose another folder "
+                          "or say --overwrite.")
+    check_target(out, overwrite, 0)
     if journal.folder.exists() and not (resume or overwrite):
         raise ExportError(f"{journal.folder}: holds finished work of an interrupted run. Say --resume to go on, or "
                           "--overwrite to begin again.")
