@@ -21,7 +21,7 @@ __all__ = ["STALE", "check_apart", "check_target", "folder", "save_model"]
 STALE = ("*.safetensors", "*.safetensors.index.json", "allocation-*.png", "search-*.png", "search.csv", "supernet.json", "point.json",
          MODELLING, QUANTISATION, "recipe.toml", "report.json", "allocation.json", "allocation.csv", "README.md")
 # one of these is in every folder that is written, whatever the command
-_MARKS = ("config.json", "allocation.json", "branches.csv", "front.json", "front.csv", "trials.jsonl", "latency.json", "levels")
+_MARKS = ("config.json", "allocation.json", "branches.csv", "front.json", "front.csv", "trials.jsonl", "latency.json", "levels", "trained")
 
 
 def check_apart(path: Path, source: str) -> None:

@@ -72,7 +72,9 @@ def _conjugate_gradients(weight: Tensor, mask: Tensor, gram: Tensor, start: Tens
         if not bool(active.any()):
             break
         product = (gram @ direction).mul_(kept)
-        length = torch.where(active, power / (direction * product).sum(0), 0.0)
+        curvature = (direction * product).sum(0)
+        rounding = torch.finfo(gram.dtype).eps * (direction.square() / scale).sum(0)
+        length = torch.where(active & (curvature > rounding), power / curvature, 0.0)  # else G is singular there, or all is too small
         solution.addcmul_(direction, length)
         residual.addcmul_(product, length, value=-1)
         torch.mul(residual, scale, out=step)

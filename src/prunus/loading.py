@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -364,6 +365,7 @@ def _from_gguf(file: Path) -> tuple[Path, str]:
     try:
         draft.rename(folder)
     except OSError:  # another process was faster
+        shutil.rmtree(draft, ignore_errors=True)
         if not (folder / "config.json").is_file():
             raise
     return folder, stored

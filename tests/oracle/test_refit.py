@@ -100,6 +100,21 @@ def test_sparsegpt_with_a_refit_ends_at_least_squares_on_its_own_support(granula
     assert asked.error(found.weight) < 0.99 * asked.error(plain.weight)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-15, 1e-19])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_a_singular_gram_and_tiny_numbers_leave_no_wild_weight(tokens: int, scale: float) -> None:
+    """A direction that no input has is left alone, and so is what is too small to be multiplied: begun again where it ended, all that a
+    residual says is rounding."""
+    x, weight = inputs(5, tokens=tokens), problem(5).weight
+    gram, mask = x.T @ x, torch.rand(12, 24, generator=generator(7)) > 0.5
+    gram = gram / gram.diagonal().sqrt() / gram.diagonal().sqrt()[:, None]
+    found = weight * scale * mask
+    for _ in range(3):
+        found = fit_support(weight * scale, mask, gram, found, steps=40, tolerance=1e-3)
+    found = found / scale
+    assert float(found.abs().max()) <= 10 * float(weight.abs().max())
+
+
 def test_no_support_at_all_gives_zero() -> None:
     gram = torch.eye(4, dtype=torch.float64)
     weight = torch.ones(3, 4, dtype=torch.float64)
