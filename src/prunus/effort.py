@@ -12,7 +12,7 @@ _BY_LOSS = {"name": "ranking", "criterion": "taylor", "standardise": False}
 _BLOCKS = {"name": "reconstruct", "epochs": 2}  # of text and of as much again that the model writes
 _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {
-        "linear": {"solver": "sparsegpt", "target": {"asymmetry": 0.25}},
+        "linear": {"solver": "sparsegpt"},
         "channel": {"solver": {"name": "refit", "criterion": "taylor"}, "allocation": _BY_LOSS},
         "sublayer": {"allocation": "influence", "recovery": "patch"},
     },
