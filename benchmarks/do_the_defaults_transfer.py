@@ -26,8 +26,8 @@ KEPT = ROOT / "build" / QUESTION
 WORDS, LENGTH, SEEDS = 1024, 128, (0, 1, 2)
 _SIZE = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 FAMILIES: dict[str, dict[str, Any]] = {  # MLPs with ReLU and biases; weights stored transposed; gated MLPs and normalised keys
-    "opt": {**_SIZE, "ffn_dim": 512, "word_embed_proj_dim": 128},
-    "gpt2": {"n_embd": 128, "n_layer": 4, "n_head": 4},
+    "opt": {**_SIZE, "ffn_dim": 512, "word_embed_proj_dim": 128, "dropout": 0.0},
+    "gpt2": {"n_embd": 128, "n_layer": 4, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "qwen3": {**_SIZE, "intermediate_size": 384, "num_key_value_heads": 2, "head_dim": 32},
 }
 PATTERNS: dict[str, tuple[float, str]] = {"50 %": (0.5, "unstructured"), "70 %": (0.3, "unstructured"), "2:4": (0.5, "2:4")}
@@ -66,7 +66,7 @@ def _row(tiny: bool, family: str, pattern: str, way: str, seed: int) -> dict[str
 
 
 def _trained(family: str) -> tuple[Any, Any]:
-    """A model that has read C4 once, and its tokenizer; as they were kept, if they were."""
+    """A model that has read C4 twice, and its tokenizer; as they were kept, if they were."""
     folder = KEPT / family
     if not (folder / "config.json").exists():
         tokenizer = _tokenizer()
@@ -76,7 +76,7 @@ def _trained(family: str) -> tuple[Any, Any]:
         model = transformers.AutoModelForCausalLM.from_config(config)
         text = windows(read("c4"), tokenizer, LENGTH, None, seed=0)
         print(f"{family}: {model.num_parameters():,} parameters, {text.numel():,} tokens", flush=True)
-        train_supernet(model, None, Standard(), text, Training(epochs=1, batch=16, rate=3e-3, warmup=0.05, clip=1.0))
+        train_supernet(model, None, Standard(), text, Training(epochs=2, batch=16, rate=3e-3, warmup=0.05, clip=1.0))
         tokenizer.save_pretrained(folder)
         model.eval().save_pretrained(folder)
     return transformers.AutoModelForCausalLM.from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(folder)
