@@ -18,28 +18,30 @@ _TRIES = 20  # for a child that is not known
 
 @dataclass(frozen=True)
 class Exchange:
-    """Of a member of the present front one variable is lowered, mostly by little, and another raised as far as no more weights remain
-    than before; once, or some times. For spaces with many variables and a search that begins well: there, what is better than a
-    candidate is most often beside it, and of its own size.
+    """Of a member of the present front one variable is lowered, by a twelfth of its values at most, and another raised as far as no more
+    weights remain than before; once half of the time, else twice, and so on. For spaces with many variables and a search that begins
+    well: there, what is better than a candidate is beside it, and of its own size. One that begins anywhere needs longer steps.
 
-    With `least`, smaller members have no children: looks are not spent where nobody will pick.
+    Members with less than `least` of the weights, or more than `most`, have no children: looks are not spent where nobody will pick.
     """
 
     moves: int = 3  # exchanges at most from a member to its child
-    least: float = 0.0  # the share of the weights that parents have left
+    least: float = 0.0  # the share of the weights that parents have left, at least
+    most: float = 1.0  # and at most
 
     init, tell = begin, staticmethod(remember)
 
     def __post_init__(self) -> None:
-        if self.moves < 1 or not 0 <= self.least < 1:
-            raise RecipeError(f"moves = {self.moves}, least = {self.least:g}: expected at least 1, and a share in [0, 1).")
+        if self.moves < 1 or not 0 <= self.least < self.most <= 1:
+            raise RecipeError(f"moves = {self.moves}, least = {self.least:g}, most = {self.most:g}: expected at least 1, and two shares "
+                              "in [0, 1], the first below the second.")
 
     def ask(self, state: Explored, count: int) -> list[Question]:
         if len(state.trials) < _FIRST:
             return state.spread(min(count, _FIRST - len(state.trials)))
         genome = state.genome
         members = [state.trials[index].candidate for index in front(state.values)]
-        parents = [member for member in members if genome.remaining(member) >= self.least] or members
+        parents = [member for member in members if self.least <= genome.remaining(member) <= self.most] or members
         free = [index for index, (low, size) in enumerate(zip(genome.smallest, genome.sizes, strict=True)) if low < size - 1]
 
         def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
@@ -47,8 +49,9 @@ class Exchange:
                 return None
             for _ in range(_TRIES):
                 child = parent = rng.choice(parents)
-                for _ in range(rng.randint(1, self.moves)):
-                    child = _exchanged(genome, child, genome.remaining(parent), rng.sample(free, 2), rng)
+                for place in range(self.moves):
+                    if place == 0 or rng.random() < 0.5:
+                        child = _exchanged(genome, child, genome.remaining(parent), rng.sample(free, 2), rng)
                 if child not in state.seen and child not in asked:
                     return child
             return None
@@ -59,7 +62,7 @@ class Exchange:
 def _exchanged(genome: Genome, candidate: Candidate, limit: float, places: list[int], rng: random.Random) -> Candidate:
     """The first place has less, and the second as much more as remains within the limit."""
     less, more = places
-    step = int(genome.sizes[less] ** rng.random())  # small ones most often
+    step = rng.randint(1, max(1, genome.sizes[less] // 12))
     child = list(candidate)
     child[less] = max(child[less] - step, genome.smallest[less])
 
