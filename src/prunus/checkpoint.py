@@ -15,11 +15,12 @@ from .loading import quiet
 from .modelling import MODELLING, code, plain_config, shaped_config
 from .storage import QUANTISATION
 
-__all__ = ["STALE", "check_apart", "check_target", "folder", "save_model"]
+__all__ = ["DRAWN", "STALE", "check_apart", "check_target", "folder", "save_model"]
 
 # of an earlier result in the same folder
-STALE = ("*.safetensors", "*.safetensors.index.json", "allocation-*.png", "search-*.png", "search.csv", "supernet.json", "point.json",
-         MODELLING, QUANTISATION, "recipe.toml", "report.json", "allocation.json", "allocation.csv", "README.md")
+DRAWN = ("allocation-*.png", "search-*.png", "search.csv")  # with shares
+STALE = (*DRAWN, "*.safetensors", "*.safetensors.index.json", "supernet.json", "point.json", MODELLING, QUANTISATION, "recipe.toml",
+         "report.json", "allocation.json", "allocation.csv", "README.md")
 # one of these is in every folder that is written, whatever the command
 _MARKS = ("config.json", "allocation.json", "branches.csv", "front.json", "front.csv", "trials.jsonl", "latency.json", "levels", "trained")
 

@@ -106,6 +106,7 @@ def _decide(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype: s
     from dataclasses import asdict
 
     from ..calibration.placement import Placement
+    from ..checkpoint import DRAWN
     from ..export.huggingface import write_shares
     from ..files import whole_folder
     from ..report.json import standard
@@ -121,7 +122,7 @@ def _decide(source: str, recipe: Any, out: Path, place: dict[str, Any], dtype: s
                     resume=journal.folder, source=source)
         data = standard({"allocation": dict(found.allocation), "search": asdict(found.search) if found.search else None,
                          "seconds": dict(found.seconds), "environment": dict(found.environment)})
-        with whole_folder(out.absolute(), ("*.png", "search.csv")) as draft:
+        with whole_folder(out.absolute(), DRAWN) as draft:
             write_shares(draft, found.recipe, (found.allocation,), (found.search,) if found.search else ())
             (draft / "decision.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         screen.shares(found, out)

@@ -51,7 +51,7 @@ def analyse(
         found = run(loaded.model, loaded.tokenizer, [Calibration(item, samples=samples, length=length) for item in calibration], looked,
                     share=share, placement=placement, seed=seed,
                     watch=lambda done, total: screen.watch(Progress("looking at branches", done, total)))
-        with whole_folder(out.absolute(), ("*.csv", "*.png")) as draft:
+        with whole_folder(out.absolute(), ("streams.png", "impacts.png", "curves.png", "agreement.png")) as draft:
             for name, content in files_of(found).items():
                 (draft / name).write_bytes(content)
         least = sorted(found.branches, key=lambda record: record.impact_per_weight)[:5]
