@@ -69,7 +69,7 @@ def _front(tiny: bool, folder: Path) -> Front:
     """Search, or what was found before."""
     if not (folder / FILE).exists():
         model, tokenizer = model_and_tokenizer(tiny, "bfloat16")
-        plan = FrontSearch(SPACE, ("divergence", "params", "latency"), Exchange(least=0.65, most=0.85), 14 if tiny else 160, "taylor",
+        plan = FrontSearch(SPACE, ("divergence", "params", "latency"), Exchange(least=0.68, most=0.84), 14 if tiny else 240, "taylor",
                            text=Calibration("self", samples=8 if tiny else 16, length=32 if tiny else 256), calibration=_text(tiny, 64))
         folder.mkdir(parents=True, exist_ok=True)
         found = find_front(model, tokenizer, plan, folder=folder, source="SmolLM2")

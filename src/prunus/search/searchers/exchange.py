@@ -22,11 +22,12 @@ class Exchange:
     weights remain than before; once half of the time, else twice, and so on. For spaces with many variables and a search that begins
     well: there, what is better than a candidate is beside it, and of its own size. One that begins anywhere needs longer steps.
 
-    Members with less than `least` of the weights, or more than `most`, have no children: looks are not spent where nobody will pick.
+    A parent is the best by the first objective of those with no more weights than a size, drawn between `least` and `most`. So
+    looks are spent where somebody will pick, and not on the many members of a front that differ in a noisy latency or in a few weights.
     """
 
     moves: int = 3  # exchanges at most from a member to its child
-    least: float = 0.0  # the share of the weights that parents have left, at least
+    least: float = 0.0  # the share of the weights that a parent has left, at least
     most: float = 1.0  # and at most
 
     init, tell = begin, staticmethod(remember)
@@ -40,15 +41,15 @@ class Exchange:
         if len(state.trials) < _FIRST:
             return state.spread(min(count, _FIRST - len(state.trials)))
         genome = state.genome
-        members = [state.trials[index].candidate for index in front(state.values)]
-        parents = [member for member in members if self.least <= genome.remaining(member) <= self.most] or members
+        parents = self._parents(state)
         free = [index for index, (low, size) in enumerate(zip(genome.smallest, genome.sizes, strict=True)) if low < size - 1]
 
         def propose(rng: random.Random, asked: list[Candidate]) -> Candidate | None:
             if len(free) < 2 or not parents:
                 return None
             for _ in range(_TRIES):
-                child = parent = rng.choice(parents)
+                size = max(rng.uniform(self.least, self.most), parents[0][0])
+                child = parent = min((value, member) for remaining, value, member in parents if remaining <= size)[1]
                 for place in range(self.moves):
                     if place == 0 or rng.random() < 0.5:
                         child = _exchanged(genome, child, genome.remaining(parent), rng.sample(free, 2), rng)
@@ -57,6 +58,12 @@ class Exchange:
             return None
 
         return state.questions(count, propose)
+
+    def _parents(self, state: Explored) -> list[tuple[float, float, Candidate]]:
+        """Members of the front by size: what remains, the first objective, the candidate. All where none has an allowed size."""
+        trials = [state.trials[index] for index in front(state.values)]
+        members = sorted((state.genome.remaining(trial.candidate), trial.values[0], trial.candidate) for trial in trials)
+        return [member for member in members if self.least <= member[0] <= self.most] or members
 
 
 def _exchanged(genome: Genome, candidate: Candidate, limit: float, places: list[int], rng: random.Random) -> Candidate:
