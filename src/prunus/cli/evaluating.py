@@ -20,6 +20,7 @@ _ANSWER = 128  # tokens of an answer that is shown, at most
 
 def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], as_json: bool, quiet: bool) -> None:
     """Measure every model by the flags of `prunus evaluate`, and print a table or JSON."""
+    from ..comparing.averages import with_mean
     from ..evaluation import Context
     from ..generations import generate, prompts_of
     from ..loading import load
@@ -29,7 +30,7 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
     if "corpora" in said:
         check_same_words(sources, loading["trust_remote_code"])
     prompts = prompts_of(tuple(f"@{name}" for name in o.words(said.get("prompts", ""))))
-    found: list[list[Measurement]] = []
+    found: list[tuple[Measurement, ...]] = []
     answers: list[tuple[str, ...]] = []
     with Screen(quiet or as_json) as screen:
         for source in sources:
@@ -38,7 +39,7 @@ def several(sources: list[str], said: dict[str, Any], loading: dict[str, Any], a
             context, numbers = Context(loaded.tokenizer, watch=screen.working, dense=dense, stored=loaded.stored), []
             for metric in metrics:
                 numbers += metric.measure(loaded.model, context)
-            found.append(numbers)
+            found.append(with_mean(numbers))
             answers.append(generate(loaded.model, loaded.tokenizer, prompts, _ANSWER))
             del loaded
     lines, remarks = flagged(sources, texts, found)
@@ -108,7 +109,7 @@ def _metrics(said: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     return metrics, texts
 
 
-def _as_json(sources: list[str], found: "list[list[Measurement]]", prompts: tuple[str, ...], answers: list[tuple[str, ...]],
+def _as_json(sources: list[str], found: "Sequence[Sequence[Measurement]]", prompts: tuple[str, ...], answers: list[tuple[str, ...]],
              flags: tuple[str, ...]) -> None:
     """A row for every number and every answer; flags stand in every number of the model that they are of."""
     import json
@@ -123,7 +124,7 @@ def _as_json(sources: list[str], found: "list[list[Measurement]]", prompts: tupl
     typer.echo(json.dumps(standard(rows), indent=2))
 
 
-def _table(sources: list[str], found: "list[list[Measurement]]") -> None:
+def _table(sources: list[str], found: "Sequence[Sequence[Measurement]]") -> None:
     """The dense model's numbers first where there are two models, then the other's, and how far apart they are."""
     from ..comparing.page import aligned
     from ..comparison import bare

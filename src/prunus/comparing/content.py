@@ -10,7 +10,7 @@ from ..figures import place
 from ..search.pareto import front
 from .drawing import Point, heat, lines, scatter
 from .page import Cell, Chart, Code, Page, Section, Table, Text
-from .values import Beside, Compared, Contender, Entry, Made, Row, Spent
+from .values import MEAN, Beside, Compared, Contender, Entry, Made, Row, Spent
 
 __all__ = ["compared_page", "figure", "known", "lead_of", "logarithmic", "main_table", "millions", "protocol_lines", "shown", "some",
            "words_of"]
@@ -142,12 +142,8 @@ def _plots(found: Compared) -> Section | None:
     qualities = [row for row in found.rows if row.unit == "perplexity" and row.group == "Texts"][:1]
     tasks = [row for row in found.rows if row.group == "Tasks" and row.unit == "share"]
     costs = [row for label in ("parameters", "tokens written per second") for row in found.rows if row.label == label]
-    series = [(row.label, "lower", _values(row)) for row in qualities]
-    if tasks:
-        label = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0].label
-        columns = zip(*(_values(row) for row in tasks), strict=True)
-        series.append((label, "higher", [statistics.fmean(each) for each in columns]))
-    pairs = [(quality, cost) for quality in series for cost in costs]
+    mean = [row for row in tasks if row.label.startswith(MEAN)]
+    pairs = [(quality, cost) for quality in (*qualities, *(mean or tasks[:1])) for cost in costs]
     charts = [_plot(found, index, quality, cost) for index, (quality, cost) in enumerate(pairs)]
     drawn = tuple(chart for chart in charts if chart is not None)
     return Section("Quality against size and speed", drawn) if drawn else None
@@ -157,8 +153,8 @@ def _values(row: Row) -> list[float]:
     return [math.nan if entry is None else entry.value for entry in row.entries]
 
 
-def _plot(found: Compared, index: int, quality: tuple[str, str, list[float]], cost: Row) -> Chart | None:
-    label, better, ups = quality
+def _plot(found: Compared, index: int, quality: Row, cost: Row) -> Chart | None:
+    label, better, ups = quality.label, quality.better, _values(quality)
     scale = 1e6 if cost.label == "parameters" and found.dense.parameters >= 1e5 else 1.0
     across = "million parameters" if scale > 1 else cost.label
     crosses = [value / scale for value in _values(cost)]

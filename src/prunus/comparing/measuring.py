@@ -19,6 +19,7 @@ from ..evaluation.fidelity import Fidelity
 from ..evaluation.tasks import Tasks
 from ..generations import generate, prompts_of
 from ..speed import Timing, in_pytorch, memory_in_pytorch
+from .averages import with_mean
 from .kept import Kept, measurement_of
 from .looking import opened
 from .spending import spending
@@ -115,7 +116,7 @@ class Measuring:
         answered = self.kept.asked(identity, lambda: self._answer(at_hand(), prompts))
         loaded.clear()
         release_memory()
-        return replace(model, measured=tuple(measured), answers=tuple(answered["answers"]),
+        return replace(model, measured=with_mean(measured), answers=tuple(answered["answers"]),
                        spent={**spent, "answers": Spent(**answered["spent"])})
 
     def _predictions(self, models: Sequence[Contender], dtype: str, dense: dict[str, Any], at_hand: Callable[[], Any]) -> None:

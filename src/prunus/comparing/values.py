@@ -14,8 +14,9 @@ from ..result import SiteRecord
 from ..speed import Timing
 from ..uncertainty import Interval
 
-__all__ = ["Asked", "Beside", "Compared", "Contender", "Entry", "Group", "Made", "Row", "Spent"]
+__all__ = ["MEAN", "Asked", "Beside", "Compared", "Contender", "Entry", "Group", "Made", "Row", "Spent"]
 
+MEAN = "mean of "  # begins the label of the mean of several tasks
 Group = Literal["Texts", "Tasks", "Speed", "Size"]
 
 

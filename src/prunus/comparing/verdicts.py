@@ -12,7 +12,7 @@ from ..guards import flags, shortfall
 from ..significance import LEVEL, holm
 from ..speed import NUMBERS, Timing, ratio
 from ..uncertainty import Interval
-from .values import Beside, Contender, Entry, Group, Row
+from .values import MEAN, Beside, Contender, Entry, Group, Row
 
 __all__ = ["bad_parts", "direction", "flags_of", "notes_of", "rows_of", "ruined"]
 
@@ -38,7 +38,7 @@ def _measured(names: Sequence[str], several: Sequence[Measurement]) -> Row:
     """A number with parts. The pruned models are tested against the dense one, corrected for their number, and against each other,
     corrected for that number of pairs. A number that is no mean of its parts has no test but its interval."""
     dense = several[0]
-    group: Group = "Tasks" if dense.examples else "Texts"
+    group: Group = "Tasks" if dense.examples or dense.label.startswith(MEAN) else "Texts"
     finite = [place for place, item in enumerate(several) if not bad_parts(item)]
     for place in finite[1:]:
         check_pair(several[finite[0]], several[place], (names[finite[0]], names[place]))

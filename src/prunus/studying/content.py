@@ -2,7 +2,6 @@
 
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..comparing.data import tables_of
 from ..comparing.drawing import lines
 from ..comparing.markdown import as_markdown
 from ..comparing.page import Cell, Chart, Code, Page, Part, Section, Table, Text, aligned
+from ..comparing.values import MEAN
 from ..comparing.web import as_html
 from ..evaluation import protocols_of
 from ..files import put_texts
@@ -127,23 +127,21 @@ def _charts(found: Gathered) -> Section | None:
     for rows in found.models:
         perplexity = [number for number in rows.numbers if number.unit == "perplexity"][:1]
         tasks = [number for number in rows.numbers if number.dense is not None and number.dense.examples and number.unit == "share"]
-        drawn += [_chart(found, rows, len(drawn), (number.label, number.better, [number])) for number in perplexity]
-        if tasks:
-            label = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0].label
-            drawn.append(_chart(found, rows, len(drawn), (label, "higher", tasks)))
+        mean = [number for number in rows.numbers if number.label.startswith(MEAN)]
+        for number in (*perplexity, *(mean or tasks[:1])):
+            drawn.append(_chart(found, rows, len(drawn), number))
     there = tuple(chart for chart in drawn if chart is not None)
     return Section("Quality against sparsity", there) if there else None
 
 
-def _chart(found: Gathered, rows: Rows, index: int, what: tuple[str, str, list[Number]]) -> Chart | None:
-    label, better, numbers = what
+def _chart(found: Gathered, rows: Rows, index: int, number: Number) -> Chart | None:
+    label, better = number.label, number.better
     series: dict[str, list[tuple[float, float]]] = {}
-    if "" in rows.reached:
-        series["dense"] = [(rows.reached[""].sparsity, statistics.fmean(number.dense.value for number in numbers if number.dense))]
+    if number.dense is not None:
+        series["dense"] = [(rows.reached[""].sparsity, number.dense.value)]
     for place, one in enumerate(found.study.recipes):
         if rows.seeds[one.name]:
-            mean = statistics.fmean(number.entries[place].series.mean for number in numbers)
-            series.setdefault(one.line, []).append((rows.reached[one.name].sparsity, mean))
+            series.setdefault(one.line, []).append((rows.reached[one.name].sparsity, number.entries[place].series.mean))
     series = {name: sorted(pair for pair in pairs if math.isfinite(pair[1])) for name, pairs in series.items()}
     series = {name: pairs for name, pairs in series.items() if pairs}
     every = [value for pairs in series.values() for _, value in pairs]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..comparing.averages import with_mean
 from ..comparing.verdicts import ruined
 from ..evaluation import Measurement
 from ..guards import flags
@@ -95,7 +96,7 @@ def _cells(state: State, model: Subject, recipe: Treatment | None) -> dict[int, 
 def _measured(state: State, cell: Cell) -> tuple[Measurement, ...]:
     found = state.found(cell)
     assert found is not None
-    return measurements(found)
+    return with_mean(measurements(found))
 
 
 def _rows(state: State, model: Subject) -> Rows:
@@ -158,7 +159,7 @@ def _flags(state: State) -> Iterator[str]:
         measured = _measured(state, cell)
         yield from ruined(cell.name, measured)
         if cell.recipe and dense:
-            yield from (f"{cell.name} {line[0].lower()}{line[1:]}" for line in flags(measurements(dense), measured, ()))
+            yield from (f"{cell.name} {line[0].lower()}{line[1:]}" for line in flags(_measured(state, Cell(cell.model)), measured, ()))
 
 
 def _notes(state: State, there: Sequence[Cell], machines: int) -> Iterator[str]:
