@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from prunus.comparing.averages import with_mean
 from prunus.evaluation import Context
 from prunus.evaluation.fidelity import Fidelity
 from prunus.evaluation.tasks import Tasks
@@ -69,8 +70,8 @@ def test_tasks_are_measured_with_every_example(prunus: Prunus, pair: tuple[Path,
     assert ran.code == 0, ran.err
     model, tokenizer = load(pair[1])
     piqa, arc = Tasks(("piqa", "arc_easy"), limit=10, shots=0).measure(model, Context(tokenizer))
-    for exact in (piqa, arc):
-        assert f"{exact.label}  {' ' * (len(arc.label) - len(exact.label))}{exact.value:.4f}" in ran.out
+    for exact in (piqa, arc, with_mean((piqa, arc))[-1]):
+        assert f"{exact.label:17}  {exact.value:.4f}" in ran.out
         assert exact.protocol in ran.out.replace("Protocol: ", "")
     assert "task arc_easy: 50 of 50" in ran.err
     rows = json.loads(prunus(*words, "--json").out)
@@ -79,6 +80,7 @@ def test_tasks_are_measured_with_every_example(prunus: Prunus, pair: tuple[Path,
     assert (both.code, both.err) == (0, "")
     assert "difference" in both.out
     assert "piqa acc " in both.out
+    assert "mean of 2 tasks" in both.out
 
 
 def test_prompts_are_answered_side_by_side(prunus: Prunus, pair: tuple[Path, Path], data: Path) -> None:
@@ -155,3 +157,6 @@ def test_a_ruined_model_is_told_before_its_numbers(prunus: Prunus, pair: tuple[P
     if importlib.util.find_spec("lm_eval"):
         ran = prunus("evaluate", pair[1], "--tasks", "piqa", "--quiet")
         assert ran.out.startswith(f"{pair[1]} is ruined or overflows: piqa acc_norm is not finite in 12 of 12")
+        ran = prunus("evaluate", pair[1], "--dense", pair[0], "--tasks", "piqa,arc_easy", "--shots", 0, "--quiet")
+        assert ran.code == 0, ran.err
+        assert "and 2 other numbers neither" in ran.out.splitlines()[0]
