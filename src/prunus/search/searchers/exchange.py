@@ -19,7 +19,7 @@ _TRIES = 20  # for a child that is not known
 @dataclass(frozen=True)
 class Exchange:
     """Of a member of the present front one variable is lowered, by a twelfth of its values at most, and another raised as far as no more
-    weights remain than before; once half of the time, else twice, and so on. For spaces with many variables and a search that begins
+    weights remain than before, and then others by what is left over; once half of the time, else twice, and so on. For spaces with many variables and a search that begins
     well: there, what is better than a candidate is beside it, and of its own size. One that begins anywhere needs longer steps.
 
     A parent is the best by the first objective of those with no more weights than a size, drawn between `least` and `most`. So
@@ -52,7 +52,7 @@ class Exchange:
                 child = parent = min((value, member) for remaining, value, member in parents if remaining <= size)[1]
                 for place in range(self.moves):
                     if place == 0 or rng.random() < 0.5:
-                        child = _exchanged(genome, child, genome.remaining(parent), rng.sample(free, 2), rng)
+                        child = _exchanged(genome, child, genome.remaining(parent), rng.sample(free, len(free)), rng)
                 if child not in state.seen and child not in asked:
                     return child
             return None
@@ -67,18 +67,16 @@ class Exchange:
 
 
 def _exchanged(genome: Genome, candidate: Candidate, limit: float, places: list[int], rng: random.Random) -> Candidate:
-    """The first place has less, and the second as much more as remains within the limit."""
-    less, more = places
+    """The first place has less, and the others in turn as much more as remains within the limit."""
+    less, *others = places
     step = rng.randint(1, max(1, genome.sizes[less] // 12))
     child = list(candidate)
     child[less] = max(child[less] - step, genome.smallest[less])
-
-    def fits(value: int) -> bool:
-        return genome.remaining((*child[:more], value, *child[more + 1 :])) <= limit + 1e-9
-
-    low, high = child[more], genome.sizes[more] - 1
-    while low < high:  # what remains grows with the value
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    child[more] = low
+    for more in others:
+        low, high = child[more], genome.sizes[more] - 1
+        while low < high:  # what remains grows with the value
+            middle = (low + high + 1) // 2
+            fits = genome.remaining((*child[:more], middle, *child[more + 1 :])) <= limit + 1e-9
+            low, high = (middle, high) if fits else (low, middle - 1)
+        child[more] = low
     return tuple(child)
