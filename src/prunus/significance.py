@@ -82,11 +82,6 @@ class Seeds:
     deviation: float  # of the difference within a seed
     p: float  # of no difference: Student's paired t-test; no number with one seed
 
-    @property
-    def remark(self) -> str:
-        """What a reader must know of so few seeds; empty where there are enough."""
-        return remark_on(self.count)
-
 
 def remark_on(seeds: int) -> str:
     """What a reader must know of so few seeds; empty where there are enough."""

@@ -381,6 +381,24 @@ def test_analyse_writes_tables_of_every_branch(prunus: Prunus, quick: list[Any],
     assert (tmp_path / "seen" / "README.md").is_file()
 
 
+@pytest.mark.parametrize("command", ["allocate", "analyse"])
+def test_overwrite_keeps_files_of_one_s_own(prunus: Prunus, quick: list[Any], tmp_path: Path, command: str) -> None:
+    """Only what an earlier run may have written goes, in a folder that one has written."""
+    words = deciding(quick, "allocate") if command == "allocate" else ["analyse", *quick[1:-2]]
+    out, more = tmp_path / "out", ["--sparsity", "0.6"] if command == "allocate" else []
+    assert prunus(*words, *more).code == 0
+    for name in ("holiday.png", "figures.csv", "notes.md"):
+        (out / name).write_text("mine")
+    assert prunus(*words, *more).code == 2
+    ran = prunus(*words, *more, "--overwrite")
+    assert ran.code == 0, ran.err
+    assert [(out / name).read_text() for name in ("holiday.png", "figures.csv", "notes.md")] == ["mine"] * 3
+    if command == "allocate":
+        (out / "allocation-7.png").write_text("of an earlier run with more stages")
+        assert prunus(*words, *more, "--overwrite").code == 0
+        assert not (out / "allocation-7.png").exists()
+
+
 def test_speed_compares_models_in_turn(prunus: Prunus, quick: list[Any]) -> None:
     words = ["--prompt", 8, "--answer", 2, "--repetitions", 2]
     ran = prunus("speed", quick[1], quick[1], *words)

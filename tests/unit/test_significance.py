@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from prunus.significance import holm, mcnemar, of_seeds, sign_flips
+from prunus.significance import holm, mcnemar, of_seeds, remark_on, sign_flips
 
 from ..problems import generator
 
@@ -78,9 +78,9 @@ def test_seeds_are_compared_seed_by_seed() -> None:
     assert found.deviations == pytest.approx((2.0, math.sqrt(39 / 12)), rel=0.05)
     assert found.deviation == pytest.approx(0.5)
     assert found.p == pytest.approx(0.0742, abs=1e-4)  # t = 3.4641 with 2 degrees of freedom
-    assert found.remark.startswith("3 seeds")
-    assert "p = 0.25" in found.remark
-    assert of_seeds([1.0] * 6, [1.5, 1.4] * 3).remark == ""
+    assert remark_on(found.count).startswith("3 seeds")
+    assert "p = 0.25" in remark_on(3)
+    assert remark_on(6) == ""
 
 
 @pytest.mark.parametrize("count", range(2, 10))
@@ -93,5 +93,5 @@ def test_the_test_of_seeds_agrees_with_scipy(count: int) -> None:
 def test_one_seed_says_nothing_of_seeds() -> None:
     found = of_seeds([3.0], [2.0])
     assert math.isnan(found.p)
-    assert "One seed" in found.remark
+    assert "One seed" in remark_on(found.count)
     assert of_seeds([1.0, 2.0], [1.0, 2.0]).p == 1

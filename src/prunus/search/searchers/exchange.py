@@ -19,8 +19,9 @@ _TRIES = 20  # for a child that is not known
 @dataclass(frozen=True)
 class Exchange:
     """Of a member of the present front one variable is lowered, by a twelfth of its values at most, and another raised as far as no more
-    weights remain than before, and then others by what is left over; once half of the time, else twice, and so on. For spaces with many variables and a search that begins
-    well: there, what is better than a candidate is beside it, and of its own size. One that begins anywhere needs longer steps.
+    weights remain than before, and then others by what is left over; once half of the time, else twice, and so on. For spaces with many
+    variables and a search that begins well: there, what is better than a candidate is beside it, and of its own size. One that begins
+    anywhere needs longer steps.
 
     A parent is the best by the first objective of those with no more weights than a size, drawn between `least` and `most`. So
     looks are spent where somebody will pick, and not on the many members of a front that differ in a noisy latency or in a few weights.
