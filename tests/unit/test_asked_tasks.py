@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'prunus[tasks]')")
 
@@ -105,6 +106,31 @@ def test_a_model_with_too_few_positions_is_refused_in_a_line(data: Path) -> None
     written(data / "humaneval", test=rows_of("humaneval", 3))
     with pytest.raises(RecipeError, match=r"task 'humaneval': .*1024.*256"):
         measured("humaneval", execute="here", positions=256)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_texts_that_are_cut_are_counted_in_the_protocol_and_warned_of_nowhere(data: Path, capfd: pytest.CaptureFixture[str],
+                                                                             dtype: torch.dtype) -> None:
+    rows = [{"goal": "a" * size, "sol1": "b" * 8, "sol2": "c" * 12, "label": 0} for size in (4, 40, 50, 60)]
+    written(data / "piqa", validation=rows)
+    before = len("Question: \nAnswer:")  # of one token per letter
+    model = tiny_model(max_position_embeddings=64).to(dtype)
+    found, = Tasks(("piqa",)).measure(model, Context(tiny_tokenizer()))
+    cut = sum(before + len(row["goal"]) + 1 + len(row[name]) > 64 + 1 for row in rows for name in ("sol1", "sol2"))
+    assert 0 < cut < 8
+    assert f", {cut} texts cut at the left to 64 tokens" in found.protocol
+    assert capfd.readouterr() == ("", "")
+    assert "cut" not in measured("piqa")[0].protocol
+    with pytest.raises(RecipeError, match="task 'piqa': an answer has more than the 12 tokens that the model reads at once"):
+        measured("piqa", positions=12)
+
+
+def test_prompts_before_written_answers_that_are_cut_are_counted(data: Path) -> None:
+    rows = rows_of("humaneval", 3)
+    rows[1]["prompt"] = f"# plums, and more plums\n{rows[1]['prompt']}"
+    written(data / "humaneval", test=rows)
+    (found,) = measured("humaneval", execute="here", positions=1024 + len(rows[0]["prompt"]))
+    assert ", 1 text cut at the left" in found.protocol
 
 
 def test_progress_ends_when_all_questions_are_answered(data: Path) -> None:

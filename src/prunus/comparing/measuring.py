@@ -65,7 +65,10 @@ def pieces_of(asked: Asked) -> tuple[Piece, ...]:
 
 def _digest(task: Any) -> str:
     """Of a task's examples, those that are shown before a question too, and of what it does with them."""
-    rows = [*task.eval_docs, *(task.training_docs() if task.config.num_fewshot and task.has_training_docs() else ())]
+    from ..harness.catalogue import quiet
+
+    with quiet():
+        rows = [*task.eval_docs, *(task.training_docs() if task.config.num_fewshot and task.has_training_docs() else ())]
     said = json.dumps([rows, task.dump_config()], sort_keys=True, default=_named)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 

@@ -90,13 +90,16 @@ class Tasks:
             scorer = Scorer(model, context.tokenizer, self.batch, lambda done: context.watch(f"task {name}", min(done, total), total))
             how = how_read(model, context.tokenizer, context.stored)
             for one in opened:
-                name, start, before = one.name, time.perf_counter(), scorer.done
+                name, start, before, whole = one.name, time.perf_counter(), scorer.done, scorer.cut
                 chosen = self._chosen(one)
                 outcomes = [asked(task, scorer, self.limit) for task in one.tasks]
                 scorer.done = before + sum(_questions(task, self.limit) for task in one.tasks)
                 seconds = time.perf_counter() - start
                 alone = scorer.own_passes and one.tasks[0].OUTPUT_TYPE != "generate_until"
-                protocols = [self._protocol(one, outcomes, which, how + ("" if alone else f", {self.batch} together")) for which in chosen]
+                cut = scorer.cut - whole
+                short = f", {cut} text{'s' * (cut > 1)} cut at the left to {scorer.max_length} tokens" if cut else ""
+                read = how + short + ("" if alone else f", {self.batch} together")
+                protocols = [self._protocol(one, outcomes, which, read) for which in chosen]
                 found += [_measurement(one, outcomes, which, protocol, seconds) for which, protocol in zip(chosen, protocols, strict=True)]
             context.watch(f"task {name}", total, total)
         return tuple(found)

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import logging
 import os
 import re
 import tomllib
@@ -20,7 +21,7 @@ from ..hub import reachable
 from ..sandbox import Execute, passes
 from .documents import Documents, local, of_folder, settings_of
 
-__all__ = ["Opened", "opened", "quiet"]
+__all__ = ["Opened", "opened", "quiet", "unwarned"]
 
 _ROOT = Path(lm_eval.__file__).parent / "tasks"
 _SAID = re.compile(r"""^\s*-?\s*["']?(?:task|group|tag)["']?\s*:\s*["']?([\w.:+-]+)["']?\s*$""", re.MULTILINE)
@@ -46,6 +47,18 @@ def quiet() -> Iterator[None]:
     """Nothing that the harness prints is seen: it has bars and warnings of its own."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """The harness warns of nothing, such as every text that is cut; what is printed otherwise is seen."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def opened(name: str, shots: int | None, seed: int, execute: Execute) -> list[Opened]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
-from .catalogue import quiet
+from .catalogue import quiet, unwarned
 
 __all__ = ["Given", "Outcome", "asked", "questions"]
 
@@ -49,9 +49,11 @@ def asked(task: Any, model: Any, limit: int | None) -> Outcome:
         requests[instance.request_type] += [instance] * instance.repeats
     for kind, several in requests.items():
         try:
-            answers = getattr(model, kind)(several, disable_tqdm=True)  # in the open, as it tells how far it is
+            with unwarned():  # but in the open, as it tells how far it is
+                answers = getattr(model, kind)(several, disable_tqdm=True)
         except AssertionError as error:  # how the harness says that a model's positions are too few
-            raise RecipeError(f"task '{task.task_name}': {' '.join(str(error).split()) or 'an example does not fit the model'}") from None
+            short = f"an answer has more than the {model.max_length} tokens that the model reads at once. Leave the task out."
+            raise RecipeError(f"task '{task.task_name}': {' '.join(str(error).split()) or short}") from None
         for instance, answer in zip(several, answers, strict=True):
             instance.resps.append(answer)
     with quiet():

@@ -47,6 +47,7 @@ class Scorer(HFLM):
         with quiet():
             super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch)
         self._tell, self.done = lambda done: None, 0  # questions that are answered
+        self.cut = 0  # texts of which the model reads the end alone
         self._together = _TOKENS if self.device.type == "cpu" else 16 * _TOKENS
         self.own_passes = model.dtype == torch.float32 and head_runs_alone(model)
         self._shares = self.own_passes and self._agrees()
@@ -63,6 +64,11 @@ class Scorer(HFLM):
         check_words(self.model, max((token for row in rows for token in row), default=0), "tasks")
         return found
 
+    def tok_batch_encode(self, strings: Any, *others: Any, left_truncate_len: int | None = None, **named: Any) -> Any:
+        if left_truncate_len:
+            self.cut += sum(len(self.tok_encode(text)) > left_truncate_len for text in strings)
+        return super().tok_batch_encode(strings, *others, left_truncate_len=left_truncate_len, **named)
+
     def _model_call(self, inps: Tensor, *others: Any, **named: Any) -> Any:
         found = super()._model_call(inps, *others, **named)
         self._count(len(inps))
@@ -74,6 +80,7 @@ class Scorer(HFLM):
         return found
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None) -> list[Found]:
+        self.cut += sum(len(context) + len(rest) > self.max_length + 1 for _, context, rest in requests)
         if not self.own_passes:
             return list(super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs))
         found: dict[int, Found] = {}
