@@ -35,6 +35,13 @@ class PrunedModel({model}):
         reshape(self, getattr(config, "pruned", None) or {{}})
         self.post_init()
 '''
+_BODY = '''
+# This head has its body made by AutoModel.
+from transformers import {body}
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+MODEL_MAPPING.register(PrunedConfig, {body}, exist_ok=True)
+'''
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,9 @@ def code(model: Any) -> str:
     text = inspect.getsource(shapes)
     body = text[text.index("from typing") :]
     names = {"model": type(model).__name__, "config": type(model.config).__name__, "prefix": PREFIX, "family": model.config.model_type}
-    return _HEAD.format(**names) + "\n" + body + "\n" + _TAIL.format(**names)
+    generic = any(kind.__name__.startswith("GenericFor") for kind in type(model).__mro__)
+    tail = _BODY.format(body=type(model.base_model).__name__) if generic else ""
+    return _HEAD.format(**names) + "\n" + body + "\n" + _TAIL.format(**names) + tail
 
 
 def shaped_config(model: Any, data: dict[str, Any]) -> dict[str, Any]:

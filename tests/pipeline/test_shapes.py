@@ -15,7 +15,7 @@ from prunus.loading import load
 from prunus.result import Pruned
 from prunus.surgery.cut import cut, skip
 
-from ..tiny import FAMILIES, tiny_model, tiny_tokenizer
+from ..tiny import CAUSAL, FAMILIES, tiny_classifier, tiny_model, tiny_tokenizer
 
 TOKENS = torch.arange(2 * 20).view(2, 20) * 7 % 256
 
@@ -57,9 +57,11 @@ def logits(model: Any) -> Any:
     return model(input_ids=TOKENS).logits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_uneven_model_is_opened_in_another_process_by_transformers_alone(family: str, tmp_path: Path) -> None:
-    model = tiny_model(family)
+@pytest.mark.parametrize(("family", "make"), [*((family, tiny_model) for family in FAMILIES), *((name, tiny_classifier) for name in CAUSAL)])
+def test_an_uneven_model_is_opened_in_another_process_by_transformers_alone(family: str, make: Any, tmp_path: Path) -> None:
+    model = make(family)
+    if make is tiny_classifier:
+        model.config.pad_token_id = 257  # without one it reads one text at a time
     report = report_of(tiny_model(family))
     uneven(model)
     save(Pruned(model, tiny_tokenizer(), report), tmp_path / "out")
