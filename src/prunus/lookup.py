@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import UnknownName
 
-__all__ = ["find", "names"]
+__all__ = ["find", "name_of", "names"]
 
 
 def names(folder: str) -> list[str]:
@@ -37,3 +37,9 @@ def _outside(folder: str, name: str, module: str, attribute: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UnknownName(folder, name, known=names(folder)) from error
+
+
+def name_of(kind: type) -> str:
+    """The file name of one of our plug-ins; `module:Class` of one from outside."""
+    package, _, file = kind.__module__.rpartition(".")
+    return file if package.startswith("prunus.") else f"{kind.__module__}:{kind.__qualname__}"

@@ -141,7 +141,7 @@ def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, t
     if (searching or deriving) and not predicts_next(model):
         what, how = ("search", "candidates are compared") if searching else (deriving[0], "sensitivity to the loss is measured")
         raise RecipeError(f"{what}: {how} by the next token that a model predicts, which this one does not do. "
-                          f"{'Leave it out.' if searching else _INSTEAD}")
+                          f"{'Leave it out.' if searching or what == 'target.fisher' else _INSTEAD}")
     calibrated = recipe.calibrated
     if tokenizer is None and (calibrated or searching or recipe.metrics or recipe.prompts):
         raise RecipeError("no tokenizer: text is read to calibrate and to measure. Put its files into the model's folder, or pass "
@@ -191,6 +191,7 @@ class _Run:
     overlaps: tuple[Overlap, ...]
     losses: dict[tuple[int, LossNeeds], Mapping[str, Any]] = field(default_factory=dict)  # by stage and what it wants to know
     remarks: list[str] = field(default_factory=list)  # of recoveries
+    said: int = 0  # remarks that are of no block, or are kept with theirs
     joined: Joined = field(init=False)  # the MLPs of the stage that is carried out
 
     def stages(self, recipe: Recipe, chosen: list[tuple[Site, ...]],
@@ -209,6 +210,7 @@ class _Run:
             records += self.carry_out(index, stage, sites, shares, rankings)
             beyond += excess(index, stage, sites, shares, resolved(stage.granularity, stage.solver))
             meter.follow(self.model, self.anatomy)  # matrices that were cut are other modules
+        check_weights(self.model, "They overflow in this dtype: compute in another one (--dtype bfloat16 or float32).")
         return records, allocations, searches, beyond + self.remarks
 
     def shares(self, index: int, stage: Stage, sites: tuple[Site, ...]) -> tuple[Allocation, Rankings, SearchRecord | None]:
@@ -225,11 +227,8 @@ class _Run:
         if "latency" not in stage.denominators:
             return sites
 
-        def measure() -> dict[str, float]:
-            return branch_seconds(self.model, self.anatomy, self.tokens, self.placement)
-
         with self.clock("allocating"):
-            found = self.measured(f"seconds-{index}", measure)
+            found = self.measured(f"seconds-{index}", lambda: branch_seconds(self.model, self.anatomy, self.tokens, self.placement))
         return tuple(replace(site, seconds=found[site.name]) if isinstance(site, SublayerSite) else site for site in sites)
 
     def measured(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -300,6 +299,7 @@ class _Run:
         plan = matrices_of(self.anatomy, sites, stage, rankings)
         total = sum(site.size for site in plan)
         done = self.journal.done(index) if self.journal else frozenset()
+        self.said = len(self.remarks)
         records: list[SiteRecord] = []
         solved = 0
         later = stage.recovery if not isinstance(stage.recovery, BlockRecovery) else None
@@ -369,10 +369,11 @@ class _Run:
 
     def _recalled(self, journal: Journal, index: int, block: int, allocation: Allocation) -> list[SiteRecord]:
         """Put a finished block back into the model. Raises RecipeError when its sites gave other shares than they are to give."""
-        tensors, records = journal.recall(index, block)
+        tensors, records, remarks = journal.recall(index, block)
         if any(abs(record.asked - allocation[record.site]) > 1e-4 for record in records):
             raise RecipeError(f"{journal.folder}: its finished blocks have other shares than this run's. Use --overwrite to discard it.")
         self.model.load_state_dict(tensors, strict=False)
+        self.remarks += remarks
         return records
 
     def _finish(self, index: int, plan: Mapping[LinearSite, Task], records: list[SiteRecord], done: frozenset[int], whole: bool,
@@ -387,7 +388,8 @@ class _Run:
             name = self.anatomy.blocks[block].name
             tensors = {f"{name}.{key}": value for key, value in self.model.get_submodule(name).named_parameters()} if whole else \
                 changed(self.model, plan, matrices)
-            self.journal.keep(self.identity, index, block, tensors, ours)
+            self.journal.keep(self.identity, index, block, tensors, ours, self.remarks[self.said :])
+        self.said = len(self.remarks)
         release_memory()
 
     def _write(self, view: View, site: Site, solution: LayerSolution) -> None:

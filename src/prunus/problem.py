@@ -50,18 +50,20 @@ class LayerProblem:
             self.stats.check()
 
 
-def check_finite(weight: Tensor, name: str) -> None:
+_DAMAGED = "The checkpoint is damaged; load an intact one."
+
+
+def check_finite(weight: Tensor, name: str, advice: str = _DAMAGED) -> None:
     """Refuse a weight with infinite numbers or none at all. Raises CalibrationError that names the site."""
     if not finite(weight):
         bad = int((~torch.isfinite(weight)).sum())
-        raise CalibrationError(f"{name}: {bad} of its {weight.numel()} weights are not finite. "
-                               "The checkpoint is damaged; load an intact one.")
+        raise CalibrationError(f"{name}: {bad} of its {weight.numel()} weights are not finite. {advice}")
 
 
-def check_weights(model: nn.Module) -> None:
+def check_weights(model: nn.Module, advice: str = _DAMAGED) -> None:
     """Refuse a model of which one parameter, whatever it is, has such a weight. Raises CalibrationError that names it."""
     for name, parameter in model.named_parameters():
-        check_finite(parameter.detach(), name)
+        check_finite(parameter.detach(), name, advice)
 
 
 @dataclass(frozen=True)

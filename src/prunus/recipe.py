@@ -1,5 +1,6 @@
 """Intentions: what a run will do, as values; and plain data (TOML, flags) turned into them, checked whole."""
 
+import math
 import tomllib
 import types
 import typing
@@ -13,6 +14,7 @@ from .allocation.uniform import Uniform
 from .budget import Budget
 from .calibration.sample import Calibration
 from .calibration.target import Target
+from .coherence import check_stage
 from .criteria import Criterion, loss_needs
 from .effort import preset, writes
 from .errors import RecipeError, UnknownName, nearest
@@ -20,9 +22,9 @@ from .evaluation import Metric
 from .evaluation.perplexity import Perplexity
 from .generations import PROMPTS
 from .granularity import NM, Columns, Granularity, Tile, Unstructured
-from .lookup import find, names
+from .lookup import find, name_of, names
 from .quantisers import Quantiser
-from .recovery import Recovery, reselects
+from .recovery import Recovery
 from .search.plan import Search
 from .search.searchers import Searcher
 from .search.spaces import ArchitectureSpace
@@ -54,13 +56,7 @@ class Stage:
     def __post_init__(self) -> None:
         if len(self.sites) != 1:
             raise RecipeError(f"sites = {list(self.sites)}: expected one kind per stage. Use several stages.")
-        _check_kind(self, self.sites[0])
-        if self.search and self.search.per_channel:
-            _check_masks(self, self.search)
-        if self.sites == ("sublayer",):
-            _check_branches(self)
-        else:
-            _check_solved(self)
+        check_stage(self)
 
     @classmethod
     def of(cls, effort: str, **given: Any) -> "Stage":
@@ -98,80 +94,6 @@ class Stage:
         return frozenset(getattr(part, "denominator", "none") for part in parts)
 
 
-def _check_kind(stage: Stage, kind: Kind) -> None:
-    """Whether what the stage says is said of its kind of site."""
-    if kind != "linear" and stage.granularity != Unstructured():
-        raise RecipeError(f"{kind} sites give whole {kind}s; granularity {stage.granularity} does not apply.")
-    kinds = getattr(stage.allocation, "kinds", ("linear", "channel"))
-    if kind not in kinds:
-        raise RecipeError(f"allocation '{_name(type(stage.allocation))}' shares out {' and '.join(kinds)} sites, not {kind} "
-                          f"sites.{' Use influence or contiguous.' if kind == 'sublayer' else ''}")
-    if reselects(stage.recovery) and (kind != "linear" or not isinstance(stage.granularity, Unstructured | NM)):
-        raise RecipeError(f"recovery '{_name(type(stage.recovery))}': reselect chooses again which single weights stay, and "
-                          f"{stage.granularity if kind == 'linear' else kind} takes them in groups. Leave it out.")
-    if stage.multiple < 1 or (stage.multiple > 1 and kind != "channel"):
-        raise RecipeError(f"multiple = {stage.multiple}: expected at least 1, and more only where channels go.")
-
-
-def _check_solved(stage: Stage) -> None:
-    """Whether the solver, and the search, can do what is asked of matrices."""
-    if stage.search and stage.search.repaired:
-        raise RecipeError(f"search.repaired = {stage.search.repaired}: only where sublayers go is there something to repair. Leave it out.")
-    if isinstance(stage.granularity, NM):
-        _check_ratio(stage.granularity, stage.budget)
-        if stage.search is not None:
-            raise RecipeError(f"granularity {stage.granularity} fixes the sparsity of every site: there is nothing to search.")
-    if found := stage.denominators & {"latency", "cache"}:
-        raise RecipeError(f"denominator = '{min(found)}': known of whole attentions and MLPs alone. Use weights or none.")
-    if stage.search and stage.solver.needs != "gram" and getattr(stage.search.strategy, "needs_errors", False):
-        raise RecipeError(f"strategy '{_name(type(stage.search.strategy))}' needs the error of every site at every level, which solver "
-                          f"{type(stage.solver).__name__} does not measure. Choose one that needs a Gram matrix, such as sparsegpt.")
-    for part, needs in stage.loss_needs.items():
-        if needs.channels and stage.sites == ("linear",):
-            plugin = getattr(stage, part)
-            raise RecipeError(f"{part}: '{_name(type(getattr(plugin, 'criterion', plugin)))}' looks at the loss channel by channel, and "
-                              "single matrices have no channels. Use channel sites, or another criterion.")
-    shape: type = Columns if stage.sites == ("channel",) else type(stage.granularity)
-    if shape not in stage.solver.supports:
-        able = ", ".join(kind.__name__.lower() for kind in stage.solver.supports)
-        raise RecipeError(f"solver {type(stage.solver).__name__} cannot do {shape.__name__.lower()}; it can do {able}.")
-
-
-def _check_masks(stage: Stage, search: Search) -> None:
-    """Whether single channels may be chosen, and the solver leaves the choice to a search."""
-    strategy, (kind,) = f"strategy '{_name(type(search.strategy))}'", stage.sites
-    if kind != "channel":
-        raise RecipeError(f"{strategy} decides which channels stay; {kind} sites have none. "
-                          f"Use {'bernoulli' if kind == 'sublayer' else 'reinforce'}.")
-    if search.levels:
-        raise RecipeError(f"search.levels: {strategy} knows none, as a channel is there or not. Leave it out.")
-    if not getattr(stage.solver, "ranks", False):
-        raise RecipeError(f"{strategy} decides which channels stay, and solver {type(stage.solver).__name__} decides that itself. "
-                          "Use refit or mask.")
-
-
-def _check_branches(stage: Stage) -> None:
-    """Whether the search can do what is asked of branches."""
-    search = stage.search
-    if stage.target != Target():
-        raise RecipeError("target: says what matrices are fitted to, and where sublayers go none is solved. Leave it out.")
-    if search and search.levels:
-        raise RecipeError("search.levels: sublayers are there or not; leave it out.")
-    if search and getattr(search.strategy, "needs_errors", False):
-        raise RecipeError(f"strategy '{_name(type(search.strategy))}' needs the error of every site at every level, which sublayers have "
-                          "none of. Use progressive.")
-    if search and search.repaired and not hasattr(stage.recovery, "rehearse"):
-        raise RecipeError(f"search.repaired = {search.repaired}: the stage has no recovery that can repair candidates. Add recovery = "
-                          "\"patch\", or leave it out.")
-
-
-def _check_ratio(granularity: NM, budget: Budget) -> None:
-    kept = granularity.n / granularity.m
-    if abs(budget.limit - kept) > 1e-9:
-        raise RecipeError(f"granularity {granularity} keeps {kept:g} of the weights, but the budget keeps "
-                          f"{budget.limit:g} (sparsity {budget.sparsity:g}). n:m fixes the sparsity at {1 - kept:g}.")
-
-
 @dataclass(frozen=True)
 class Recipe:
     """All that decides a result, but the model and the machine."""
@@ -185,6 +107,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.stage:
             raise RecipeError("stage: expected at least one.")
+        if not -(2**63) <= self.seed < 2**63:
+            raise RecipeError(f"seed = {self.seed}: expected a number of 64 bits.")
         shapes = [stage.granularity for stage in self.stage]
         for index, shape in enumerate(shapes):
             if isinstance(shape, NM) and shape.permute and any(isinstance(other, Tile) for other in shapes[:index]):
@@ -289,6 +213,8 @@ def _scalar(kind: type, data: Any, where: str) -> Any:
         return float(data)
     if not isinstance(data, kind) or (kind is not bool and isinstance(data, bool)):
         raise RecipeError(f"{where} = {data!r}: expected {kind.__name__}, found {type(data).__name__}.")
+    if isinstance(data, float) and not math.isfinite(data):
+        raise RecipeError(f"{where} = {data}: expected a finite number.")
     return data
 
 
@@ -380,7 +306,7 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         table = {item.name: plain(getattr(value, item.name)) for item in fields(value)
                  if getattr(value, item.name) is not None}
-        return {"name": _name(type(value)), **table} if _is_plugin(value) else table
+        return {"name": name_of(type(value)), **table} if _is_plugin(value) else table
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return value
@@ -388,10 +314,3 @@ def plain(value: Any) -> Any:
 
 def _is_plugin(value: Any) -> bool:
     return any(isinstance(value, protocol) for protocol in _FOLDERS)
-
-
-def _name(kind: type) -> str:
-    """The file name of one of our plug-ins; `module:Class` of one from outside."""
-    package, _, file = kind.__module__.rpartition(".")
-    ours = {f"prunus.{folder}" for folder in _FOLDERS.values()}
-    return file if package in ours else f"{kind.__module__}:{kind.__qualname__}"

@@ -21,6 +21,7 @@ from prunus.lookup import names
 from prunus.recipe import Recipe
 from prunus.solvers.sparsegpt import SparseGPT
 
+from ..tiny import tiny_model, tiny_tokenizer
 from .conftest import Ran
 
 Prunus = Callable[..., Ran]
@@ -164,6 +165,69 @@ def test_after_ctrl_c_resuming_gives_the_uninterrupted_result(prunus: Prunus, qu
     assert (ran.code, "is there already, and no interrupted run waits" in ran.err) == (2, True)
     ours, theirs = (load(tmp_path / name).model.state_dict() for name in ("out", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_finished_work_outlasts_commands_that_are_refused(prunus: Prunus, quick: list[Any], interrupt: Any, tmp_path: Path) -> None:
+    """Of a model that is not there, and of another that is damaged; and a run that begins again takes its place in the end."""
+    words, kept = [*quick, "--solver", "sparsegpt", "--quiet"], tmp_path / "out.partial" / "stage-0-block-0.safetensors"
+    interrupt(10)
+    assert prunus(*words).code == 130
+    before = kept.read_bytes()
+    damaged = tiny_model()
+    with torch.no_grad():
+        damaged.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    damaged.save_pretrained(tmp_path / "damaged")
+    tiny_tokenizer().save_pretrained(tmp_path / "damaged")
+    for model, flag in (("nowhere", "--overwrite"), (tmp_path / "damaged", "--overwrite"), (tmp_path / "damaged", "--resume")):
+        ran = prunus("prune", model, *words[2:], flag)
+        assert ran.code == 2
+        assert kept.read_bytes() == before
+    assert prunus(*words, "--overwrite").code == 0
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith("out")} == {"out"}
+
+
+def test_solved_weights_that_overflow_are_told_and_not_saved(prunus: Prunus, quick: list[Any], tmp_path: Path) -> None:
+    model = tiny_model()
+    last = model.model.layers[1].mlp
+    with torch.no_grad():
+        factor = 6.54e4 / last.down_proj.weight.abs().max()  # what is kept grows, and float16 ends at 65504
+        last.down_proj.weight *= factor
+        last.up_proj.weight /= factor
+    model.half().save_pretrained(tmp_path / "large")
+    tiny_tokenizer().save_pretrained(tmp_path / "large")
+    words = ["prune", tmp_path / "large", *quick[2:], "--solver", "sparsegpt", "--sparsity", "0.7"]
+    ran = prunus(*words)
+    assert ran.code == 2
+    assert "model.layers.1.mlp.down_proj.weight" in ran.err
+    assert "They overflow in this dtype" in ran.err
+    assert not list(tmp_path.glob("out*"))
+    assert prunus(*words, "--dtype", "bfloat16").code == 0
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_where_unfinished_work_would_wait_other_folders_are_left_alone(prunus: Prunus, quick: list[Any], flag: str, tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("precious")
+    ran = prunus(*quick, flag)
+    assert (ran.code, "out.partial: is not unfinished work of Prunus" in ran.err) == (2, True)
+    shutil.copytree(quick[1], tmp_path / "model.partial")
+    ran = prunus("prune", tmp_path / "model.partial", *quick[2:], "--out", tmp_path / "model", flag)
+    assert (ran.code, "is the model itself" in ran.err) == (2, True)
+    assert (tmp_path / "out.partial" / "thesis.txt").read_text() == "precious"
+    assert (tmp_path / "model.partial" / "config.json").is_file()
+
+
+def test_what_repairs_had_to_say_is_said_by_a_run_that_was_interrupted(prunus: Prunus, quick: list[Any], interrupt: Any,
+                                                                     tmp_path: Path) -> None:
+    words = [*quick, "--solver", "sparsegpt", "--recovery", "reconstruct,rate=1e4", "--samples", "12", "--quiet"]
+    prunus(*words)
+    whole = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert sum("diverged" in note for note in whole) >= 2
+    shutil.rmtree(tmp_path / "out")
+    interrupt(10)
+    assert prunus(*words).code == 130
+    assert prunus(*words, "--resume").code == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["notes"] == whole
 
 
 def test_ctrl_c_in_the_first_block_leaves_nothing_at_all(prunus: Prunus, quick: list[Any], interrupt: Any, tmp_path: Path) -> None:

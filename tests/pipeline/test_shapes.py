@@ -57,7 +57,7 @@ def logits(model: Any) -> Any:
     return model(input_ids=TOKENS).logits
 
 
-@pytest.mark.parametrize(("family", "make"), [*((family, tiny_model) for family in FAMILIES), *((name, tiny_classifier) for name in CAUSAL)])
+@pytest.mark.parametrize(("family", "make"), [*((family, tiny_model) for family in FAMILIES), *((one, tiny_classifier) for one in CAUSAL)])
 def test_an_uneven_model_is_opened_in_another_process_by_transformers_alone(family: str, make: Any, tmp_path: Path) -> None:
     model = make(family)
     if make is tiny_classifier:

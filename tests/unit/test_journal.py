@@ -16,9 +16,9 @@ TENSORS = {"layers.0.a.weight": torch.arange(6.0).view(2, 3).T, "layers.0.b.weig
 
 def test_tensors_and_records_come_back_bit_for_bit(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "out.partial")
-    journal.keep("me", 1, 12, TENSORS, RECORDS)
-    tensors, records = journal.recall(1, 12)
-    assert records == RECORDS
+    journal.keep("me", 1, 12, TENSORS, RECORDS, ["layers.0.a: it diverged"])
+    tensors, records, remarks = journal.recall(1, 12)
+    assert (records, remarks) == (RECORDS, ["layers.0.a: it diverged"])
     assert all(torch.equal(tensors[name], TENSORS[name]) and tensors[name].dtype == TENSORS[name].dtype for name in TENSORS)
 
 

@@ -100,6 +100,7 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(toml
 
 @pytest.mark.parametrize(("data", "reason"), [
     ({"seed": "1"}, r"recipe\.seed = '1': expected int, found str"),
+    ({"seed": 2**64}, r"seed = 18446744073709551616: expected a number of 64 bits"),
     ({"seed": True}, r"recipe\.seed = True: expected int, found bool"),
     ({"seed": 1.5}, r"recipe\.seed = 1\.5: expected int, found float"),
     ({"stage": {"solver": "mask"}}, r"recipe\.stage = .*: expected a list"),
@@ -130,6 +131,15 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(toml
     ({"stage": [{"solver": 3}]}, r"recipe\.stage\[0\]\.solver = 3: expected a name or a table"),
     ({"stage": [{"solver": {"damping": 3}}]}, r"expected a name or a table with a name"),
     ({"stage": [{"solver": {"name": "sparsegpt", "damping": "big"}}]}, r"solver\.damping = 'big': expected float"),
+    *(({"stage": [{"solver": {"name": "alps", "rho": bad}}]}, r"solver\.rho = .*: expected a finite number")
+      for bad in (float("nan"), float("inf"))),
+    ({"stage": [{"solver": {"name": "alps", "blend": 1.5}}]}, r"blend in \[0, 1\]"),
+    *(({"stage": [{"solver": {"name": name, "refit_steps": -1}}]}, r"the least of the others = -1: .* nothing below 0")
+      for name in ("alps", "swaps", "ladmm", "sparsegpt")),
+    ({"stage": [{"solver": {"name": "refit", "tolerance": -1.0}}]}, "no negative damping or tolerance"),
+    ({"stage": [{"granularity": "2:4", "allocation": "owl"}]}, "2:4 fixes the sparsity of every site: allocation 'owl' decides"),
+    ({"stage": [{"solver": "magnitude", "target": {"fisher": True}}]}, "target: solver Mask looks at no inputs"),
+    ({"stage": [{"solver": "magnitude", "target": {"true_sequential": False}}]}, "target: solver Mask looks at no inputs"),
     ({"stage": [{"granularity": 24}]}, r"granularity = 24: expected a name such as 'unstructured' or '2:4'"),
     ({"stage": [{"granularity": "5:4"}]}, r"5:4: expected 0 < n <= m"),
     ({"stage": [{"budget": {}}]}, r"recipe\.stage\[0\]\.budget: 'limit' is missing"),

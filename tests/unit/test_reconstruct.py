@@ -158,10 +158,11 @@ def test_whatever_the_rate_no_block_ends_with_a_larger_held_out_error_than_it_be
     assert all(found.after <= found.before for found in taught)
 
 
-def test_training_that_diverges_is_reported_with_the_block() -> None:
+@pytest.mark.parametrize(("epochs", "rate"), [(2, 1e3), (1, 1e30)], ids=["grows", "is no number after the last step"])
+def test_training_that_diverges_is_reported_with_the_block(epochs: int, rate: float) -> None:
     _, cut, dense = masked()
     model = copy.deepcopy(cut)
-    said = Reconstruct(epochs=2, rate=1e3).recover(model, describe(model), (), dense, TOKENS, Placement(), 8)
+    said = Reconstruct(epochs=epochs, rate=rate).recover(model, describe(model), (), dense, TOKENS, Placement(), 8)
     assert [line.split(":")[0] for line in said] == [f"recovery 'reconstruct', model.layers.{depth}" for depth in (0, 1)]
     assert all("diverged" in line and "weights are those before it" in line for line in said)
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), cut.parameters(), strict=True))

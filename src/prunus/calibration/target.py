@@ -29,7 +29,7 @@ class Target:
     true_sequential: bool = True  # later matrices of a block see the earlier ones pruned; false: all of them as they were
 
     def __post_init__(self) -> None:
-        if not 0 <= self.asymmetry <= 1 or self.damping < 0:
+        if not 0 <= self.asymmetry <= 1 or not self.damping >= 0:
             raise RecipeError(f"asymmetry = {self.asymmetry:g}, damping = {self.damping:g}: expected asymmetry in [0, 1], and no negative "
                               "damping.")
 

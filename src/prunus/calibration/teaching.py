@@ -84,7 +84,7 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
         rng.shuffle(shown)
         finite = all(steps.take(loss, rows, told, held_out) for rows in shown)
         found = held_out() if finite else math.nan
-        worst = max(worst, found) if finite else found
+        worst = max(worst, found) if math.isfinite(found) else found
         idle = 0 if found < last else idle + 1
         last = found
         if found < least:  # not where it is no number

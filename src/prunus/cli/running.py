@@ -22,8 +22,12 @@ def journal_of(source: str, out: Path, overwrite: bool, resume: bool) -> "Journa
     from ..errors import ExportError
     from ..journal import Journal
 
-    check_apart(out, source)
-    journal = Journal(out.absolute().with_name(f"{out.absolute().name}.partial"))
+    journal = Journal(out.absolute().with_name(f"{out.absolute().name}.partial"), again=overwrite and not resume)
+    for place in (out, journal.folder):
+        check_apart(place, source)
+    if not journal.ours:
+        raise ExportError(f"{journal.folder}: is not unfinished work of Prunus, which would be kept there. Move it away, or choose another "
+                          "output folder.")
     if resume and not (overwrite or journal.folder.exists()) and out.is_dir() and any(out.iterdir()):
         raise ExportError(f"output '{out}': is there already, and no interrupted run waits beside it to be resumed. Choose another folder "
                           "or say --overwrite.")
@@ -31,27 +35,36 @@ def journal_of(source: str, out: Path, overwrite: bool, resume: bool) -> "Journa
     if journal.folder.exists() and not (resume or overwrite):
         raise ExportError(f"{journal.folder}: holds finished work of an interrupted run. Say --resume to go on, or "
                           "--overwrite to begin again.")
-    if overwrite and not resume:
-        journal.discard()
     return journal
 
 
 @contextmanager
 def kept(journal: "Journal", out: Path, screen: "Screen") -> Iterator[None]:
-    """Work that finishes and clears its journal, or else a word about what is kept."""
-    from ..errors import CalibrationError, RecipeError
+    """Work that finishes and clears its journal, or else a word about what is kept. What an earlier run kept, and this one is to begin
+    again, is put aside until there is something to put in its place."""
+    from ..errors import CalibrationError, RecipeError, TrainingError
+    from ..journal import Journal
 
-    ours = not journal.folder.exists()
+    earlier = Journal(journal.folder.with_name(f"{journal.folder.name}.earlier"))
+    if journal.again and journal.folder.exists():
+        earlier.discard()
+        journal.folder.rename(earlier.folder)
+    new, begun = not journal.folder.exists(), journal.begun
     try:
         yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             screen.warn(f"Interrupted: nothing was written to {out}.")
-        if isinstance(error, CalibrationError) or (ours and isinstance(error, RecipeError)):
+        ours = new or journal.begun != begun  # not what this run was refused to go on with
+        if (ours and isinstance(error, CalibrationError | TrainingError)) or (new and isinstance(error, RecipeError)):
             journal.discard()  # it would fail again at the same place
         if journal.folder.exists():
             screen.warn(f"Finished work is kept in {journal.folder}: run the same command with --resume to go on.")
+        elif earlier.folder.exists():
+            earlier.folder.rename(journal.folder)
         raise
+    finally:
+        earlier.discard()
     journal.discard()
 
 

@@ -36,9 +36,11 @@ class ALPS:
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
 
     def __post_init__(self) -> None:
-        if self.rho <= 0 or self.check_every < 1 or self.damping < 0:
-            raise RecipeError(f"rho = {self.rho:g}, check_every = {self.check_every}, damping = {self.damping:g}: expected "
-                              "rho above 0, a check at least every iteration, and no negative damping.")
+        least = min(self.settled, self.iterations, self.refit_steps, self.refit_tolerance)
+        if not (self.rho > 0 and self.damping >= 0 and 0 <= self.blend <= 1) or self.check_every < 1 or least < 0:
+            raise RecipeError(f"rho = {self.rho:g}, damping = {self.damping:g}, blend = {self.blend:g}, check_every = {self.check_every}, "
+                              f"the least of the others = {least:g}: expected rho above 0, no negative damping, blend in [0, 1], a check "
+                              "at least every iteration, and nothing below 0.")
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()

@@ -36,9 +36,11 @@ class LADMM:
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Tile, Columns)
 
     def __post_init__(self) -> None:
-        if self.rho <= 0 or self.damping < 0 or not 1 <= self.gradual <= self.iterations:
-            raise RecipeError(f"rho = {self.rho:g}, damping = {self.damping:g}, gradual = {self.gradual}, iterations = "
-                              f"{self.iterations}: expected rho above 0, no negative damping, and gradual from 1 to iterations.")
+        least = min(self.refit_steps, self.refit_tolerance)
+        if not (self.rho > 0 and self.damping >= 0) or not 1 <= self.gradual <= self.iterations or least < 0:
+            raise RecipeError(f"rho = {self.rho:g}, damping = {self.damping:g}, gradual = {self.gradual}, iterations = {self.iterations}, "
+                              f"the least of the others = {least:g}: expected rho above 0, no negative damping, gradual from 1 to "
+                              "iterations, and nothing below 0.")
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()

@@ -31,8 +31,8 @@ class Refit:
     ranks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.damping < 0:
-            raise RecipeError(f"damping = {self.damping:g}: expected no negative damping.")
+        if not (self.damping >= 0 and self.tolerance >= 0):
+            raise RecipeError(f"damping = {self.damping:g}, tolerance = {self.tolerance:g}: expected no negative damping or tolerance.")
 
     @property
     def scope(self) -> str:

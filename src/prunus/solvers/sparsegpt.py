@@ -38,9 +38,10 @@ class SparseGPT:
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM, Columns)
 
     def __post_init__(self) -> None:
-        if self.block < 1 or self.damping < 0 or self.refit_steps < 0:
-            raise RecipeError(f"block = {self.block}, damping = {self.damping:g}, refit_steps = {self.refit_steps}: expected at least one "
-                              "column, and no negative damping or steps.")
+        least = min(self.refit_steps, self.refit_tolerance)
+        if self.block < 1 or not self.damping >= 0 or least < 0:
+            raise RecipeError(f"block = {self.block}, damping = {self.damping:g}, the least of the others = {least:g}: expected at least "
+                              "one column, and nothing below 0.")
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
         return self.solve_together([problem])[0]

@@ -29,7 +29,7 @@ class Subset:
     supports: ClassVar[tuple[type, ...]] = (Columns,)
 
     def __post_init__(self) -> None:
-        if self.damping < 0 or self.swaps < 0:
+        if not self.damping >= 0 or self.swaps < 0:
             raise RecipeError(f"damping = {self.damping:g}, swaps = {self.swaps}: expected no negative number.")
 
     def solve(self, problem: LayerProblem) -> LayerSolution:

@@ -38,10 +38,13 @@ class Swaps:
     supports: ClassVar[tuple[type, ...]] = (Unstructured, NM)
 
     def __post_init__(self) -> None:
-        if self.rho <= 0 or self.growth <= 1 or self.check_every < 1 or self.damping < 0 or self.window < 0 or self.window == 1:
-            raise RecipeError(f"rho = {self.rho:g}, growth = {self.growth:g}, check_every = {self.check_every}, damping = "
-                              f"{self.damping:g}, window = {self.window}: expected rho above 0, growth above 1, a check at least "
-                              "every iteration, no negative damping, and a window of 0 or of 2 places and more.")
+        least = min(self.settled, self.iterations, self.refit_steps, self.refit_tolerance)
+        if not (self.rho > 0 and self.growth > 1 and self.damping >= 0 and 0 <= self.blend <= 1):
+            raise RecipeError(f"rho = {self.rho:g}, growth = {self.growth:g}, damping = {self.damping:g}, blend = {self.blend:g}: expected "
+                              "rho above 0, growth above 1, no negative damping, and blend in [0, 1].")
+        if self.check_every < 1 or self.window < 0 or self.window == 1 or least < 0:
+            raise RecipeError(f"check_every = {self.check_every}, window = {self.window}, the least of the others = {least:g}: expected a "
+                              "check at least every iteration, a window of 0 or of 2 places and more, and nothing below 0.")
 
     def solve(self, problem: LayerProblem) -> LayerSolution:
         problem.check()
