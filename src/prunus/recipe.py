@@ -177,7 +177,8 @@ def build(kind: Any, data: Any, where: str) -> Any:
             return tuple(build(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(data))
         case origin if origin in (Union, types.UnionType):
             options = [option for option in get_args(kind) if option is not type(None)]
-            return None if data is None else build(options[0], data, where)
+            nothing = data is None or (data == "none" and options[0] in _FOLDERS)
+            return None if nothing else build(options[0], data, where)
     return _scalar(kind, data, where)
 
 

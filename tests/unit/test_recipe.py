@@ -165,6 +165,8 @@ def test_an_effort_composes_a_stage_and_what_is_said_beside_it_stands(effort: st
     assert found == Stage.of(effort, sites=(sites,), budget=Budget(0.7))
     assert there_and_back(Recipe((found,)), tmp_path).stage == (found,)
     assert Stage.of(effort, sites=(sites,), recovery=None).recovery is None
+    (bare,) = build(Recipe, {"stage": [{"effort": effort, "sites": [sites], "budget": {"limit": 0.7}, "recovery": "none"}]}, "").stage
+    assert bare == replace(found, recovery=None)
     assert (found.recovery is None) == (effort == "fast" and sites != "sublayer")
 
 

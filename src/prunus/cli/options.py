@@ -26,7 +26,7 @@ Granularity = Annotated[str | None, typer.Option(
     help="Shape of the zeros: unstructured[:row|:matrix], n:m (2:4 keeps 2 of 4; 2:4,permute=true reorders inputs first), "
          "tile:RxC, columns[:W].")]
 Solver = Annotated[str | None, typer.Option(
-    help="alps, sparsegpt, refit, mask, or a criterion (wanda, magnitude, …); settings after commas: "
+    help="alps, swaps, sparsegpt, sparsellm, ladmm, refit, subset, mask, or a criterion (wanda, magnitude, …); settings after commas: "
          "sparsegpt,damping=0.1. [default: alps; of channels sparsegpt]")]
 Effort = Annotated[str | None, typer.Option(
     help="Compose what other flags leave open: fast, balanced, or best; `prunus recipe --effort best` prints what that is. "

@@ -21,7 +21,8 @@ class LADMM:
     """Boža 2024 (TMLR), Algorithm 1 with its gradual pruning; every scope and shape follows the cubic schedule.
 
     Saliency is |w| ||x||, of the iterate and the dual together; one inverse serves all iterations. Departs from the paper by
-    conjugate gradients on the last support (`refit_steps = 0` leaves them out), which the authors leave to the iterations.
+    conjugate gradients on the last support (`refit_steps = 0` leaves them out; where all rows share a support it is solved exactly
+    all the same), which the authors leave to the iterations.
     """
 
     damping: float = 0.1  # added to the Gram's diagonal, which is one

@@ -19,7 +19,8 @@ class Swaps:
 
     The first is ALPS with a penalty that grows more slowly and ends later. In the second every row exchanges weights, like in
     SparseSwaps (Zimmer et al. 2025), but at the price after all others are refitted, which is exact within a window of places
-    (prunus.exchanges): with matrix scope rows also trade, and of n:m every pattern of a group is tried.
+    (prunus.exchanges): with matrix scope rows also trade, and where no exchange helps n:m with 100 patterns or fewer (2:4, 4:8), all
+    patterns are tried of the two groups of a row that are nearest to one.
     """
 
     damping: float = 0.01  # added to the Gram's diagonal, as a fraction of its median
