@@ -19,8 +19,8 @@ __all__ = ["DRAWN", "STALE", "check_apart", "check_target", "folder", "save_mode
 
 # of an earlier result in the same folder
 DRAWN = ("allocation-*.png", "search-*.png", "search.csv")  # with shares
-STALE = (*DRAWN, "*.safetensors", "*.safetensors.index.json", "supernet.json", "point.json", MODELLING, QUANTISATION, "recipe.toml",
-         "report.json", "allocation.json", "allocation.csv", "README.md")
+STALE = (*DRAWN, "*.safetensors", "*.safetensors.index.json", "supernet.json", "seen.json", "point.json", MODELLING, QUANTISATION,
+         "recipe.toml", "report.json", "allocation.json", "allocation.csv", "README.md")
 # one of these is in every folder that is written, whatever the command
 _MARKS = ("config.json", "allocation.json", "branches.csv", "front.json", "front.csv", "trials.jsonl", "latency.json", "levels", "trained")
 

@@ -115,7 +115,8 @@ class Front:
                 "plan": plain(self.plan), "points": [asdict(point) for point in self.points], "dense": asdict(self.dense),
                 "orders": {name: list(order) for name, order in self.orders.items()}, "seconds": dict(self.seconds),
                 "environment": dict(self.environment),
-                "baselines": {name: [asdict(point) for point in points] for name, points in self.baselines.items()}}
+                "baselines": {name: [asdict(point) for point in points] for name, points in self.baselines.items()},
+                "volumes": self.volumes}
         return json.dumps(data, indent=1) + "\n"
 
     @classmethod
@@ -128,10 +129,16 @@ class Front:
             data = json.loads(file.read_text(encoding="utf-8"))
             points = [_point(row) for row in (*data["points"], data["dense"])]
             beside = {name: tuple(map(_point, rows)) for name, rows in data["baselines"].items()}
-            return cls(build(FrontSearch, data["plan"], str(file)), data["source"], tuple(points[:-1]), points[-1], data["looked"],
+            plan = build(FrontSearch, data["plan"], str(file))
+            for point in (*points, *(point for found in beside.values() for point in found)):
+                if not len(point.values) == len(point.held_out) == len(plan.objectives):
+                    raise ValueError(f"{len(point.values)} and {len(point.held_out)} values of {len(plan.objectives)} objectives")
+            if len({len(point.candidate) for point in points}) > 1:
+                raise ValueError("candidates of several lengths")
+            return cls(plan, data["source"], tuple(points[:-1]), points[-1], data["looked"],
                        data["failed"], tuple(data["protocols"]), {name: tuple(order) for name, order in data["orders"].items()},
-                       data["seconds"], data["environment"], data["interrupted"], beside, data["weights"])
-        except (ValueError, KeyError, TypeError) as error:
+                       dict(data["seconds"]), dict(data["environment"]), data["interrupted"], beside, data["weights"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LoadError(f"{file}: is damaged ({type(error).__name__}: {error}). Search again.") from None
 
 

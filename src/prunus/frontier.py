@@ -3,6 +3,7 @@
 Channels are put in order, sub-networks valued by several objectives, and the front valued again on what the search did not see.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,7 +27,7 @@ from .calibration.tasks import Encoded, Labelled, encoded
 from .criteria import loss_needs
 from .distillation import task_loss
 from .environment import Clock, environment, return_memory
-from .errors import RecipeError
+from .errors import PrunusError, RecipeError
 from .files import fingerprint
 from .finetune import TrainingProgress
 from .front import LEVELS, Front, FrontSearch, Point
@@ -97,7 +98,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
                             identity=identity, watch=_watching(alone, genome, watch))
         with clock("valuing the front"):
             trials = [*(trial for trial in found.front if not trial.failed), _dense(found, genome)]
-            held = [_values(other, genome, trial) for trial in _told(trials, "valuing the front", tell)]
+            held = [_held(other, genome, trial) for trial in _told(trials, "valuing the front", tell)]
         beside = {} if found.interrupted else _beside(model, tokenizer, plan, read, genome.units, (judge, other), clock, tell)
     if alone:
         clock.seconds["training"] = alone.seconds
@@ -133,6 +134,16 @@ def _told(items: Sequence[_Item], phase: str, tell: Watch) -> Iterator[_Item]:
 
 def _values(judge: Judge, genome: Architectures, asked: Question | Trial) -> tuple[float, ...]:
     return judge(genome.kept(asked.candidate), genome.levels(asked.candidate), asked.resource)
+
+
+def _held(judge: Judge, genome: Architectures, trial: Trial) -> tuple[float, ...]:
+    """On held-out data; infinite where there are no values, so that others dominate it there. Raises like the judge of the dense model."""
+    try:
+        return _values(judge, genome, trial)
+    except PrunusError:
+        if trial.candidate == genome.largest:
+            raise
+        return (math.inf,) * len(trial.values)
 
 
 def _checked(model: Any, plan: FrontSearch, folder: Path | None) -> Labelled | None:
@@ -336,19 +347,22 @@ def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
             case _:
                 return [retraining_free(units, gradients, share) for share in _SHARES]
 
-    def valued(name: str, kept: Kept) -> Point:
+    def valued(name: str, kept: Kept) -> Point | None:
         scales: dict[str, Tensor] = {}
         if name == "rfp" and batches:
             teacher = retraining_free(units, gradients, units.remaining(kept) ** 0.5)
             scales = factors(units, rescaled(model, units, kept, teacher, batches))
-        with gated(model, scales):
-            return Point((), judges[0](kept), judges[1](kept), False)
+        try:
+            with gated(model, scales):
+                return Point((), judges[0](kept), judges[1](kept), False)
+        except PrunusError:  # a size that this way has none for, such as one without any attention
+            return None
 
     points: dict[str, tuple[Point, ...]] = {}
     for name in plan.baselines:
         with clock(f"baseline {name}"):
             sizes = found(name)
-            points[name] = tuple(valued(name, kept) for kept in _told(sizes, f"baseline {name}", tell))
+            points[name] = tuple(point for kept in _told(sizes, f"baseline {name}", tell) if (point := valued(name, kept)))
     return points
 
 
@@ -356,11 +370,7 @@ def _batches(model: Any, tokenizer: Any, read: Labelled) -> list[Callable[[], An
     """Runs of the model on the training examples whose loss orders channels."""
     examples, device = encoded(read, "train", model, tokenizer), next(model.parameters()).device
     starts = range(0, min(_ORDERING, len(examples)), 32)
-    return [partial(_run, model, examples.batch(range(start, min(start + 32, len(examples))), device)) for start in starts]
-
-
-def _run(model: Any, given: Mapping[str, Any]) -> None:
-    model(**given)
+    return [partial(model, **examples.batch(range(start, min(start + 32, len(examples))), device)) for start in starts]
 
 
 def _losses(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> Iterator[Callable[[], Tensor]]:
@@ -375,9 +385,8 @@ def _losses(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
         yield partial(_text_loss, model, row)
 
 
-def _text_loss(model: Any, row: Tensor) -> Tensor:
-    loss: Tensor = model(input_ids=row[None], labels=row[None], use_cache=False).loss
-    return loss
+def _text_loss(model: Any, row: Tensor) -> Any:
+    return model(input_ids=row[None], labels=row[None], use_cache=False).loss
 
 
 def _loss(model: Any, examples: Encoded, index: int) -> Tensor:

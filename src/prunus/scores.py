@@ -1,8 +1,10 @@
 """How good a model's answers are: from what it said and what is right to one number, higher is better."""
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -55,7 +57,8 @@ def default_metric(corpus: str, regression: bool) -> MetricName:
     and QQP, else accuracy."""
     if regression:
         return "spearman"
-    return next((name for key, name in _USUAL.items() if key in corpus.lower()), "accuracy")
+    words = re.split(r"[^a-z0-9]+", Path(corpus).name.lower())
+    return next((name for key, name in _USUAL.items() if key in words), "accuracy")
 
 
 def check_metric(metric: MetricName, regression: bool, where: str) -> None:

@@ -35,6 +35,9 @@ class SuperNet:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             orders = {name: tuple(map(int, order)) for name, order in data["orders"].items()}
+            known = data["training"].get("task")
+            if known is not None and not {"corpus", "seed", "rows"} <= set(known):
+                raise KeyError("task")
             return cls(build(ArchitectureSpace, data["space"], str(file)), orders, data["training"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LoadError(f"{file}: is damaged ({type(error).__name__}: {error}). Train the super-network again.") from None

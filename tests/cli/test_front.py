@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from prunus.anatomy import describe
 from prunus.calibration.tasks import encoded
 from prunus.cli.progress import Screen
 from prunus.distillation import task_loss
+from prunus.errors import CalibrationError, RecipeError
 from prunus.files import working_alone
 from prunus.front import Front
 from prunus.frontier import genome_of, thin_of
@@ -129,6 +131,32 @@ def test_a_training_goes_on_where_it_stopped(prunus: Prunus, encoder: Path, task
     first, second = (load(tmp_path / name).model.state_dict() for name in ("whole", "part"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert not list(tmp_path.glob("part.partial*"))
+
+
+def test_channels_are_not_in_the_order_of_another_text(prunus: Prunus, checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that stopped before anything was trained has its order of channels, and that is of its model and text."""
+    words = ["finetune", checkpoint(), "--strategy", "sandwich", "--space", "medium,steps=3", "--order", "wanda", "--samples", 4,
+             "--length", 32, "--quiet", "--out", tmp_path / "super"]
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prunus.finetune.train_supernet", stop)
+        assert prunus(*words, "--calibration", text_file).code == 130
+    order = (tmp_path / "super.partial" / "orders-wanda.json").read_text()
+    ran = prunus(*words, "--resume")
+    assert (ran.code, "holds another run" in ran.err) == (2, True)
+    assert (tmp_path / "super.partial" / "orders-wanda.json").read_text() == order
+    assert prunus(*words, "--calibration", text_file, "--resume").code == 0
+
+
+def test_a_training_that_diverges_is_not_to_be_resumed(prunus: Prunus, encoder: Path, task_file: Path, tmp_path: Path) -> None:
+    ran = prunus("finetune", encoder, "--task", task(task_file), "--rate", 1e38, "--epochs", 3, "--out", tmp_path / "tuned")
+    assert ran.code == 2
+    assert "--resume" not in ran.err
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tuned")] == []
 
 
 def test_a_front_of_a_language_model_on_text(prunus: Prunus, text_file: Path, tmp_path: Path) -> None:
@@ -286,6 +314,32 @@ def test_an_evaluation_that_fails_is_written_down_and_the_search_goes_on(prunus:
     assert all(any(point.candidate[::2]) for point in found.points)
 
 
+def test_what_a_model_was_trained_on_is_not_searched_on_whatever_its_name(prunus: Prunus, encoder: Path, text_file: Path,
+                                                                           checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """By content, over several trainings, of strategies without sub-networks too; and of text."""
+    rows = [{"sentence": f"{place}: a {('pear', 'plum')[place % 2]} falls", "label": place % 2} for place in range(60)]
+    file = tmp_path / "fruit.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert prunus("finetune", encoder, "--task", task(file), "--steps", 1, "--out", tmp_path / "one", "--quiet").code == 0
+    shutil.copy(file, tmp_path / "same.jsonl")
+    other = f"{task(tmp_path / 'same.jsonl')},seed=7"
+    words = ["--space", "small", "--quiet", "--evaluations", 3, "--out", tmp_path / "run"]
+    ran = prunus("search", tmp_path / "one", "--task", other, *words)
+    assert (ran.code, "of its validation split" in ran.err) == (2, True)
+    assert prunus("search", tmp_path / "one", "--task", task(tmp_path / "same.jsonl"), *words).code == 0
+    assert prunus("finetune", tmp_path / "one", "--task", other, "--steps", 1, "--out", tmp_path / "two", "--quiet").code == 0
+    ran = prunus("search", tmp_path / "two", "--task", other, *words, "--overwrite")
+    assert (ran.code, "of its validation split" in ran.err) == (2, True)
+    text = ["finetune", checkpoint(), "--calibration", text_file, "--samples", 4, "--length", 32, "--steps", 1, "--quiet"]
+    assert prunus(*text, "--out", tmp_path / "read").code == 0
+    ran = prunus("search", tmp_path / "read", "--search-text", f"{text_file},samples=8,length=32", *words, "--overwrite")
+    assert (ran.code, "training text (text.txt" in ran.err) == (2, True)
+    (tmp_path / "read" / "seen.json").write_text("[1]")
+    ran = prunus("search", tmp_path / "read", "--search-text", "self,samples=8,length=32", *words, "--overwrite")
+    assert (ran.code, "seen.json: is damaged" in ran.err) == (2, True)
+    assert Front.load(tmp_path / "run")  # none of these has taken it away
+
+
 def test_a_search_takes_no_answers_drawn_at_random_and_no_examples_that_were_trained_on(prunus: Prunus, encoder: Path, task_file: Path,
                                                                                       tmp_path: Path) -> None:
     words = ["--task", task(task_file), "--space", "small", "--quiet", "--evaluations", 3, "--out"]
@@ -313,6 +367,42 @@ def test_a_new_head_is_that_of_the_seed_and_an_old_super_network_is_overwritten(
     assert not (tmp_path / "0" / "supernet.json").exists()
 
 
+def test_what_has_no_value_on_held_out_data_costs_no_search(prunus: Prunus, headed: Path, task_file: Path, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point, and a size of a baseline: the search is kept, and they are told apart from those with values."""
+    from prunus import frontier
+    from prunus.search import objectives
+
+    valued, judged, looks = frontier._values, objectives.Judge.__call__, 6
+    calls: list[Any] = []
+    refused: list[None] = []
+
+    def values(judge: Any, genome: Any, asked: Any) -> Any:
+        calls.append(asked)
+        if len(calls) > looks and asked.candidate != genome.largest and not any(one is None for one in calls):
+            calls.append(None)
+            raise CalibrationError("not finite on the test split")
+        return valued(judge, genome, asked)
+
+    def judge(self: Any, kept: Any, *others: Any) -> Any:
+        if len(calls) > looks and not others and None not in refused:
+            refused.append(None)
+            raise RecipeError("no attention would be left")
+        return judged(self, kept, *others)
+
+    monkeypatch.setattr(frontier, "_values", values)
+    monkeypatch.setattr(objectives.Judge, "__call__", judge)
+    ran = prunus("search", headed, "--task", task(task_file), "--space", "medium,steps=3", "--evaluations", looks, "--searcher", "random",
+                 "--baselines", "layerdrop", "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    found = Front.load(tmp_path / "run")
+    without = [point for point in found.points if not all(map(math.isfinite, point.held_out))]
+    assert [point.dominated for point in without] == [True]
+    assert len(found.baselines["layerdrop"]) == 2  # of three blocks
+    assert prunus("front", tmp_path / "run", "--quiet").code == 0
+    assert (tmp_path / "run" / "front.png").is_file()
+
+
 def test_a_search_interrupted_at_its_first_look_goes_on(prunus: Prunus, headed: Path, task_file: Path, tmp_path: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["search", headed, "--task", task(task_file), "--space", "small", "--evaluations", 4, "--baselines", "layerdrop", "--quiet",
@@ -328,7 +418,7 @@ def test_a_search_interrupted_at_its_first_look_goes_on(prunus: Prunus, headed: 
     assert "Traceback" not in ran.err
     with monkeypatch.context() as patch:
         patch.setattr(Screen, "exploring", interrupted)
-        assert prunus(*words, "--resume").code == 0
+        assert prunus(*words, "--resume").code == 130
     assert (Front.load(tmp_path / "run").interrupted, Front.load(tmp_path / "run").baselines) == (True, {})
     assert prunus(*words, "--resume").code == 0
     assert set(Front.load(tmp_path / "run").baselines) == {"layerdrop"}

@@ -58,9 +58,10 @@ def test_a_model_that_always_says_the_same_has_no_correlation(metric: str) -> No
 
 
 def test_defaults_are_those_of_glue() -> None:
-    names = ("glue_cola", "glue_stsb", "glue_rte", "glue_sst2", "glue_qnli", "glue_mrpc", "mine.jsonl")
+    names = ("glue_cola", "glue_stsb", "glue_rte", "glue_sst2", "glue_qnli", "glue_mrpc", "mine.jsonl",
+             "/home/nicola/chocolate.jsonl", "a/CoLA-2.jsonl")
     found = [default_metric(name, name == "glue_stsb") for name in names]
-    assert found == ["matthews", "spearman", "accuracy", "accuracy", "accuracy", "f1", "accuracy"]
+    assert found == ["matthews", "spearman", "accuracy", "accuracy", "accuracy", "f1", "accuracy", "accuracy", "matthews"]
 
 
 def test_a_metric_that_does_not_fit_is_refused_with_those_that_do() -> None:

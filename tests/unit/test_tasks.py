@@ -88,6 +88,8 @@ def test_a_corpus_of_one_file_has_a_fifth_apart_for_the_test(tmp_path: Path, mon
 def test_a_test_file_can_be_named(tmp_path: Path) -> None:
     task = Task(written(tmp_path, rows_of(100)), test=written(tmp_path, rows_of(10, seed=1), "other.jsonl"))
     assert (len(task.read().train), len(task.read().test)) == (70, 10)
+    with pytest.raises(CorpusError, match="is the training file too"):
+        Task(written(tmp_path, rows_of(100)), test=written(tmp_path, rows_of(100))).read()
     with pytest.raises(CorpusError, match=r"test 'nowhere\.jsonl': no such file"):
         Task(written(tmp_path, rows_of(100)), test="nowhere.jsonl").read()
 

@@ -60,6 +60,9 @@ class Task:
             tested = Path(self.test) if self.test else files[1]
             if not tested.is_file():
                 raise CorpusError(f"test '{self.test}': no such file.")
+            if tested.samefile(files[0]):
+                raise CorpusError(f"test '{tested}': is the training file too, so it would tell nothing. Name another one, or none: a "
+                                  "fifth of a single file is the test.")
             apart = self._table(tested, columns)[1]
         else:
             order = _shuffled(len(rows), "test")

@@ -63,6 +63,7 @@ def finetune(
     from ..front import FrontSearch
     from ..frontier import genome_of
     from ..recipe import build, plain, plugin
+    from ..seen import Seen
     from ..supernets import SuperNet, check_trained
     from .progress import Screen
 
@@ -94,6 +95,7 @@ def finetune(
         done = train_supernet(loaded.model, genome, trained_by, data, training, folder=journal.folder, watch=screen.training, teacher=said)
         with folder(out.absolute()) as draft:
             save_model(loaded.model, loaded.tokenizer, draft)
+            Seen.of(model).and_of(read, plan.calibration).write(draft)
             facts = {"strategy": plain(trained_by), "settings": plain(training), "task": plain(plan.task), "teacher": teacher,
                      "order": plan.order, **asdict(done)}
             if not alone:
@@ -103,10 +105,16 @@ def finetune(
 
 
 def _orders(journal: "Journal", loaded: "Loaded", plan: "FrontSearch", read: "Labelled | None", screen: Any) -> dict[str, Any]:
-    """Of channels; a training that goes on has those that it began with."""
+    """Of channels; a training that goes on has those that it began with. Raises RecipeError where it began with another model or text."""
+    from ..files import fingerprint
     from ..frontier import orders_of
+    from ..recipe import plain
+    from ..traits import weight_norms
 
-    return journal.measured("", f"orders-{plan.order}", lambda: orders_of(loaded.model, loaded.tokenizer, plan, read, screen.working))
+    texts = (str(plain(part)) for part in (plan.task, plan.calibration, plan.space))
+    identity = fingerprint(*texts, plan.order, str(plan.seed), *(row.train.digest for row in (read,) if row), *weight_norms(loaded.model))
+    journal.begin(identity)
+    return journal.measured(identity, f"orders-{plan.order}", lambda: orders_of(loaded.model, loaded.tokenizer, plan, read, screen.working))
 
 
 def _say_scores(loaded: "Loaded", read: "Labelled | None", screen: Any) -> None:

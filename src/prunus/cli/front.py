@@ -1,5 +1,8 @@
 """prunus search MODEL --space NAME --out RUN, prunus front RUN, and prunus extract RUN --pick LIMITS --out FOLDER."""
 
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +25,6 @@ _Pick = Annotated[list[str] | None, typer.Option(
 def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[str, Any], dtype: str, overwrite: bool, resume: bool,
                  trust: bool, quiet: bool, as_json: bool) -> None:
     """The search of `prunus search` where it is asked for a space of architectures."""
-    import shutil
     from dataclasses import replace
 
     from ..alone import FOLDER
@@ -32,6 +34,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     from ..files import whole_folder, working_alone
     from ..front import FILE, LEVELS, FrontSearch
     from ..recipe import build
+    from ..seen import Seen
     from ..supernets import SuperNet
     from .progress import Screen
 
@@ -48,24 +51,45 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
             if plan.order == "none":  # its own order of channels stays; this says what they matter where they compete
                 plan = replace(plan, order=trained.training.get("order", "none"))
         read = plan.task.read() if plan.task else None
+        Seen.of(source).check(read, None if read else plan.text.text())
         with Screen(quiet) as screen:
             loaded = opened(source, Placement(**place), dtype, trust, screen, read.labels if read else (), plan.seed)
             if read and not plan.training:
                 check_head(loaded, read)
             from ..frontier import find_front
 
-            if overwrite and not resume:
-                for name in ("trials.jsonl", "latency.json", FILE):
-                    (out / name).unlink(missing_ok=True)
-                for name in (LEVELS, FOLDER):
-                    shutil.rmtree(out / name, ignore_errors=True)
-            found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out, source=source,
-                               watch=screen.exploring, training=screen.training, tell=screen.working)
+            with _aside(out, ("trials.jsonl", "latency.json", FILE, LEVELS, FOLDER) if overwrite and not resume else ()):
+                found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out,
+                                   source=source, watch=screen.exploring, training=screen.training, tell=screen.working)
             with whole_folder(out.absolute()) as draft:
                 _write(found, draft)
             screen.front(found, out)
     if as_json:
         typer.echo(found.to_json())
+    if found.interrupted:
+        raise typer.Exit(130)
+
+
+@contextmanager
+def _aside(folder: Path, names: Sequence[str]) -> Iterator[None]:
+    """What an earlier search has left gives way once this one has a trial, and comes back where it ends without one."""
+    place = folder / ".earlier"
+    shutil.rmtree(place, ignore_errors=True)
+    there = [name for name in names if (folder / name).exists()]
+    for name in there:
+        place.mkdir(exist_ok=True)
+        (folder / name).rename(place / name)
+    try:
+        yield
+    except BaseException:
+        if not (folder / "trials.jsonl").exists():
+            for name in there:
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
+                (place / name).replace(folder / name)
+        raise
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _write(found: "Front", folder: Path) -> None:

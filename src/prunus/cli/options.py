@@ -142,6 +142,8 @@ def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
         seed = {"seed": said.get("seed", 0)}
         settings["training"] = seed | _settings(said["train"].split(","), f"--train {said['train']}", "")
     if "evaluations" in said:
+        if not float(said["evaluations"]).is_integer():
+            raise RecipeError(f"--evaluations {said['evaluations']}: expected a whole number of sub-networks.")
         settings["evaluations"] = int(said["evaluations"])
     return settings
 

@@ -171,9 +171,9 @@ def _opened(file: Path | None, head: dict[str, Any]) -> _Book:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(head) + "\n", encoding="utf-8")
         return _Book(file, {})
-    first, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     known: dict[tuple[Candidate, int], Trial] = {}
     try:
+        first, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         there = json.loads(first)
         differs = [key for key in head if there[key] != head[key]]
     except (ValueError, KeyError, TypeError):
@@ -194,4 +194,6 @@ def _opened(file: Path | None, head: dict[str, Any]) -> _Book:
 
 def _read(row: dict[str, Any], objectives: int) -> Trial:
     values = tuple(map(float, row["values"])) if not row["failed"] else (math.inf,) * objectives
+    if len(values) != objectives:
+        raise ValueError
     return Trial(tuple(row["candidate"]), values, row["resource"], row["seconds"], row["failed"])
