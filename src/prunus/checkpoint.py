@@ -15,7 +15,7 @@ from .loading import quiet
 from .modelling import MODELLING, code, plain_config, shaped_config
 from .storage import QUANTISATION
 
-__all__ = ["DRAWN", "STALE", "check_apart", "check_target", "folder", "save_model"]
+__all__ = ["DRAWN", "STALE", "check_apart", "check_no_search", "check_target", "folder", "save_model"]
 
 # of an earlier result in the same folder
 DRAWN = ("allocation-*.png", "search-*.png", "search.csv")  # with shares
@@ -29,6 +29,12 @@ def check_apart(path: Path, source: str) -> None:
     """Refuse to write where the model comes from. Raises ExportError."""
     if path.exists() and Path(source).exists() and path.samefile(source):
         raise ExportError(f"output '{path}': is the model itself, which would be lost. Choose another place.")
+
+
+def check_no_search(path: Path) -> None:
+    """Refuse to put a model among the files of a search. Raises ExportError."""
+    if any((path / name).exists() for name in ("front.json", "trials.jsonl")):
+        raise ExportError(f"output '{path}': holds a search. Choose another folder.")
 
 
 def check_target(path: Path, overwrite: bool, needed: int) -> None:

@@ -6,7 +6,7 @@ Channels are put in order, sub-networks valued by several objectives, and the fr
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -90,9 +90,10 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         genome = replace(genome, told=lambda candidate: judge.told(genome.kept(candidate), genome.levels(candidate)))
         with clock("searching"):
+            solved = [entry.sha256 for entry in thin.store.entries.values()] if thin else []
             identity = fingerprint(*(str(plain(part)) for part in (plan.task, plan.text, plan.space)), str(order), str(starts),
                                    Latency.place_of(model), *weight_norms(model), *protocols, *([alone.identity] if alone else []),
-                                   *([entry.sha256 for entry in thin.store.entries.values()] if thin else []))
+                                   *solved, *([str(asdict(latency))] if latency else []))
             found = explore(genome, plan.searcher, lambda question: _values(judge, genome, question), plan.objectives,
                             plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None,
                             identity=identity, watch=_watching(alone, genome, watch))
@@ -100,10 +101,9 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
             trials = [*(trial for trial in found.front if not trial.failed), _dense(found, genome)]
             held = [_held(other, genome, trial) for trial in _told(trials, "valuing the front", tell)]
         beside = {} if found.interrupted else _beside(model, tokenizer, plan, read, genome.units, (judge, other), clock, tell)
-    if alone:
-        clock.seconds["training"] = alone.seconds
-        if not found.interrupted:
-            alone.keep([(genome.kept(trial.candidate), trial.resource) for trial in trials])
+    clock.seconds |= {"training": alone.seconds} if alone else {"searching": clock.seconds["searching"] + found.before}
+    if alone and not found.interrupted:
+        alone.keep([(genome.kept(trial.candidate), trial.resource) for trial in trials])
     best = set(front(held[:-1]).tolist())
     points = [Point(trial.candidate, trial.values, values, index not in best, trial.resource)
               for index, (trial, values) in enumerate(zip(trials, held, strict=True))]

@@ -367,6 +367,50 @@ def test_a_new_head_is_that_of_the_seed_and_an_old_super_network_is_overwritten(
     assert not (tmp_path / "0" / "supernet.json").exists()
 
 
+def test_flags_that_say_nothing_and_folders_of_another_kind_are_refused(prunus: Prunus, headed: Path, task_file: Path, text_file: Path,
+                                                                      tmp_path: Path) -> None:
+    search = ["search", headed, "--task", task(task_file), "--space", "layer", "--evaluations", 4, "--quiet", "--out", tmp_path / "run"]
+    train = ["finetune", headed, "--task", task(task_file), "--steps", 1, "--quiet", "--out"]
+    for words, reason in (
+            ([*search, "--calibration", text_file], "--calibration says nothing with --task"),
+            ([*search, "--search-text", text_file], "--search-text says nothing with --task"),
+            ([*search, "--batch", 3], "--batch says nothing without the objective latency"),
+            ([*search, "--evaluations", "nan"], "--evaluations nan: expected a whole number"),
+            ([*search, "--evaluations", 1.5], "--evaluations 1.5: expected a whole number"),
+            ([*train, tmp_path / "no", "--samples", 3], "--samples says nothing with --task"),
+            ([*train, tmp_path / "no", "--task", ""], "--task '': expected a corpus")):
+        ran = prunus(*words)
+        assert (ran.code, reason in ran.err) == (2, True), ran.err
+    assert prunus(*search).code == 0
+    assert prunus(*train, tmp_path / "tuned").code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for words, reason in (
+            ([*train, tmp_path / "run", "--overwrite"], "holds a search"),
+            (["extract", tmp_path / "run", "--out", tmp_path / "run", "--overwrite"], "holds a search"),
+            ([*search[:-1], tmp_path / "tuned", "--overwrite"], "holds a model"),
+            ([*search, "--overwrite", "--task", f"{task(task_file)},length=1000"], "")):
+        ran = prunus(*words)
+        assert (ran.code, reason in ran.err) == (2, True), ran.err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("trials.jsonl", lambda text: text + b"\xff\n"),
+    ("trials.jsonl", lambda text: text.replace(b'"values": [', b'"values": [1.0, ')),
+    ("front.json", lambda text: text.replace(b'"orders": {', b'"orders": [], "_": {')),
+    ("front.json", lambda text: text.replace(b'"held_out": [', b'"held_out": [0.5, ')),
+    ("front.json", lambda text: text.replace(b'"candidate": [', b'"candidate": [1, ', 1))])
+def test_damaged_files_of_a_search_are_told_in_a_line(name: str, change: Callable[[bytes], bytes], prunus: Prunus, headed: Path,
+                                                     task_file: Path, tmp_path: Path) -> None:
+    words = ["search", headed, "--task", task(task_file), "--space", "layer", "--evaluations", 4, "--quiet", "--out", tmp_path / "run"]
+    assert prunus(*words).code == 0
+    file = tmp_path / "run" / name
+    file.write_bytes(change(file.read_bytes()))
+    ran = prunus(*words, "--resume") if name == "trials.jsonl" else prunus("front", tmp_path / "run", "--quiet")
+    assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err
+    assert name in ran.err
+
+
 def test_what_has_no_value_on_held_out_data_costs_no_search(prunus: Prunus, headed: Path, task_file: Path, tmp_path: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """A point, and a size of a baseline: the search is kept, and they are told apart from those with values."""

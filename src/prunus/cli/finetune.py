@@ -67,18 +67,16 @@ def finetune(
     from ..supernets import SuperNet, check_trained
     from .progress import Screen
 
-    strategy = strategy or ("distilled" if teacher else "standard")
-    trained_by = plugin("supernet", o.named(strategy, "--strategy"), "--strategy")
+    trained_by = plugin("supernet", o.named(strategy or ("distilled" if teacher else "standard"), "--strategy"), "--strategy")
     alone = getattr(trained_by, "alone", False)
-    if alone and (space or order):
-        raise _refused(f"--{'space' if space else 'order'} says nothing with --strategy {strategy}, which trains the model alone.")
+    _check_flags(f"--strategy {type(trained_by).__name__.lower()}: it trains no parts", {"space": space, "order": order} if alone else {})
+    _check_flags("--task, whose examples are read instead", {"samples": samples, "length": length} if task else {})
     check_teacher(trained_by, teacher)
     training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate,
                                           "warmup": warmup, "precision": precision, "rank": rank, "seed": seed}, "training")
     read_as = o.said_of({"corpus": calibration, "samples": samples, "length": length})
-    objective = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed}
-    asked: dict[str, Any] = {"space": o.named(space or "small", "--space"), "calibration": read_as, **objective}
-    asked |= {"task": o.of_corpus(task, "--task")} if task else {}
+    asked = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed, "calibration": read_as,
+             "space": o.named(space or "small", "--space"), **({} if task is None else {"task": o.of_corpus(task, "--task")})}
     plan: FrontSearch = build(FrontSearch, asked, "finetune")
     check_trained(plan.space)
     read = plan.task.read() if isinstance(plan.task, Task) else None
@@ -102,6 +100,13 @@ def finetune(
                 SuperNet(plan.space, {name: tuple(row) for name, row in orders.items()}, facts).write(draft)
         _say_scores(loaded, read, screen)
         screen.say(f"Saved to {out}: {done.steps} steps, loss {done.losses[-1]:.4f}, {done.seconds:.0f} s.")
+
+
+def _check_flags(where: str, flags: dict[str, Any]) -> None:
+    """Refuse what says nothing."""
+    for name, value in flags.items():
+        if value is not None:
+            raise _refused(f"--{name} says nothing with {where}.")
 
 
 def _orders(journal: "Journal", loaded: "Loaded", plan: "FrontSearch", read: "Labelled | None", screen: Any) -> dict[str, Any]:

@@ -43,8 +43,9 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     check_target(out, overwrite or resume, 0)
     with working_alone(out):
         begun = any((out / name).exists() for name in ("trials.jsonl", LEVELS))
-        if out.is_dir() and any(out.iterdir()) and not overwrite and not begun:
-            raise ExportError(f"{out}: holds no search to resume. Choose another folder or say --overwrite.")
+        if out.is_dir() and any(out.iterdir()) and not begun and (not overwrite or (out / "config.json").exists()):
+            raise ExportError(f"{out}: holds {'a model' if overwrite else 'no search to resume'}. Choose another folder"
+                              f"{'' if overwrite else ' or say --overwrite'}.")
         trained = SuperNet.of(source)
         if trained:
             trained.check(plan.space, plan.task)
@@ -136,7 +137,7 @@ def extract(
 
     from ..alone import FOLDER, fill, weights_file
     from ..calibration.placement import Placement
-    from ..checkpoint import check_apart, check_target, folder, save_model
+    from ..checkpoint import check_apart, check_no_search, check_target, folder, save_model
     from ..errors import RecipeError
     from ..front import Front
     from ..search.spaces.mixed import Mixed
@@ -146,6 +147,7 @@ def extract(
     found = Front.load(run)
     point = found.pick(pick or ())
     check_apart(out, model or found.source)
+    check_no_search(out)
     check_target(out, overwrite, 0)
     if found.plan.training and recovery != "none":
         raise RecipeError(f"--recovery {recovery}: the points of this front have weights of their own training. Leave it out.")

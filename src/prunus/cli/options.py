@@ -116,15 +116,11 @@ _OF_SHARES = ("recipe", "sites", "sparsity", "multiple", "granularity", "solver"
 
 def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
     """The flags of a search for a front as plain data; None where none is asked for. Raises RecipeError where flags do not go together."""
-    from ..errors import RecipeError
 
     said = said_of(values)
+    _check_of_front(said)
     if "space" not in said:
-        if wrong := [key for key in _OF_FRONTS if key in said]:
-            raise RecipeError(f"--{wrong[0]} says nothing without --space.")
         return None
-    if wrong := [key for key in _OF_SHARES if key in said]:
-        raise RecipeError(f"--{wrong[0]} does not go with --space, whose sub-networks have any size.")
     text = {flag: said[flag] for flag in ("samples", "length") if flag in said}
     quality = "error" if "task" in said else "divergence"
     settings: dict[str, Any] = {"space": named(said["space"], "--space"),
@@ -142,10 +138,26 @@ def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
         seed = {"seed": said.get("seed", 0)}
         settings["training"] = seed | _settings(said["train"].split(","), f"--train {said['train']}", "")
     if "evaluations" in said:
-        if not float(said["evaluations"]).is_integer():
-            raise RecipeError(f"--evaluations {said['evaluations']}: expected a whole number of sub-networks.")
         settings["evaluations"] = int(said["evaluations"])
     return settings
+
+
+def _check_of_front(said: dict[str, Any]) -> None:
+    """Raises RecipeError where flags say nothing, or do not go together."""
+    from ..errors import RecipeError
+
+    if "space" not in said:
+        if wrong := [key for key in _OF_FRONTS if key in said]:
+            raise RecipeError(f"--{wrong[0]} says nothing without --space.")
+        return
+    if wrong := [key for key in _OF_SHARES if key in said]:
+        raise RecipeError(f"--{wrong[0]} does not go with --space, whose sub-networks have any size.")
+    if wrong := [key for key in ("calibration", "samples", "length", "search_text") if key in said and "task" in said]:
+        raise RecipeError(f"--{wrong[0].replace('_', '-')} says nothing with --task, whose examples are read instead.")
+    if "batch" in said and "latency" not in said.get("objectives", ""):
+        raise RecipeError("--batch says nothing without the objective latency.")
+    if not float(said.get("evaluations", 1)).is_integer():
+        raise RecipeError(f"--evaluations {said['evaluations']}: expected a whole number of sub-networks.")
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -155,6 +167,10 @@ def words(text: str) -> tuple[str, ...]:
 
 def of_corpus(text: str, where: str) -> dict[str, Any]:
     """`corpus,key=value,…` as a table; a file may have commas in its name."""
+    if not text:
+        from ..errors import RecipeError
+
+        raise RecipeError(f"{where} '': expected a corpus.")
     table = {"name": text} if Path(text).is_file() else named(text, where)
     return {"corpus": table.pop("name"), **table}
 

@@ -18,13 +18,14 @@ __all__ = ["check_head", "journal_of", "kept", "opened"]
 def journal_of(source: str, out: Path, overwrite: bool, resume: bool) -> "Journal":
     """Where finished work on a model waits, beside the output folder. Raises ExportError where the output or finished work is in the way,
     or the output is the model."""
-    from ..checkpoint import check_apart, check_target
+    from ..checkpoint import check_apart, check_no_search, check_target
     from ..errors import ExportError
     from ..journal import Journal
 
     journal = Journal(out.absolute().with_name(f"{out.absolute().name}.partial"), again=overwrite and not resume)
     for place in (out, journal.folder):
         check_apart(place, source)
+    check_no_search(out)
     if not journal.ours:
         raise ExportError(f"{journal.folder}: is not unfinished work of Prunus, which would be kept there. Move it away, or choose another "
                           "output folder.")

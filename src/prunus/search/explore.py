@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Exploration:
     objectives: tuple[str, ...]
     trials: tuple[Trial, ...]  # in the order of the questions
     interrupted: bool = False  # by the person, before all evaluations were made
+    before: float = field(default=0.0, compare=False)  # seconds that trials took which an earlier call had made
 
     @property
     def values(self) -> Array:
@@ -90,10 +91,10 @@ def explore(genome: Genome, searcher: Searcher, value: Value, objectives: Sequen
             if watch and not watch(Progress(found, evaluations, _share(found.values))):
                 break
     except KeyboardInterrupt:
-        return Exploration(found.objectives, found.trials, interrupted=True)
-    if all(trial.failed for trial in trials):
+        found = replace(found, interrupted=True)
+    if not found.interrupted and all(trial.failed for trial in trials):
         raise RecipeError(f"all of the {len(trials)} candidates that there are failed. The first: {trials[0].failed}")
-    return found
+    return replace(found, before=math.fsum(trial.seconds for trial in trials if (trial.candidate, trial.resource) in book.known))
 
 
 def _check(objectives: Sequence[str], evaluations: int, parallel: int) -> None:
