@@ -73,8 +73,8 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
 
 @contextmanager
 def _aside(folder: Path, names: Sequence[str]) -> Iterator[None]:
-    """What an earlier search has left gives way once this one has a trial, and comes back where it ends without one."""
-    place = folder / ".earlier"
+    """What an earlier search has left gives way once this one has something of its own, and comes back where it ends before that."""
+    place, trials = folder / ".earlier", folder / "trials.jsonl"
     shutil.rmtree(place, ignore_errors=True)
     there = [name for name in names if (folder / name).exists()]
     for name in there:
@@ -83,10 +83,9 @@ def _aside(folder: Path, names: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not (folder / "trials.jsonl").exists():
+        found = trials.is_file() and trials.read_bytes().count(b"\n") > 1  # the first line is no trial
+        if not found and not any((folder / name).is_dir() for name in names):
             for name in there:
-                if (folder / name).is_dir():
-                    shutil.rmtree(folder / name)
                 (place / name).replace(folder / name)
         raise
     finally:
