@@ -367,6 +367,17 @@ def test_a_new_head_is_that_of_the_seed_and_an_old_super_network_is_overwritten(
     assert not (tmp_path / "0" / "supernet.json").exists()
 
 
+def test_a_point_is_extracted_from_any_folder(prunus: Prunus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved("llama", tmp_path / "llama")
+    monkeypatch.chdir(tmp_path)
+    assert prunus("search", "llama", "--space", "sublayer", "--search-text", "self,samples=8,length=32", "--evaluations", 6, "--out", "run",
+                  "--quiet").code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ran = prunus("extract", tmp_path / "run", "--out", "small", "--quiet")
+    assert ran.code == 0, ran.err
+
+
 def test_flags_that_say_nothing_and_folders_of_another_kind_are_refused(prunus: Prunus, headed: Path, task_file: Path, text_file: Path,
                                                                       tmp_path: Path) -> None:
     search = ["search", headed, "--task", task(task_file), "--space", "layer", "--evaluations", 4, "--quiet", "--out", tmp_path / "run"]

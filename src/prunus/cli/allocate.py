@@ -89,7 +89,8 @@ def search(
 
     settings = o.front_settings(locals())
     if settings is not None:
-        search_front(model, settings, out, {"device": device}, dtype, overwrite, resume, trust_remote_code, quiet or json, json)
+        place = str(Path(model).resolve()) if Path(model).exists() else model  # a point may be extracted from elsewhere
+        search_front(place, settings, out, {"device": device}, dtype, overwrite, resume, trust_remote_code, quiet or json, json)
         return
     flags = o.given(locals())
     if recipe is None:
