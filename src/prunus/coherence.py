@@ -47,7 +47,8 @@ def _check_solved(stage: Any) -> None:
         raise RecipeError(f"search.repaired = {stage.search.repaired}: only where sublayers go is there something to repair. Leave it out.")
     if isinstance(stage.granularity, NM):
         _check_groups(stage, stage.granularity, stage.budget)
-    if stage.solver.needs == "nothing" and not stage.target.asymmetry and stage.target != Target():
+    target = stage.target
+    if stage.solver.needs == "nothing" and not target.asymmetry and (target.fisher or not target.true_sequential):
         raise RecipeError(f"target: solver {type(stage.solver).__name__} looks at no inputs, so neither which tokens weigh more nor which "
                           "matrices are pruned before says anything. Leave it out.")
     if found := stage.denominators & {"latency", "cache"}:
