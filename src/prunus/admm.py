@@ -15,7 +15,7 @@ from .problem import LayerProblem, LayerSolution
 from .stats import InputStats
 from .traits import most_precise
 
-__all__ = ["Curvature", "Refits", "Schedule", "Split", "alternate", "split"]
+__all__ = ["Curvature", "Refits", "Schedule", "Split", "alternate", "smoother", "split"]
 
 _REMEMBERED = 8  # smoothers kept for the other sites that read the same inputs
 
@@ -116,19 +116,29 @@ class Curvature:
 
     gram: Float[Tensor, "in in"]  # its diagonal has the mean 1
     scale: Float[Tensor, "in"]  # scaled weight = weight * scale
+    name: str  # of the site whose inputs these are
     remembered: int  # smoothers kept for the other sites
     smoothers: dict[float, Tensor] = field(default_factory=dict)
 
     def smoother(self, rho: float) -> Float[Tensor, "in in"]:
-        """P = rho (H + rho I)^-1; I + H / rho has no eigenvalue below one, so float32 is enough."""
+        """`smoother` of this Gram, remembered."""
         if rho not in self.smoothers:
             while len(self.smoothers) >= self.remembered:
                 self.smoothers.pop(next(iter(self.smoothers)))
-            shifted = self.gram / rho
-            shifted.diagonal().add_(1.0)
-            torch.linalg.cholesky(shifted, out=shifted)
-            self.smoothers[rho] = torch.cholesky_inverse(shifted)
+            self.smoothers[rho] = smoother(self.gram, rho, self.name)
         return self.smoothers[rho]
+
+
+def smoother(gram: Float[Tensor, "in in"], rho: float, name: str) -> Float[Tensor, "in in"]:
+    """P = rho (H + rho I)^-1; I + H / rho has no eigenvalue below one, so float32 is enough unless rho is tiny beside H. Raises
+    CalibrationError, naming the site, where it is."""
+    shifted = gram / rho
+    shifted.diagonal().add_(1.0)
+    try:
+        torch.linalg.cholesky(shifted, out=shifted)
+    except torch.linalg.LinAlgError:
+        raise NotDefinite(name) from None
+    return torch.cholesky_inverse(shifted)
 
 
 def _curvature(stats: InputStats, damping: float, blend: float) -> Curvature:
@@ -143,7 +153,7 @@ def _curvature(stats: InputStats, damping: float, blend: float) -> Curvature:
     shrink = _inverse_diagonal(gram, stats.name).clamp_min(1.0) ** (-blend / 2)
     gram.div_(shrink).div_(shrink[:, None])
     level = gram.diagonal().mean()
-    return Curvature(gram.div_(level), scale * shrink * level.sqrt(), _REMEMBERED if stats.readers > 1 else 1)
+    return Curvature(gram.div_(level), scale * shrink * level.sqrt(), stats.name, _REMEMBERED if stats.readers > 1 else 1)
 
 
 def _inverse_diagonal(matrix: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in"]:

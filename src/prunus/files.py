@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from .errors import ExportError
 
 __all__ = [
-    "check_place", "fingerprint", "intact", "keep_tensors", "put_in_place", "put_text", "put_texts", "readable", "whole_folder",
-    "working_alone"]
+    "check_place", "fingerprint", "giving_way", "intact", "keep_tensors", "put_in_place", "put_text", "put_texts", "readable",
+    "whole_folder", "working_alone"]
 
 
 def fingerprint(*parts: str) -> str:
@@ -80,6 +80,26 @@ def _lock(place: int, folder: Path) -> None:
         raise ExportError(f"{folder}: another process works in it. Wait until it ends, end it, or name another folder.") from None
     except OSError:
         return  # this file system has no locks
+
+
+@contextmanager
+def giving_way(paths: Sequence[Path], begun: Callable[[], bool]) -> Iterator[None]:
+    """What is at these paths, all in one folder, is away, and comes back where this ends in an error before anything that is to take its
+    place has `begun`."""
+    there = [path for path in paths if path.exists()]
+    if not there:
+        yield
+        return
+    with tempfile.TemporaryDirectory(dir=there[0].parent, prefix=".earlier-") as place:
+        for path in there:
+            path.rename(Path(place) / path.name)
+        try:
+            yield
+        except BaseException:
+            if not begun():
+                for path in there:
+                    (Path(place) / path.name).replace(path)
+            raise
 
 
 def put_texts(folder: Path, texts: Mapping[str, str]) -> tuple[Path, ...]:

@@ -8,8 +8,9 @@ from .analysis import METRICS, Analysis, BranchRecord
 from .errors import MissingExtra
 from .figures import drawn, table_of
 
-__all__ = ["files_of"]
+__all__ = ["PICTURES", "files_of"]
 
+PICTURES = ("streams.png", "impacts.png", "curves.png", "agreement.png")  # where `prunus[plots]` is installed
 _COLUMNS = {"metric": "metric", "text": "text", "sequences": "sequences", "compared with": "against", "its sequences": "of",
             "rank correlation": "correlation", "the same goes": "overlap"}
 
@@ -21,7 +22,7 @@ def files_of(found: Analysis) -> dict[str, bytes]:
              "curves.csv": table_of(["who goes", "share of block weights", "divergence"],
                                     ((name, *point) for name, points in found.curves.items() for point in points)),
              "agreement.csv": table_of(list(_COLUMNS), ([getattr(row, name) for name in _COLUMNS.values()] for row in found.agreements))}
-    pictures = {"streams.png": _streams, "impacts.png": _impacts, "curves.png": _curves, "agreement.png": _agreement}
+    pictures = dict(zip(PICTURES, (_streams, _impacts, _curves, _agreement), strict=True))
     try:
         files |= {name: drawn(lambda axes, draw=draw: draw(axes, found)) for name, draw in pictures.items()}
     except MissingExtra:

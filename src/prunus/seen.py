@@ -1,16 +1,16 @@
 """What a model was trained on, kept beside its weights: a search on the same would find what was learned by heart."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .calibration.corpus import Text, check_apart
+from .calibration.corpus import check_apart
 from .calibration.sample import Calibration
 from .calibration.tasks import Examples, Labelled
 from .errors import CorpusError, LoadError, RecipeError
+from .files import fingerprint
 from .recipe import build, plain
 
 __all__ = ["Seen"]
@@ -50,24 +50,26 @@ class Seen:
         """Beside the weights."""
         (folder / _FILE).write_text(json.dumps({"examples": sorted(self.examples), "texts": list(self.texts)}) + "\n", encoding="utf-8")
 
-    def check(self, read: Labelled | None, text: Text | None) -> None:
-        """Refuse to value a model on the splits of a task, or on a text, that it was trained on. Raises RecipeError and CorpusError."""
-        twice = set(_hashes(read.train)) if read else set()
-        for split in (read.validation, read.test) if read else ():
-            seen, own = (sum(one in known for one in _hashes(split)) / len(split) for known in (self.examples, twice))
+    def check(self, read: Labelled | None, text: Calibration) -> None:
+        """Refuse to value a model on the splits of a task, or where there is none on a text, that it was trained on. Raises RecipeError
+        and CorpusError."""
+        twice = set(_hashes(read.train)) if read and self.examples else set()
+        for split in (read.validation, read.test) if read and self.examples else ():
+            hashes = _hashes(split)
+            seen, own = (sum(one in known for one in hashes) / len(hashes) for known in (self.examples, twice))
             if seen > own + _BY_CHANCE:
                 raise RecipeError(f"task '{split.name}': the model was trained on {seen:.0%} of its {split.split} split. Name the seed, "
                                   "rows and file that it was trained with (--task …,seed=…), or train again.")
-        for trained in self._calibrations() if text else ():
+        for trained in () if read else self._calibrations():
             try:
                 known = trained.text()
             except CorpusError:  # it is not there any more
                 continue
-            check_apart("training", known, "search", text)
+            check_apart("training", known, "search", text.text())
 
     def _calibrations(self) -> tuple[Calibration, ...]:
         return tuple(build(Calibration, item, _FILE) for item in self.texts)
 
 
 def _hashes(split: Examples) -> list[str]:
-    return [hashlib.sha256("\x00".join(text.strip() for text in texts).encode()).hexdigest()[:16] for texts in split.texts]
+    return [fingerprint(*(text.strip() for text in texts)) for texts in split.texts]

@@ -161,6 +161,19 @@ def test_without_damping_a_singular_gram_is_solved_or_refused_by_site(solver: An
 
 
 @every_shape
+@pytest.mark.parametrize("damping", [0.0, 1e-7])
+def test_with_a_tiny_penalty_a_singular_gram_is_solved_or_refused_by_site(solver: Any, granularity: Granularity, damping: float) -> None:
+    if "rho" not in type(solver).__dataclass_fields__:
+        pytest.skip("knows no penalty")
+    refused = ""
+    try:
+        assert_lawful(replace(solver, damping=damping, rho=1e-9), problem(9, tokens=7, granularity=granularity))
+    except CalibrationError as error:
+        refused = str(error)
+    assert not refused or refused.startswith("blocks.3.down: Gram matrix not positive definite")
+
+
+@every_shape
 def test_a_weight_that_is_already_sparse_enough_stays_as_it_is(solver: Any, granularity: Granularity) -> None:
     """Zeros in the shape that is asked for cost nothing, so no solver has a reason to remove anything else."""
     first = solver.solve(problem(10, granularity=granularity))

@@ -46,12 +46,12 @@ def analyse(
     with Screen(quiet) as screen:
         loaded = opened(model, placement, dtype, trust_remote_code, screen)
         from ..analysis import analyse as run
-        from ..findings import files_of
+        from ..findings import PICTURES, files_of
 
         found = run(loaded.model, loaded.tokenizer, [Calibration(item, samples=samples, length=length) for item in calibration], looked,
                     share=share, placement=placement, seed=seed,
                     watch=lambda done, total: screen.watch(Progress("looking at branches", done, total)))
-        with whole_folder(out.absolute(), ("streams.png", "impacts.png", "curves.png", "agreement.png")) as draft:
+        with whole_folder(out.absolute(), PICTURES) as draft:
             for name, content in files_of(found).items():
                 (draft / name).write_bytes(content)
         least = sorted(found.branches, key=lambda record: record.impact_per_weight)[:5]

@@ -117,7 +117,7 @@ def _orders(journal: "Journal", loaded: "Loaded", plan: "FrontSearch", read: "La
     from ..traits import weight_norms
 
     texts = (str(plain(part)) for part in (plan.task, plan.calibration, plan.space))
-    identity = fingerprint(*texts, plan.order, str(plan.seed), *(row.train.digest for row in (read,) if row), *weight_norms(loaded.model))
+    identity = fingerprint(*texts, plan.order, str(plan.seed), *([read.train.digest] if read else []), *weight_norms(loaded.model))
     journal.begin(identity)
     return journal.measured(identity, f"orders-{plan.order}", lambda: orders_of(loaded.model, loaded.tokenizer, plan, read, screen.working))
 

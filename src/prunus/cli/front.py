@@ -1,8 +1,5 @@
 """prunus search MODEL --space NAME --out RUN, prunus front RUN, and prunus extract RUN --pick LIMITS --out FOLDER."""
 
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,12 +24,11 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     """The search of `prunus search` where it is asked for a space of architectures."""
     from dataclasses import replace
 
-    from ..alone import FOLDER
     from ..calibration.placement import Placement
     from ..checkpoint import check_apart, check_target
     from ..errors import ExportError
-    from ..files import whole_folder, working_alone
-    from ..front import FILE, LEVELS, FrontSearch
+    from ..files import giving_way, whole_folder, working_alone
+    from ..front import LEVELS, FrontSearch
     from ..recipe import build
     from ..seen import Seen
     from ..supernets import SuperNet
@@ -52,14 +48,14 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
             if plan.order == "none":  # its own order of channels stays; this says what they matter where they compete
                 plan = replace(plan, order=trained.training.get("order", "none"))
         read = plan.task.read() if plan.task else None
-        Seen.of(source).check(read, None if read else plan.text.text())
+        Seen.of(source).check(read, plan.text)
         with Screen(quiet) as screen:
             loaded = opened(source, Placement(**place), dtype, trust, screen, read.labels if read else (), plan.seed)
             if read and not plan.training:
                 check_head(loaded, read)
             from ..frontier import find_front
 
-            with _aside(out, ("trials.jsonl", "latency.json", FILE, LEVELS, FOLDER) if overwrite and not resume else ()):
+            with giving_way(_left_in(out) if overwrite and not resume else [], lambda: _has_begun(out)):
                 found = find_front(loaded.model, loaded.tokenizer, plan, orders=trained.orders if trained else None, folder=out,
                                    source=source, watch=screen.exploring, training=screen.training, tell=screen.working)
             with whole_folder(out.absolute()) as draft:
@@ -71,25 +67,22 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
         raise typer.Exit(130)
 
 
-@contextmanager
-def _aside(folder: Path, names: Sequence[str]) -> Iterator[None]:
-    """What an earlier search has left gives way once this one has something of its own, and comes back where it ends before that."""
-    place, trials = folder / ".earlier", folder / "trials.jsonl"
-    shutil.rmtree(place, ignore_errors=True)
-    there = [name for name in names if (folder / name).exists()]
-    for name in there:
-        place.mkdir(exist_ok=True)
-        (folder / name).rename(place / name)
-    try:
-        yield
-    except BaseException:
-        found = trials.is_file() and trials.read_bytes().count(b"\n") > 1  # the first line is no trial
-        if not found and not any((folder / name).is_dir() for name in names):
-            for name in there:
-                (place / name).replace(folder / name)
-        raise
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+def _left_in(out: Path) -> list[Path]:
+    """What a search may leave, but for its pictures."""
+    from ..alone import FOLDER
+    from ..front import FILE, LEVELS
+
+    return [out / name for name in ("trials.jsonl", "latency.json", FILE, LEVELS, FOLDER)]
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a search has left something that it can go on from."""
+    from ..alone import FOLDER
+    from ..front import LEVELS
+
+    trials = out / "trials.jsonl"
+    tried = trials.is_file() and trials.read_bytes().count(b"\n") > 1  # the first line is no trial
+    return tried or any((out / name).is_dir() for name in (LEVELS, FOLDER))
 
 
 def _write(found: "Front", folder: Path) -> None:

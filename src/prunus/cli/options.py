@@ -116,7 +116,6 @@ _OF_SHARES = ("recipe", "sites", "sparsity", "multiple", "granularity", "solver"
 
 def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
     """The flags of a search for a front as plain data; None where none is asked for. Raises RecipeError where flags do not go together."""
-
     said = said_of(values)
     _check_of_front(said)
     if "space" not in said:

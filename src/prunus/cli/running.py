@@ -44,29 +44,22 @@ def kept(journal: "Journal", out: Path, screen: "Screen") -> Iterator[None]:
     """Work that finishes and clears its journal, or else a word about what is kept. What an earlier run kept, and this one is to begin
     again, is put aside until there is something to put in its place."""
     from ..errors import CalibrationError, RecipeError, TrainingError
-    from ..journal import Journal
+    from ..files import giving_way
 
-    earlier = Journal(journal.folder.with_name(f"{journal.folder.name}.earlier"))
-    if journal.again and journal.folder.exists():
-        earlier.discard()
-        journal.folder.rename(earlier.folder)
-    new, begun = not journal.folder.exists(), journal.begun
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            screen.warn(f"Interrupted: nothing was written to {out}.")
-        ours = new or journal.begun != begun  # not what this run was refused to go on with
-        if (ours and isinstance(error, CalibrationError | TrainingError)) or (new and isinstance(error, RecipeError)):
-            journal.discard()  # it would fail again at the same place
-        if journal.folder.exists():
-            screen.warn(f"Finished work is kept in {journal.folder}: run the same command with --resume to go on.")
-        elif earlier.folder.exists():
-            earlier.folder.rename(journal.folder)
-        raise
-    finally:
-        earlier.discard()
-    journal.discard()
+    with giving_way([journal.folder] if journal.again else [], journal.folder.exists):
+        new, begun = not journal.folder.exists(), journal.begun
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                screen.warn(f"Interrupted: nothing was written to {out}.")
+            ours = new or journal.begun != begun  # not what this run was refused to go on with
+            if (ours and isinstance(error, CalibrationError | TrainingError)) or (new and isinstance(error, RecipeError)):
+                journal.discard()  # it would fail again at the same place
+            if journal.folder.exists():
+                screen.warn(f"Finished work is kept in {journal.folder}: run the same command with --resume to go on.")
+            raise
+        journal.discard()
 
 
 def opened(source: str, placement: "Placement", dtype: str, trust: bool, screen: "Screen", labels: Sequence[str] = (),

@@ -1,11 +1,11 @@
 """The mean of several tasks: the one number by which most papers compare, tested like any other."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 
 from ..comparison import STORED, bare, stored_of
 from ..evaluation import Measurement
+from ..files import fingerprint
 from .values import MEAN
 from .verdicts import bad_parts
 
@@ -27,10 +27,9 @@ def with_mean(measured: Sequence[Measurement]) -> tuple[Measurement, ...]:
     for item in tasks:
         bad, weight = set(bad_parts(item)), total / (len(tasks) * len(item.parts))
         parts += [math.nan if place in bad else part * weight for place, part in enumerate(item.parts)]
-    digest = hashlib.sha256("\n".join(bare(item.protocol) for item in tasks).encode()).hexdigest()[:16]
     how = stored_of(tasks[0].protocol)
     stored = f", {STORED}{how}" if how else ""
     protocol = (f"{MEAN}{len(tasks)} tasks, which weigh the same, {'; '.join(item.label for item in tasks)}, sha256 of their protocols "
-                f"{digest}{stored}")
+                f"{fingerprint(*(bare(item.protocol) for item in tasks))}{stored}")
     return (*measured, Measurement(math.fsum(item.value for item in tasks) / len(tasks), "share", tasks[0].better, protocol, tuple(parts),
                                    math.fsum(item.seconds for item in tasks), "means"))

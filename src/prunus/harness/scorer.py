@@ -65,9 +65,10 @@ class Scorer(HFLM):
         return found
 
     def tok_batch_encode(self, strings: Any, *others: Any, left_truncate_len: int | None = None, **named: Any) -> Any:
-        if left_truncate_len:
+        found = super().tok_batch_encode(strings, *others, left_truncate_len=left_truncate_len, **named)
+        if left_truncate_len and found[0].shape[1] == left_truncate_len:  # the longest may have been longer
             self.cut += sum(len(self.tok_encode(text)) > left_truncate_len for text in strings)
-        return super().tok_batch_encode(strings, *others, left_truncate_len=left_truncate_len, **named)
+        return found
 
     def _model_call(self, inps: Tensor, *others: Any, **named: Any) -> Any:
         found = super()._model_call(inps, *others, **named)

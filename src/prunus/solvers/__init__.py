@@ -4,12 +4,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..criteria import Criterion, saliency
-from ..errors import NotDefinite
 from ..problem import LayerProblem, LayerSolution
 from ..stats import Needs
 
@@ -59,21 +57,8 @@ def solve_all(solver: Solver, problems: Sequence[LayerProblem]) -> Iterator[list
     """The answers in the order of the problems, each list as soon as it is there.
 
     A solver may have `solve_together(problems)`, for problems with the same inputs and granularity, when it can save work there;
-    its answers are those of `solve`, to rounding. Others solve one problem after the other. Raises CalibrationError where a matrix
-    cannot be factored, whoever tries.
+    its answers are those of `solve`, to rounding. Others solve one problem after the other.
     """
-    answers = _answers(solver, problems)
-    while True:
-        try:
-            found = next(answers, None)
-        except torch.linalg.LinAlgError:
-            raise NotDefinite(problems[0].name, getattr(solver, "damping", None)) from None
-        if found is None:
-            return
-        yield found
-
-
-def _answers(solver: Solver, problems: Sequence[LayerProblem]) -> Iterator[list[LayerSolution]]:
     together: Any = getattr(solver, "solve_together", None)
     if together is None:
         yield from ([solver.solve(problem)] for problem in problems)

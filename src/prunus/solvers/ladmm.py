@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..admm import smoother
 from ..errors import NotDefinite, RecipeError
 from ..granularity import NM, Columns, Granularity, Tile, Unstructured, keep_mask, removed_count
 from ..least_squares import fit_support
@@ -47,7 +48,7 @@ class LADMM:
         problem.check()
         if problem.sparsity == 0:
             return problem.untouched()
-        gram, smoother, scale = problem.stats.shared(("ladmm", self.damping, self.rho), lambda: self._prepare(problem.stats))
+        gram, smoothing, scale = problem.stats.shared(("ladmm", self.damping, self.rho), lambda: self._prepare(problem.stats))
         dense = (problem.weight * scale).T.contiguous()
         moved, mask = dense, torch.ones_like(dense, dtype=torch.bool)
         for step in range(1, self.iterations + 1):
@@ -56,7 +57,7 @@ class LADMM:
                 mask = _mask(moved.T.square(), share, problem.granularity, last=step == self.gradual).T
             sparse = moved * mask
             centre = dense + moved - sparse  # the dense weight and the dual: see prunus.admm.alternate
-            moved = torch.addmm(centre, smoother, sparse - centre)
+            moved = torch.addmm(centre, smoothing, sparse - centre)
         kept = mask.T.contiguous()
         try:
             weight = fit_support(dense.T, kept, gram, moved.T * kept, self.refit_steps, self.refit_tolerance)
@@ -69,9 +70,7 @@ class LADMM:
         gram = stats.damped(0.0)
         scale = gram.diagonal().sqrt()
         gram.div_(scale).div_(scale[:, None]).diagonal().add_(self.damping)
-        shifted = gram / self.rho
-        shifted.diagonal().add_(1.0)
-        return gram, torch.cholesky_inverse(torch.linalg.cholesky(shifted)), scale
+        return gram, smoother(gram, self.rho, stats.name), scale
 
 
 def _mask(saliency: Float[Tensor, "out in"], share: float, granularity: Granularity, last: bool) -> Bool[Tensor, "out in"]:
