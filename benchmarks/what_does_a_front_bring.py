@@ -23,7 +23,8 @@ from prunus import load
 from prunus.calibration.tasks import Task, encoded
 from prunus.finetune import Training, train_supernet
 from prunus.front import Front, FrontSearch
-from prunus.frontier import find_front, genome_of, orders_of
+from prunus.frontier import find_front, genome_of
+from prunus.ordering import orders_of
 from prunus.predictions import answers, score
 from prunus.search.pareto import bootstrap_ranks, quantiles, regret
 from prunus.search.searchers import Searcher

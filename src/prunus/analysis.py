@@ -23,6 +23,7 @@ from .search.strategies.progressive import Progressive
 from .sites import Anatomy, SublayerSite
 from .stats import BranchStats
 from .traits import predicts_next
+from .widening import widened
 
 __all__ = ["METRICS", "Analysis", "BranchRecord", "analyse"]
 
@@ -65,6 +66,7 @@ class Analysis:
                 for place, one in enumerate(METRICS) for other in METRICS[place + 1 :]}
 
 
+@widened()
 def analyse(model: Any, tokenizer: Any, calibration: Calibration | Sequence[Calibration] = Calibration(),
             text: Calibration | Sequence[Calibration] = Calibration("self", samples=8), *, share: float = 0.2,
             placement: Placement = Placement(), seed: int = 0, watch: Callable[[int, int], None] | None = None) -> Analysis:

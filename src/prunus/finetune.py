@@ -26,6 +26,7 @@ from .search.space import Candidate
 from .supernet import Net, TrainingStrategy
 from .trainable import accelerated, dropping, trainable
 from .traits import classifies, predicts_next, total, weight_norms
+from .widening import widened
 from .words import WordVectors
 
 __all__ = ["Trained", "Training", "TrainingProgress", "check_teacher", "digest_of", "train_supernet"]
@@ -92,6 +93,7 @@ class Trained:
     seconds: float  # those before an interruption too
 
 
+@widened()
 def train_supernet(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, training: Training = Training(),
                    *, folder: Path | None = None, watch: Callable[[TrainingProgress], None] | None = None, share: float = 1.0,
                    teacher: Any = None) -> Trained:

@@ -4,42 +4,36 @@ Channels are put in order, sub-networks valued by several objectives, and the fr
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .alone import FOLDER, Alone
 from .anatomy import describe
-from .calibration.corpus import Text, check_apart, windows
-from .calibration.gates import gate_gradients
-from .calibration.loss import known_loss
-from .calibration.pair import Watch, unwatched
+from .calibration.corpus import check_apart
+from .calibration.pair import Watch, unwatched, watched
 from .calibration.placement import Placement, together
 from .calibration.sample import Calibration
-from .calibration.tasks import Encoded, Labelled, encoded
-from .criteria import loss_needs
-from .distillation import task_loss
+from .calibration.tasks import Labelled, encoded
 from .environment import Clock, environment, return_memory
 from .errors import PrunusError, RecipeError
 from .files import fingerprint
 from .finetune import TrainingProgress
 from .front import LEVELS, Front, FrontSearch, Point
 from .granularity import Unstructured
-from .lookup import find
 from .matrices import resolved
+from .ordering import channels_of, derivatives, descending, importance, scores_by, seen_by, training_batches
 from .problem import check_weights
 from .qualities import on_task, on_text
 from .recipe import plain
 from .recovery import Recovery
 from .search.baselines import factors, fewest_heads, first_layers, least, rescaled, retraining_free
-from .search.channels import channel_scores
 from .search.explore import Exploration, Progress, explore
 from .search.genome import Architectures
 from .search.latency import Latency
@@ -52,16 +46,16 @@ from .search.spaces.mixed import Mixed
 from .search.subnetwork import Kept, Units
 from .search.thin import Thin
 from .silence import gated
-from .sites import Anatomy, ChannelSite, LinearSite, Site
-from .traits import predicts_next, weight_norms
+from .sites import LinearSite
+from .traits import weight_norms
+from .widening import widened
 
-__all__ = ["check_searched", "find_front", "genome_of", "orders_of", "repair", "thin_of"]
+__all__ = ["check_searched", "find_front", "genome_of", "repair", "thin_of"]
 
-_Item = TypeVar("_Item")
-_ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the weights, that baselines are asked for
 
 
+@widened()
 def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping[str, Sequence[int]] | None = None,
                folder: Path | None = None, source: str = "", watch: Callable[[Progress], bool] | None = None,
                training: Callable[[TrainingProgress], None] | None = None, tell: Watch = unwatched) -> Front:
@@ -75,8 +69,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
     clock, read, weights = Clock(), _checked(model, plan, folder), _weights_of(model)
     return_memory()
     with clock("ordering"):
-        scores = _importance(model, tokenizer, plan, read, tell)
-        order = dict(orders) if orders is not None else _descending(scores)
+        scores = importance(model, tokenizer, plan, read, tell)
+        order = dict(orders) if orders is not None else descending(scores)
     with ExitStack() as stack:
         with clock("solving levels"):
             thin = _solved(model, tokenizer, plan, read, folder or Path(stack.enter_context(TemporaryDirectory(prefix="prunus-"))))
@@ -99,7 +93,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
                             identity=identity, watch=_watching(alone, genome, watch))
         with clock("valuing the front"):
             trials = [*(trial for trial in found.front if not trial.failed), _dense(found, genome)]
-            held = [_held(other, genome, trial) for trial in _told(trials, "valuing the front", tell)]
+            held = [_held(other, genome, trial) for trial in watched(trials, "valuing the front", tell)]
         beside = {} if found.interrupted else _beside(model, tokenizer, plan, read, genome.units, (judge, other), clock, tell)
     clock.seconds |= {"training": alone.seconds} if alone else {"searching": clock.seconds["searching"] + found.before}
     if alone and not found.interrupted:
@@ -122,14 +116,6 @@ def check_searched(model: Any, found: Front, source: str) -> None:
 def _weights_of(model: Any) -> str:
     """The same in whatever precision a model was loaded."""
     return fingerprint(*weight_norms(model, torch.bfloat16))
-
-
-def _told(items: Sequence[_Item], phase: str, tell: Watch) -> Iterator[_Item]:
-    """The items; `tell` is told when it begins, and of each when it is done with."""
-    tell(phase, 0, len(items))
-    for done, item in enumerate(items, 1):
-        yield item
-        tell(phase, done, len(items))
 
 
 def _values(judge: Judge, genome: Architectures, asked: Question | Trial) -> tuple[float, ...]:
@@ -219,7 +205,7 @@ def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]], thin:
     """The sub-networks of a model; those of `mixed` need the weights at its levels. Raises RecipeError where the orders are of another
     model."""
     anatomy = describe(model)
-    counts = {site.name: site.count for site in _channels(anatomy)}
+    counts = {site.name: site.count for site in channels_of(anatomy)}
     for name, order in orders.items():
         if sorted(order) != list(range(counts.get(name, -1))):
             raise RecipeError(f"{name}: the order of its channels is of another model.")
@@ -231,7 +217,7 @@ def thin_of(model: Any, space: Any, folder: Path) -> Thin | None:
     """The weights that a search solved in its folder; None of a space that has no levels. Raises LoadError."""
     if not isinstance(space, Mixed):
         return None
-    sites = _channels(describe(model))
+    sites = channels_of(describe(model))
     store = LevelStore.known(folder / LEVELS, [name for site in sites for name in site.matrices], space.sparsities)
     return Thin.counted(store, model, sites)
 
@@ -241,23 +227,20 @@ def _solved(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
     space, anatomy = plan.space, describe(model)
     if not isinstance(space, Mixed):
         return None
-    channels, solver = _channels(anatomy), space.solver
+    channels, solver = channels_of(anatomy), space.solver
     ours = {name for site in channels for name in site.matrices}
     shape = resolved(Unstructured(), solver)
     sites = {site: shape for site in anatomy.sites("linear") if isinstance(site, LinearSite) and site.name in ours}
     home = folder / LEVELS
     check_room(home, planned_bytes(list(sites), space.sparsities, next(model.parameters()).element_size()))
     identity = fingerprint(str(plain(solver)), str(plain(plan.task or plan.calibration)), str(plan.seed), *weight_norms(model))
-    tokens, loss = _seen_by(solver, f"solver {type(solver).__name__}", model, tokenizer, plan, read, list(sites))
+    tokens, loss = seen_by(solver, f"solver {type(solver).__name__}", model, tokenizer, plan, read, list(sites))
     store = LevelStore.build(home, model, anatomy, sites, tokens, solver, space.sparsities, identity, Placement.of(model),
                              together(tokens.shape[1]), loss=loss)
     return Thin.counted(store, model, channels)
 
 
-def _channels(anatomy: Anatomy) -> list[ChannelSite]:
-    return [site for site in anatomy.sites("channel") if isinstance(site, ChannelSite)]
-
-
+@widened()
 def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recovery, text: Calibration, seed: int = 0,
            watch: Watch = unwatched) -> Sequence[str]:
     """Zero the channels that go, and repair what stays, by text; to be extracted afterwards. Gives what the recovery has to say. Raises
@@ -270,29 +253,6 @@ def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recov
     return recovery.recover(model, units.anatomy, units.gone(kept), dense, tokens, placement, batch, watch)
 
 
-def orders_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, tell: Watch = unwatched) -> dict[str, list[int]]:
-    """By channel site: its channels, those first that matter most; none where the plan says none.
-
-    "fisher" is the mean square of the loss's derivative by a factor on the channel (Kwon et al. 2022), of examples of the training
-    split or of calibration sequences; a criterion sees these as text.
-    """
-    return _descending(_importance(model, tokenizer, plan, read, tell))
-
-
-def _importance(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, tell: Watch) -> dict[str, Tensor]:
-    """By channel site: what every channel matters."""
-    if plan.order == "none":
-        return {}
-    sites = _channels(describe(model))
-    if plan.order == "fisher":
-        return {name: rows.square().mean(0) for name, rows in _gradients(model, tokenizer, plan, read, sites, tell).items()}
-    return _scores(plan.order, model, tokenizer, plan, read, sites)
-
-
-def _descending(scores: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {name: values.argsort(descending=True, stable=True).tolist() for name, values in scores.items()}
-
-
 def _starts(genome: Architectures, scores: Mapping[str, Tensor]) -> list[Candidate]:
     """What the channels' scores say of several sizes, where all channels compete; the search begins with these."""
     if not scores or genome.nearest is None:
@@ -301,46 +261,20 @@ def _starts(genome: Architectures, scores: Mapping[str, Tensor]) -> list[Candida
     return [candidate for candidate in dict.fromkeys(found) if any(candidate)]
 
 
-def _scores(criterion: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,
-            sites: Sequence[ChannelSite]) -> dict[str, Tensor]:
-    """What every channel matters, by a criterion."""
-    chosen, anatomy = find("criteria", criterion)(), describe(model)
-    tokens, loss = _seen_by(chosen, f"order = {criterion!r}", model, tokenizer, plan, read, sites)
-    found = channel_scores(sites, chosen, model, anatomy, tokens, loss, Placement.of(model), together(tokens.shape[1]))
-    return {name: torch.from_numpy(values) for name, values in found.items()}
-
-
-def _seen_by(part: Any, where: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,
-             sites: Sequence[Site]) -> tuple[Tensor, Mapping[str, Any]]:
-    """What a criterion or a solver reads, and what it wants to know of the loss."""
-    needs = loss_needs(part)
-    if needs and not predicts_next(model):
-        raise RecipeError(f"{where}: looks at the loss of the next token, which this model does not predict. Use "
-                          f"{'fisher' if where.startswith('order') else 'sparsegpt'}.")
-    tokens = plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
-    return tokens, known_loss(model, describe(model), sites, tokens, needs, plan.seed) if needs else {}
-
-
-def _gradients(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, sites: Sequence[ChannelSite],
-               tell: Watch) -> dict[str, Tensor]:
-    losses = list(_losses(model, tokenizer, plan, read))
-    return gate_gradients(model, sites, _told(losses, "derivatives of the loss", tell))
-
-
 def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, units: Units, judges: tuple[Judge, Judge],
             clock: Clock, tell: Watch) -> dict[str, tuple[Point, ...]]:
     """What ways that need no search find, valued as the front is. What they look at is looked at once."""
     derived = set(plan.baselines) & {"heads", "rfp"}
     with clock("derivatives of baselines"):
-        gradients = _gradients(model, tokenizer, plan, read, units.sites, tell) if derived else {}
-    batches = _batches(model, tokenizer, read) if read and "rfp" in derived else []
+        gradients = derivatives(model, tokenizer, plan, read, units.sites, tell) if derived else {}
+    batches = training_batches(model, tokenizer, read) if read and "rfp" in derived else []
 
     def found(name: str) -> list[Kept]:
         match name:
             case "layerdrop":
                 return first_layers(units)
             case "magnitude":
-                importance = _scores("magnitude", model, tokenizer, plan, read, units.sites)
+                importance = scores_by("magnitude", model, tokenizer, plan, read, units.sites)
                 return [least(units, importance, share) for share in _SHARES]
             case "heads":
                 return fewest_heads(units, {site: rows.abs().mean(0) for site, rows in gradients.items()})
@@ -362,39 +296,7 @@ def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
     for name in plan.baselines:
         with clock(f"baseline {name}"):
             sizes = found(name)
-            points[name] = tuple(point for kept in _told(sizes, f"baseline {name}", tell) if (point := valued(name, kept)))
+            points[name] = tuple(point for kept in watched(sizes, f"baseline {name}", tell) if (point := valued(name, kept)))
     return points
 
 
-def _batches(model: Any, tokenizer: Any, read: Labelled) -> list[Callable[[], Any]]:
-    """Runs of the model on the training examples whose loss orders channels."""
-    examples, device = encoded(read, "train", model, tokenizer), next(model.parameters()).device
-    starts = range(0, min(_ORDERING, len(examples)), 32)
-    return [partial(model, **examples.batch(range(start, min(start + 32, len(examples))), device)) for start in starts]
-
-
-def _losses(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> Iterator[Callable[[], Tensor]]:
-    """Of single examples of the training split, or of single calibration sequences."""
-    device = next(model.parameters()).device
-    if read is not None:
-        examples = encoded(read, "train", model, tokenizer)
-        for index in range(min(_ORDERING, len(examples))):
-            yield partial(_loss, model, examples, index)
-        return
-    for row in plan.calibration.tokens(tokenizer, model, plan.seed)[:_ORDERING].to(device):
-        yield partial(_text_loss, model, row)
-
-
-def _text_loss(model: Any, row: Tensor) -> Any:
-    return model(input_ids=row[None], labels=row[None], use_cache=False).loss
-
-
-def _loss(model: Any, examples: Encoded, index: int) -> Tensor:
-    device = next(model.parameters()).device
-    return task_loss(model(**examples.batch([index], device)).logits, examples.targets[[index]].to(device))
-
-
-def _as_tokens(model: Any, tokenizer: Any, read: Labelled) -> Tensor:
-    """The training split as running text."""
-    text = Text(read.train.name, "train", tuple(" ".join(texts) for texts in read.train.texts), "one row each")
-    return windows(text, tokenizer, read.task.length, _ORDERING // 4)

@@ -49,6 +49,7 @@ from .surgery.cut import check_left, cut_unread, skip
 from .surgery.write import clear_rows, read_weight, write
 from .telling import Progress, Watch, telling
 from .traits import model_bytes, parameters_of, predicts_next, weight_norms
+from .widening import widened
 
 __all__ = ["Progress", "Watch", "allocate", "evaluate", "prune"]
 
@@ -56,6 +57,7 @@ _INSTEAD = "Name what reads statistics alone: --solver refit --allocation rankin
 _OTHER_SEED = 7919  # search text that the model writes itself must not be the calibration text
 
 
+@widened()
 def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement: Placement = Placement(),
           watch: Watch | None = None, resume: Path | None = None, source: str = "", known: Sequence[Known] = ()) -> Pruned:
     """Prune `model` in place, stage by stage, and measure it before and after.
@@ -73,7 +75,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
             run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
         reuse_memory()
         dense, parameters, size = run.anatomy, parameters_of(model), model_bytes(model)
-        context, prompts = _context(tokenizer, tell), prompts_of(recipe.prompts)
+        context, prompts = Context(tokenizer, watch=telling(tell), dense={}), prompts_of(recipe.prompts)  # both models share it
         with clock("dense"):
             before = evaluate(model, recipe, context, tell, "dense model")
             sanity = checked(before, known)
@@ -94,6 +96,7 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
     return Pruned(model, tokenizer, report)
 
 
+@widened()
 def allocate(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement: Placement = Placement(),
              watch: Watch | None = None, resume: Path | None = None, source: str = "") -> Shares:
     """Decide how much each site of a recipe's one stage gives, by its allocator and its search; the model is left as it was.
@@ -123,11 +126,6 @@ def evaluate(model: nn.Module, recipe: Recipe, context: Context, watch: Watch | 
         if watch:
             watch(Progress(phase, place, len(recipe.metrics)))
     return tuple(measured)
-
-
-def _context(tokenizer: Any, tell: Watch) -> Context:
-    """What metrics share, of the dense model and of the pruned one."""
-    return Context(tokenizer, watch=telling(tell), dense={})
 
 
 def _prepare(model: Any, recipe: Recipe, tokenizer: Any, placement: Placement, tell: Watch, clock: Clock,

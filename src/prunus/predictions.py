@@ -12,6 +12,7 @@ from .calibration.tasks import Encoded, Labelled, encoded, outputs_of
 from .errors import CalibrationError
 from .scores import Score, scored
 from .stats import finite
+from .widening import widened
 
 __all__ = ["answers", "score", "teachings", "what_is_said"]
 
@@ -34,6 +35,7 @@ def what_is_said(outputs: Float[Tensor, "examples outputs"]) -> Num[Tensor, "exa
     return outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(1)
 
 
+@widened()
 @torch.no_grad()
 def answers(model: Any, examples: Encoded, batch: int = 32) -> Float[Tensor, "examples outputs"]:
     """The logits, or the numbers, in the order of the examples, on the CPU in float32; examples of like length run together."""

@@ -22,6 +22,7 @@ from .quantisers import Quantiser
 from .quantisers.gptq import GPTQ
 from .sites import LinearSite
 from .surgery.write import read_weight, write
+from .widening import widened
 
 __all__ = ["MatrixRecord", "Plan", "Quantised", "quantise"]
 
@@ -63,6 +64,7 @@ class Quantised:
     seconds: float
 
 
+@widened()
 def quantise(model: nn.Module, plan: Plan = Plan(), *, tokenizer: Any = None, placement: Placement = Placement(),
              watch: Watch = lambda phase, done, total: None) -> Quantised:
     """Round the matrices of `model`'s blocks in place; what is 0 stays exactly 0, embeddings and head stay as they are.

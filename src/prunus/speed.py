@@ -17,6 +17,7 @@ import torch
 
 from .errors import LoadError, MissingExtra, RecipeError
 from .traits import model_bytes, predicts_next
+from .widening import as_it_is
 
 __all__ = ["NUMBERS", "Timing", "in_llama_cpp", "in_pytorch", "in_turn", "memory_in_llama_cpp", "memory_in_pytorch", "now", "ratio"]
 
@@ -40,6 +41,7 @@ NUMBERS: tuple[tuple[str, str, Literal["lower", "higher"], Callable[[Timing], tu
 _Round = tuple[float, float, float]  # the first three, once
 
 
+@as_it_is()
 def in_turn(runs: Sequence[Callable[[], Any]], device: torch.device, repetitions: int) -> list[float]:
     """The median seconds of each run over rounds, in which every run has one turn, so that what the machine does beside falls on all
     alike. A round before them warms up."""
@@ -58,6 +60,7 @@ def ratio(base: Sequence[float], other: Sequence[float]) -> tuple[float, float, 
     return statistics.median(found), min(found), max(found)
 
 
+@as_it_is()
 @torch.no_grad()
 def in_pytorch(models: Sequence[Any], prompt: int = 256, answer: int = 32, repetitions: int = 5,
                watch: Callable[[int, int], None] | None = None) -> list[Timing]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -15,13 +15,22 @@ from .blocks import States, enter, evaluating
 from .placement import Placement
 from .reselection import Masked
 
-__all__ = ["Dense", "Place", "Watch", "advance", "places", "stream_behind", "unwatched"]
+__all__ = ["Dense", "Place", "Watch", "advance", "places", "stream_behind", "unwatched", "watched"]
 
+_Item = TypeVar("_Item")
 Watch = Callable[[str, int, int], None]  # a phase, what is done of it, the total
 
 
 def unwatched(phase: str, done: int, total: int) -> None:
     """Nobody is told."""
+
+
+def watched(items: Sequence[_Item], phase: str, tell: Watch) -> Iterator[_Item]:
+    """The items; `tell` is told when it begins, and of each when it is done with."""
+    tell(phase, 0, len(items))
+    for done, item in enumerate(items, 1):
+        yield item
+        tell(phase, done, len(items))
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _check_flags(where: str, flags: dict[str, Any]) -> None:
 def _orders(journal: "Journal", loaded: "Loaded", plan: "FrontSearch", read: "Labelled | None", screen: Any) -> dict[str, Any]:
     """Of channels; a training that goes on has those that it began with. Raises RecipeError where it began with another model or text."""
     from ..files import fingerprint
-    from ..frontier import orders_of
+    from ..ordering import orders_of
     from ..recipe import plain
     from ..traits import weight_norms
 

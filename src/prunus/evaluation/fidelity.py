@@ -20,6 +20,7 @@ from ..errors import RecipeError
 from ..targets import Predicted
 from ..traits import predicts_next
 from ..uncertainty import statistic_draws
+from ..widening import widened
 from . import Context, Measurement
 
 __all__ = ["Fidelity"]
@@ -113,6 +114,7 @@ class _Seen:
     agreements: tuple[float, ...]  # shares
 
 
+@widened()
 def _read(model: Any, table: Int[Tensor, "windows length"], bins: int, top: int, known: list[list[Predicted]] | None) -> _Seen:
     """One pass. With `top` the model's predictions are kept for others; with `known` it is compared with those of another."""
     count, each = len(table), table.shape[1] - 1

@@ -15,6 +15,7 @@ from ..calibration.readout import window_logits
 from ..calibration.reported import beginning_of, check_windows, report_text, windows_of
 from ..errors import RecipeError
 from ..traits import predicts_next
+from ..widening import widened
 from . import Context, Measurement
 
 __all__ = ["Perplexity"]
@@ -62,6 +63,7 @@ class Perplexity:
                            time.perf_counter() - start)
 
 
+@widened()
 def losses_of(model: Any, table: Int[Tensor, "windows length"]) -> list[float]:
     """The mean negative log-likelihood of each window, in float32."""
     total = torch.zeros(len(table))

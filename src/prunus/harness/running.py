@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
+from ..widening import widened
 from .catalogue import quiet, unwarned
 
 __all__ = ["Given", "Outcome", "asked", "questions"]
@@ -37,6 +38,7 @@ class Outcome:
     of: int  # examples that there are
 
 
+@widened()
 def asked(task: Any, model: Any, limit: int | None) -> Outcome:
     """The first `limit` examples of a task, or all of them. `model` is an lm_eval.api.model.LM."""
     with quiet():
