@@ -47,7 +47,7 @@ from .search.subnetwork import Kept, Units
 from .search.thin import Thin
 from .silence import gated
 from .sites import LinearSite
-from .traits import weight_norms
+from .traits import predicts_next, weight_norms
 from .widening import widened
 
 __all__ = ["check_searched", "find_front", "genome_of", "repair", "thin_of"]
