@@ -19,7 +19,7 @@ _PART = 1 << 22  # numbers of a matrix that are in float32 at once
 @contextmanager
 def widened() -> Iterator[None]:
     """For the duration, or as a decorator: products of matrices in bfloat16, which processors without AVX512-BF16 or AMX make out of
-    single numbers (forward about a quarter of float32's speed, backward less than a tenth), are made in float32 and rounded.
+    single numbers (forward a quarter of the speed of float32, backward a twentieth), are made in float32 and rounded.
 
     That is what such instructions do, up to the order in which they add, so a protocol that says bfloat16 stays true. No weight changes
     its numbers, and what is kept for a backward pass takes as much memory as before. Nothing happens on other processors and devices.
