@@ -1,4 +1,4 @@
-"""Matrices in bfloat16 on processors that have no instructions for it: multiplied in float32, which is several times faster there."""
+"""Matrices in half precision on processors that have no instructions for it: multiplied in float32, which is several times faster there."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,20 +14,23 @@ __all__ = ["as_it_is", "widened"]
 
 _FEW = 16  # rows; for fewer, widening a matrix costs more than it saves
 _PART = 1 << 22  # numbers of a matrix that are in float32 at once
+_INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
 
 
 @contextmanager
 def widened() -> Iterator[None]:
-    """For the duration, or as a decorator: products of matrices in bfloat16, which processors without AVX512-BF16 or AMX make out of
-    single numbers (forward a quarter of the speed of float32, backward a twentieth), are made in float32 and rounded.
+    """For the duration, or as a decorator: products of matrices in bfloat16 or float16, which processors without AVX-512's or AMX's
+    instructions for them make out of single numbers (forward a quarter of the speed of float32, backward a twentieth), are made in float32
+    and rounded.
 
     That is what such instructions do, up to the order in which they add, so a protocol that says bfloat16 stays true. No weight changes
     its numbers, and what is kept for a backward pass takes as much memory as before. Nothing happens on other processors and devices.
     """
-    if _knows_bfloat16():
+    slow = _slow_dtypes()
+    if not slow:
         yield
         return
-    with _Widened():
+    with _Widened(slow):
         yield
 
 
@@ -39,18 +42,25 @@ def as_it_is() -> Iterator[None]:
 
 
 @cache
-def _knows_bfloat16() -> bool:
-    """Whether the processor multiplies numbers in bfloat16; of others than x86 that is believed."""
+def _slow_dtypes() -> frozenset[torch.dtype]:
+    """Those that the processor has no instructions for; of others than x86 none is believed to be."""
     found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer PyTorch
-    return found.get("architecture") != "x86_64" or bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    if found.get("architecture") != "x86_64":
+        return frozenset()
+    return frozenset(dtype for dtype, names in _INSTRUCTIONS.items() if not any(found.get(name) for name in names))
 
 
 class _Widened(TorchFunctionMode):
+    def __init__(self, slow: frozenset[torch.dtype]) -> None:
+        super().__init__()
+        self.slow = slow
+
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         operands = _OPERANDS[func](*args, **kwargs or {}) if func in _OPERANDS else None
-        if operands is None or not _slow(*operands):
+        dtype = operands and _rounded_to(*operands)
+        if operands is None or dtype not in self.slow:
             return func(*args, **kwargs or {})
-        return _Product.apply(*operands)
+        return _Product.apply(*operands, dtype)
 
 
 _Operands = tuple[Tensor, Tensor, Tensor | None]  # inputs, (out, in) weight, bias
@@ -60,36 +70,40 @@ _OPERANDS: dict[Any, Callable[..., _Operands | None]] = {
 }
 
 
-def _slow(inputs: Tensor, weight: Tensor, _: Tensor | None) -> bool:
-    """Whether many rows would be multiplied in bfloat16 by a processor."""
+def _rounded_to(inputs: Tensor, weight: Tensor, _: Tensor | None) -> torch.dtype | None:
+    """The dtype of the product of many rows on a processor; none of others."""
     if inputs.device.type != "cpu" or inputs.numel() < _FEW * inputs.shape[-1]:
-        return False
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
-        return torch.float64 not in (inputs.dtype, weight.dtype)  # as autocast does
-    return inputs.dtype == weight.dtype == torch.bfloat16
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return None if torch.float64 in (inputs.dtype, weight.dtype) else torch.get_autocast_dtype("cpu")
+    return inputs.dtype if inputs.dtype == weight.dtype else None
 
 
 class _Product(torch.autograd.Function):
     """A linear layer, of which a backward pass keeps the operands as they are."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Float[Tensor, "... in"], weight: Float[Tensor, "out in"],
-                bias: Float[Tensor, "out"] | None) -> Float[Tensor, "... out"]:
+    def forward(ctx: Any, inputs: Float[Tensor, "... in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, "out"] | None,
+                dtype: torch.dtype) -> Float[Tensor, "... out"]:
         ctx.save_for_backward(inputs, weight)
-        found = inputs.new_empty((*inputs.shape[:-1], len(weight)), dtype=torch.bfloat16)
+        found = inputs.new_empty((*inputs.shape[:-1], len(weight)), dtype=dtype)
         with torch.autocast("cpu", enabled=False):
-            wide, size = inputs.float(), max(1, _PART // weight.shape[1])
-            for start in range(0, len(weight), size):
-                rows = slice(start, start + size)
+            wide = inputs.float()
+            for rows in _parts(weight):
                 found[..., rows] = torch.nn.functional.linear(wide, weight[rows].float(), None if bias is None else bias[rows].float())
         return found
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
         inputs, weight = ctx.saved_tensors
-        first, second, third = ctx.needs_input_grad
+        first, second, third, _ = ctx.needs_input_grad
         with torch.autocast("cpu", enabled=False):
-            slope, size = slopes[0].flatten(0, -2).float(), max(1, _PART // weight.shape[1])
-            into = [slice(start, start + size) for start in range(0, len(weight), size)]
-            back = sum(slope[:, rows] @ weight[rows].float() for rows in into).view_as(inputs) if first else None
-            return back, slope.T @ inputs.flatten(0, -2).float() if second else None, slope.sum(0) if third else None
+            slope = slopes[0].flatten(0, -2).float()
+            back = sum(slope[:, rows] @ weight[rows].float() for rows in _parts(weight)).view_as(inputs) if first else None
+            return back, slope.T @ inputs.flatten(0, -2).float() if second else None, slope.sum(0) if third else None, None
+
+
+def _parts(weight: Float[Tensor, "out in"]) -> Iterator[slice]:
+    """Rows of a matrix that are in float32 together."""
+    size = max(1, _PART // weight.shape[1])
+    return (slice(start, start + size) for start in range(0, len(weight), size))

@@ -1,4 +1,4 @@
-"""Products in bfloat16 on a processor without instructions for it: what they give, what they keep, and whom they leave alone."""
+"""Products in half precision on a processor without instructions for it: what they give, what they keep, and whom they leave alone."""
 
 from typing import Any
 
@@ -16,15 +16,15 @@ HALF = torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
-    """On a processor that knows no bfloat16; operands of what was widened."""
+    """On a processor without instructions for halves; operands of what was widened."""
     seen: list[tuple[Tensor, Tensor]] = []
     real = widening._Product.apply
 
-    def apply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    def apply(inputs: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Any:
         seen.append((inputs, weight))
-        return real(inputs, weight, bias)
+        return real(inputs, weight, bias, dtype)
 
-    monkeypatch.setattr(widening, "_knows_bfloat16", lambda: False)
+    monkeypatch.setattr(widening, "_slow_dtypes", lambda: frozenset({HALF, torch.float16}))
     monkeypatch.setattr(widening._Product, "apply", apply)
     return seen
 
@@ -39,13 +39,14 @@ def _drawn(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
+@pytest.mark.parametrize("dtype", [HALF, torch.float16])
 @pytest.mark.parametrize("part", [1 << 22, 100])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_product_is_the_one_in_float32_rounded(part: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_product_is_the_one_in_float32_rounded(dtype: torch.dtype, part: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widening, "_PART", part)
-    layer = _layer(bias=bias)
-    inputs = _drawn(2, 16, 24).requires_grad_(True)
-    slope = _drawn(2, 16, 40)
+    layer = _layer(dtype, bias)
+    inputs = _drawn(2, 16, 24, dtype=dtype).requires_grad_(True)
+    slope = _drawn(2, 16, 40, dtype=dtype)
     wide = _layer(torch.float32, bias)
     wide.load_state_dict({name: value.float() for name, value in layer.state_dict().items()})
     same = inputs.detach().float().requires_grad_(True)
@@ -54,14 +55,14 @@ def test_a_product_is_the_one_in_float32_rounded(part: int, bias: bool, monkeypa
     with widened():
         found = layer(inputs)
         found.backward(slope)
-    assert found.dtype == HALF
-    torch.testing.assert_close(found, expected.to(HALF))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype))
     pairs = [(inputs, same), *zip(layer.parameters(), wide.parameters(), strict=True)]
     for mine, theirs in pairs:
         assert mine.grad is not None
         assert theirs.grad is not None
-        assert mine.grad.dtype == HALF
-        torch.testing.assert_close(mine.grad, theirs.grad.to(HALF))
+        assert mine.grad.dtype == dtype
+        torch.testing.assert_close(mine.grad, theirs.grad.to(dtype))
 
 
 def test_what_a_backward_pass_needs_is_kept_as_it_is() -> None:
@@ -87,29 +88,32 @@ def test_under_autocast_weights_in_float32_are_multiplied_by_rounded_inputs_and_
 def test_few_rows_other_numbers_and_other_processors_are_left_alone(products: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with widened():
         _layer()(_drawn(15, 24))
-        for dtype in (torch.float32, torch.float64, torch.float16):
+        for dtype in (torch.float32, torch.float64):
             _layer(dtype)(_drawn(32, 24, dtype=dtype))
         with torch.autocast("cpu", dtype=HALF):
             _layer(torch.float64)(_drawn(32, 24, dtype=torch.float64))
         _layer(device="meta")(_drawn(32, 24).to("meta"))
         with as_it_is():
             _layer()(_drawn(32, 24))
-    monkeypatch.setattr(widening, "_knows_bfloat16", lambda: True)
+    monkeypatch.setattr(widening, "_slow_dtypes", lambda: frozenset({torch.float16}))
     with widened():
         _layer()(_drawn(32, 24))
+        with torch.autocast("cpu", dtype=HALF):
+            _layer(torch.float16)(_drawn(32, 24, dtype=torch.float16))
     assert not products
 
 
-@pytest.mark.parametrize(("found", "knows"), [
-    ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, False), ({"architecture": "x86_64", "avx512_bf16": True}, True),
-    ({"architecture": "x86_64", "amx_bf16": True}, True), ({"architecture": "aarch64"}, True), (None, True)])
-def test_what_a_processor_says_decides(found: dict[str, Any] | None, knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("found", "slow"), [
+    ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, {HALF, torch.float16}),
+    ({"architecture": "x86_64", "avx512_bf16": True}, {torch.float16}), ({"architecture": "x86_64", "amx_bf16": True}, {torch.float16}),
+    ({"architecture": "x86_64", "amx_bf16": True, "avx512_fp16": True}, set()), ({"architecture": "aarch64"}, set()), (None, set())])
+def test_what_a_processor_says_decides(found: dict[str, Any] | None, slow: set[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     if found is None:  # of an older PyTorch nothing is known
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
-    assert widening._knows_bfloat16.__wrapped__() is knows
+    assert widening._slow_dtypes.__wrapped__() == slow
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
