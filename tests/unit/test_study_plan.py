@@ -44,10 +44,11 @@ def test_a_grid_reaches_into_tables_and_a_name_says_where_its_labels_go() -> Non
 
 
 def test_n_m_says_its_sparsity_by_itself_and_is_a_level_and_a_line_of_its_own() -> None:
-    found = of({"name": "wanda", "solver": "wanda"}, {"name": "wanda, sparse", "solver": "wanda", "granularity": "1:4"})
-    assert [one.recipe.stage[0].budget.limit for one in found.recipes] == [0.5, 0.25]
-    assert [one.level for one in found.recipes] == ["sparsity 50 %", "sparsity 75 %, 1:4"]
-    assert [one.line for one in found.recipes] == ["wanda", "wanda, sparse 1:4"]
+    found = of({"name": "wanda", "solver": "wanda"}, {"name": "wanda, sparse", "solver": "wanda", "granularity": "1:4"},
+               {"name": "wanda, in order", "solver": "wanda", "granularity": "1:4,permute=true"})
+    assert [one.recipe.stage[0].budget.limit for one in found.recipes] == [0.5, 0.25, 0.25]
+    assert [one.level for one in found.recipes] == ["sparsity 50 %", "sparsity 75 %, 1:4", "sparsity 75 %, 1:4"]
+    assert [one.line for one in found.recipes] == ["wanda", "wanda, sparse 1:4", "wanda, in order 1:4,permute=true"]
 
 
 def test_a_recipe_may_be_a_file_whose_metrics_and_seed_are_the_study_s(tmp_path: Path) -> None:

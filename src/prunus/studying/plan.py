@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,9 @@ class Treatment:
 def _level(stage: Stage) -> str:
     parts = [f"sparsity {_percent(stage.budget.sparsity)}"]
     parts += [f"of {', '.join(stage.sites)} sites"] if stage.sites != ("linear",) else []
-    parts += [str(stage.granularity)] if not isinstance(stage.granularity, Unstructured) else []
+    shape = stage.granularity
+    same = replace(shape, permute=False) if isinstance(shape, NM) else shape  # in another order as much goes, in the same pattern
+    parts += [str(same)] if not isinstance(shape, Unstructured) else []
     return ", ".join(parts)
 
 
