@@ -50,11 +50,12 @@ def importance(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | N
 
 
 def descending(scores: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """By channel site: its channels, those first that score most; of equal ones the one that comes first."""
     return {name: values.argsort(descending=True, stable=True).tolist() for name, values in scores.items()}
 
 
 def scores_by(criterion: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,
-            sites: Sequence[ChannelSite]) -> dict[str, Tensor]:
+              sites: Sequence[ChannelSite]) -> dict[str, Tensor]:
     """What every channel matters, by a criterion."""
     chosen, anatomy = find("criteria", criterion)(), describe(model)
     tokens, loss = seen_by(chosen, f"order = {criterion!r}", model, tokenizer, plan, read, sites)
@@ -63,7 +64,7 @@ def scores_by(criterion: str, model: Any, tokenizer: Any, plan: FrontSearch, rea
 
 
 def seen_by(part: Any, where: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,
-             sites: Sequence[Site]) -> tuple[Tensor, Mapping[str, Any]]:
+            sites: Sequence[Site]) -> tuple[Tensor, Mapping[str, Any]]:
     """What a criterion or a solver reads, and what it wants to know of the loss."""
     needs = loss_needs(part)
     if needs and not predicts_next(model):
@@ -74,7 +75,8 @@ def seen_by(part: Any, where: str, model: Any, tokenizer: Any, plan: FrontSearch
 
 
 def derivatives(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, sites: Sequence[ChannelSite],
-               tell: Watch) -> dict[str, Tensor]:
+                tell: Watch) -> dict[str, Tensor]:
+    """By channel site: of every example's loss, those by a factor on every channel."""
     losses = list(_losses(model, tokenizer, plan, read))
     return gate_gradients(model, sites, watched(losses, "derivatives of the loss", tell))
 
@@ -114,4 +116,5 @@ def _as_tokens(model: Any, tokenizer: Any, read: Labelled) -> Tensor:
 
 
 def channels_of(anatomy: Anatomy) -> list[ChannelSite]:
+    """All that a model has."""
     return [site for site in anatomy.sites("channel") if isinstance(site, ChannelSite)]

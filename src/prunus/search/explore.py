@@ -16,6 +16,7 @@ import torch
 
 from ..errors import MissingExtra, RecipeError
 from ..files import fingerprint
+from ..widening import widened
 from .genome import Genome
 from .pareto import front, hypervolume
 from .searchers import Question, Searcher, Trial
@@ -125,6 +126,7 @@ def _answers(value: Value, questions: Sequence[Question], objectives: int, book:
         pool.shutdown(cancel_futures=True)  # an interrupted batch still finishes, and writes down, what has begun
 
 
+@widened()  # each of the threads
 def _answer(value: Value, question: Question, objectives: int, book: "_Book") -> Trial:
     """From the log, or from `value`."""
     known = book.known.get((question.candidate, question.resource))
