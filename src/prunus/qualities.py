@@ -78,7 +78,10 @@ def on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack: 
         return of
 
     text = plan.text.text()
-    told = f"{plan.text.corpus}, {'written by the model' if text is None else f'text sha256 {text.digest}'}, sequences of {tokens.shape[1]}"
+    told = f"{plan.text.corpus}, {'written by the model' if text is None else f'text sha256 {text.digest}'}"
+    if text is not None and (own := plan.text.writes(model)):
+        told += f" and {own} sequences of {len(tokens)} written by the model"
+    told += f", sequences of {tokens.shape[1]}"
     count = len(apart(len(tokens), held_out=True))
     return quality(False), quality(True), (f"{told}, {len(tokens) - count}", f"{told}, {count} others"), tokens.shape[1]
 
