@@ -9,7 +9,7 @@ from .granularity import NM, Granularity
 __all__ = ["EFFORTS", "preset", "writes"]
 
 _BY_LOSS = {"name": "ranking", "criterion": "taylor", "standardise": False}
-_BLOCKS = {"name": "reconstruct", "epochs": 2}  # of text and of as much again that the model writes
+_BLOCKS = {"name": "reconstruct", "epochs": 2}  # of text, and of what the model writes beside it
 _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {
         "linear": {"solver": "sparsegpt"},
@@ -17,7 +17,7 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "sublayer": {"allocation": "influence", "recovery": "patch"},
     },
     "balanced": {
-        "linear": {"solver": "alps", "recovery": _BLOCKS},
+        "linear": {"solver": "alps", "recovery": {**_BLOCKS, "positions": 0.5}},
         "channel": {"solver": {"name": "refit", "criterion": "taylor"}, "allocation": _BY_LOSS, "recovery": "patch"},
         "sublayer": {"allocation": "influence", "search": {"strategy": "progressive"}, "recovery": "patch"},
     },
@@ -27,7 +27,7 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "sublayer": {"allocation": "influence", "search": {"strategy": "progressive"}, "recovery": "distill"},
     },
 }
-_WRITING = ("balanced", "best")  # efforts that train matrices on more text than there is: on as much again that the model writes
+_WRITING = {"balanced": 0.5, "best": 1.0}  # efforts that train matrices on more text than there is: what share of it the model writes
 EFFORTS = tuple(_PRESETS)
 
 
@@ -39,6 +39,6 @@ def preset(effort: Any, kind: str, granularity: Granularity) -> Mapping[str, Any
     return {key: value for key, value in found.items() if key != "allocation"} if isinstance(granularity, NM) else found
 
 
-def writes(effort: Any, kinds: Any) -> bool:
-    """Whether the model itself writes as much calibration text as it is given, unless something else is said."""
-    return isinstance(kinds, list | tuple) and "linear" in kinds and effort in _WRITING
+def writes(effort: Any, kinds: Any) -> float:
+    """How much calibration text the model itself writes, as a share of what it is given, unless something else is said."""
+    return _WRITING[effort] if isinstance(kinds, list | tuple) and "linear" in kinds and effort in list(_WRITING) else 0.0

@@ -200,13 +200,13 @@ def _composed(kind: Any, data: Any, where: str) -> Any:
 
 
 def _with_written(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A recipe's table with as many sequences that the model writes as others, where an effort asks for them and nothing else is said."""
+    """A recipe's table with the sequences that the model writes, where an effort asks for them and nothing else is said."""
     text, stages = data.get("calibration", {}), data.get("stage", ())
     if not isinstance(text, Mapping) or not isinstance(stages, list | tuple) or "written" in text or text.get("corpus") == "self":
         return data
-    if not any(writes(stage.get("effort"), stage.get("sites", Stage.sites)) for stage in stages if isinstance(stage, Mapping)):
-        return data
-    return {**data, "calibration": {**text, "written": text.get("samples", Calibration.samples)}}
+    share = max((writes(stage.get("effort"), stage.get("sites", Stage.sites)) for stage in stages if isinstance(stage, Mapping)), default=0)
+    samples = text.get("samples", Calibration.samples)
+    return {**data, "calibration": {**text, "written": math.ceil(share * samples)}} if share and isinstance(samples, int) else data
 
 
 def _scalar(kind: type, data: Any, where: str) -> Any:

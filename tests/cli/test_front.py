@@ -484,6 +484,8 @@ def test_search_text_is_as_long_as_is_said_and_enough_to_hold_some_out(prunus: P
     words = ["search", model, "--space", "small", "--evaluations", 3, "--quiet", "--length", 24, "--out", tmp_path / "run"]
     assert prunus(*words).code == 0
     assert all("sequences of 24" in line for line in Front.load(tmp_path / "run").protocols)
+    assert prunus(*words, "--search-text", f"{text_file},samples=4,written=4", "--overwrite").code == 0
+    assert all("and 4 sequences of 8 written by the model" in line for line in Front.load(tmp_path / "run").protocols)
     ran = prunus(*words, "--search-text", "self,samples=3", "--overwrite")
     assert (ran.code, "text.samples = 3: expected at least 4" in ran.err) == (2, True)
     shorter = prunus("search", model, *words[2:], "--dtype", "bfloat16", "--resume")

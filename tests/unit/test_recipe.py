@@ -171,11 +171,11 @@ def test_an_effort_composes_a_stage_and_what_is_said_beside_it_stands(effort: st
 
 
 @pytest.mark.parametrize(("stage", "text", "written"), [
-    ({"effort": "balanced"}, {}, 128), ({"effort": "best"}, {"samples": 8}, 8), ({"effort": "balanced"}, {"written": 0}, 0),
+    ({"effort": "balanced"}, {}, 64), ({"effort": "balanced"}, {"samples": 5}, 3), ({"effort": "best"}, {"samples": 8}, 8), ({"effort": "balanced"}, {"written": 0}, 0),
     ({"effort": "balanced"}, {"corpus": "self"}, 0), ({"effort": "fast"}, {}, 0),
     ({"effort": "best", "sites": ["channel"]}, {}, 0), ({}, {}, 0),
 ])
-def test_an_effort_that_trains_matrices_lets_the_model_write_as_much_as_it_reads(stage: Any, text: Any, written: int) -> None:
+def test_an_effort_that_trains_matrices_lets_the_model_write_beside_what_it_reads(stage: Any, text: Any, written: int) -> None:
     built = build(Recipe, {"stage": [{**stage, "budget": {"limit": 0.7}}], "calibration": text}, "recipe")
     assert built.calibration == replace(Calibration(**text), written=written)
 

@@ -123,7 +123,7 @@ def test_a_single_sequence_and_numbers_out_of_range_are_refused() -> None:
     model = tiny_model()
     with pytest.raises(RecipeError, match="1 calibration sequence"):
         Reconstruct().check(model, describe(model), TOKENS[:1], Placement(), 1)
-    for settings in ({"epochs": 0}, {"rate": 0.0}, {"damping": 0.0}):
+    for settings in ({"epochs": 0}, {"rate": 0.0}, {"damping": 0.0}, {"positions": 0.0}, {"positions": 1.5}):
         with pytest.raises(RecipeError, match=next(iter(settings))):
             Reconstruct(**settings)
 
@@ -144,6 +144,17 @@ def test_under_any_mask_a_block_comes_nearer_to_the_dense_one_and_the_mask_stays
     assert distance(model, trained) < distance(model, cut)
     for name in dense:
         assert torch.equal(trained.get_parameter(name) == 0, cut.get_parameter(name) == 0), name
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "bert"])
+def test_half_of_the_positions_bring_nearly_as_much_in_as_many_steps(family: str) -> None:
+    model, cut, dense = masked(family)
+    whole, half, few = (repaired(cut, Reconstruct(epochs=3, rate=0.03, positions=share), dense, samples=40) for share in (1.0, 0.5, 0.04))
+    before = block_error(model, cut)
+    assert block_error(model, half) < 0.9 * before
+    assert block_error(model, whole) < block_error(model, few) < before
+    for name in dense:
+        assert torch.equal(half.get_parameter(name) == 0, cut.get_parameter(name) == 0), name
 
 
 @pytest.mark.parametrize("rate", [1e-3, 3e-2, 1.0])

@@ -59,10 +59,12 @@ def _parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:
 
 @torch.no_grad()
 def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callable[[slice], Float[Tensor, ""]], *, epochs: int,
-               rates: Sequence[float], rng: random.Random, warmup: float = 0.0,
+               rates: Sequence[float], rng: random.Random, warmup: float = 0.0, decay: float = 0.999,
+               step: Callable[[slice], Float[Tensor, ""]] | None = None,
                told: Callable[[int, int], None] = lambda done, steps: None, reselection: Reselection | None = None) -> Taught:
-    """Adam, a group of sequences a step; its rate, one for each of `trained`, grows in a share `warmup` of the steps, and falls by a
-    cosine. What is 0 is made 0 again after every step, unless `reselection` says otherwise; where everything is 0 there is nothing to do.
+    """Adam, a group of sequences a step, of whose second moment a share `decay` stays; its rate, one for each of `trained`, grows in a
+    share `warmup` of the steps, and falls by a cosine. A step descends `step`, if that is another estimate of the loss. What is 0 is made
+    0 again after every step, unless `reselection` says otherwise; where everything is 0 there is nothing to do.
 
     After every epoch the loss is added up over the groups that are not trained on; what had the least of it stays in the end, and that
     may be what there was before. Two epochs in a row that were worse than the one before end the training, and so does a loss that is
@@ -78,11 +80,11 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
     first = least = worst = held_out()
     if not trained:
         return Taught(first, first, first)
-    steps, best = _Steps(left, warmup, epochs * len(shown), reselection), [parameter.clone() for parameter in trained]
+    steps, best = _Steps(left, (warmup, decay), epochs * len(shown), reselection), [parameter.clone() for parameter in trained]
     idle, last = 0, math.inf  # a high rate may begin with worse weights than there were
     for _ in range(epochs):
         rng.shuffle(shown)
-        finite = all(steps.take(loss, rows, told, held_out) for rows in shown)
+        finite = all(steps.take(step or loss, rows, told, held_out) for rows in shown)
         found = held_out() if finite else math.nan
         worst = max(worst, found) if math.isfinite(found) else found
         idle = 0 if found < last else idle + 1
@@ -100,11 +102,13 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
 class _Steps:
     """Adam on weights of which the zeros stay, or are chosen again."""
 
-    def __init__(self, trained: Sequence[tuple[Tensor, float]], warmup: float, total: int, reselection: Reselection | None) -> None:
-        self._warmup, self.total, self._done = warmup, total, 0
+    def __init__(self, trained: Sequence[tuple[Tensor, float]], pace: tuple[float, float], total: int,
+                 reselection: Reselection | None) -> None:
+        self._warmup, self.total, self._done = pace[0], total, 0
         self._trained = [parameter for parameter, _ in trained]
         self._kept = [parameter != 0 for parameter in self._trained]
-        self._optimizer = torch.optim.Adam([{"params": [parameter], "lr": rate, "most": rate} for parameter, rate in trained], fused=True)
+        self._optimizer = torch.optim.Adam([{"params": [parameter], "lr": rate, "most": rate} for parameter, rate in trained],
+                                           betas=(0.9, pace[1]), fused=True)
         self._moments = reselection.moments(total) if reselection else frozenset()
         self._candidates = [(candidate, kept) for candidate in (reselection.candidates if reselection else ())
                             for parameter, kept in zip(self._trained, self._kept, strict=True) if parameter is candidate.weight]

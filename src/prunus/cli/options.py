@@ -61,8 +61,8 @@ CalibrationText = Annotated[str | None, typer.Option(
     "--calibration", help="Calibration text: builtin, c4, wikitext2, ptb, self, or a .txt or .jsonl file. [default: builtin]")]
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. [default: 128]")]
 Written = Annotated[int | None, typer.Option(
-    help="Sequences beside those of the calibration text that the model writes itself. [default: 0; as many as --samples where matrices "
-         "are pruned with --effort balanced or best]")]
+    help="Sequences beside those of the calibration text that the model writes itself. [default: 0; where matrices are pruned with "
+         "--effort balanced half as many as --samples, with best as many]")]
 Length = Annotated[int | None, typer.Option(help="Tokens per calibration (and search) sequence. [default: 512]")]
 Space = Annotated[str | None, typer.Option(
     help="Search sub-networks by several objectives: small, medium, layer, sublayer, large, or mixed (sparse too); settings after commas: "

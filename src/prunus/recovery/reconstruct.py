@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..calibration.blocks import frozen
 from ..calibration.pair import Place, Watch, places, unwatched
 from ..calibration.placement import Placement
+from ..calibration.positions import at_positions
 from ..calibration.repair import LeastSquares
 from ..calibration.reselection import Masked, Reselection, reselection_of
 from ..calibration.teaching import check_sequences, in_small_steps, precise, sizes, train_kept
@@ -20,6 +21,9 @@ from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
 
 __all__ = ["Reconstruct"]
+
+_DECAY = 0.95  # of the second moment: a block is trained in some hundred steps, in which 0.999 would remember the first of them
+_Error = Callable[..., Float[Tensor, ""]]  # of some sequences, or of some positions in them
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class Reconstruct:
     and find that any region with a non-linearity in it does about as well. What is trained together is in float32, with its gradients
     and Adam's two moments; a model in half precision is multiplied in bfloat16.
 
+    A step may look at a share of the `positions` of its sequences, at others each time. Attention is computed of all of them; what lies
+    behind it, which is most of a block, treats positions alike and is computed of these alone. So there are more steps for the same work.
+
     With `reselect` the mask is chosen again while a block is trained, by the number of weights that it keeps in every group of m, row or
     matrix. What is pruned starts from its dense value and follows its gradient as if it were there (straight-through, as in SR-STE, Zhou
     et al. 2021); at each moment, matrix by matrix, up to a twentieth of what is kept gives way to weights with a larger |w| times root
@@ -46,6 +53,7 @@ class Reconstruct:
     first: bool = False  # whether every block is repaired by least squares (`patch`) before it is trained
     damping: float = 0.3  # of that
     unit: Literal["branch", "block"] = "block"  # what is trained together
+    positions: float = 1.0  # the share of a sequence's positions that a step looks at
     reselect: int = 0  # times in three quarters of the steps at which masks of single weights are chosen again; 0: they stay
     seed: int = 0  # of the order of the sequences
 
@@ -54,6 +62,8 @@ class Reconstruct:
             raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}: expected at least 1, and a rate above 0.")
         if self.unit not in ("branch", "block"):
             raise RecipeError(f"unit = '{self.unit}': expected 'branch' or 'block'.")
+        if not 0 < self.positions <= 1:
+            raise RecipeError(f"positions = {self.positions:g}: expected a share above 0 and at most 1.")
         if self.reselect < 0:
             raise RecipeError(f"reselect = {self.reselect}: expected 0 or more times.")
         LeastSquares(self.damping)
@@ -94,13 +104,29 @@ class Reconstruct:
                 error = unit.error(module, place)
                 taught = train_kept(unit.trained, list(place.pruned.batches()), error, epochs=self.epochs,
                                     rates=[self.rate * size for size in sizes(unit.trained)],
-                                    rng=random.Random(f"{self.seed} {unit.name}"),
+                                    rng=random.Random(f"{self.seed} {unit.name}"), decay=_DECAY, step=self._step(model, place, unit, error),
                                     reselection=self._reselection(masked, place, unit, error) if self.reselect else None)
             said += taught.remarks(f"recovery 'reconstruct', {unit.name}")
         return said
 
+    def _step(self, model: nn.Module, place: Place, unit: "_Unit", error: _Error) -> Callable[[slice], Float[Tensor, ""]]:
+        """The error of some sequences at positions that are drawn again every time."""
+        length = place.after.shape[1]
+        count = max(1, round(self.positions * length))
+        if count == length:
+            return error
+        rng = random.Random(f"{self.seed} {unit.name} positions")
+        there = [branch for branch in place.kept if branch not in unit.silent]
+
+        def step(rows: slice) -> Tensor:
+            some = torch.tensor(sorted(rng.sample(range(length), count)), device=place.pruned.device)
+            with at_positions(model, place.block, there, length, some):
+                return error(rows, some)
+
+        return step
+
     def _reselection(self, masked: Mapping[Any, Masked], place: Place, unit: "_Unit",
-                     error: Callable[[slice], Float[Tensor, ""]]) -> Reselection:
+                     error: _Error) -> Reselection:
         """Of the matrices that lost single weights and are trained."""
         def run() -> None:
             for rows in place.pruned.batches():
@@ -129,15 +155,19 @@ class _Unit:
     trained: Sequence[nn.Parameter]
     aim: Float[Tensor, "samples length width"]  # the dense model's stream behind it
 
-    def error(self, module: nn.Module, place: Place) -> Callable[[slice], Float[Tensor, ""]]:
-        """Of some sequences: per token, the squared distance of the two streams as a share of the dense one's square."""
+    def error(self, module: nn.Module, place: Place) -> _Error:
+        """Of some sequences, or of some positions in them: per token, the squared distance of the two streams as a share of the dense
+        one's square."""
         states = place.pruned
         mixed = states.hidden.dtype in (torch.bfloat16, torch.float16)
 
-        def error(rows: slice) -> Tensor:
+        def error(rows: slice, some: Int[Tensor, "positions"] | None = None) -> Tensor:
             with torch.autocast(states.device.type, dtype=torch.bfloat16, enabled=mixed):
                 behind = states.run(module, place.depth, rows)
-            aim = self.aim[rows].to(behind.device).float()
+            aim = self.aim[rows].to(behind.device)
+            if some is not None:
+                behind, aim = behind.index_select(1, some), aim.index_select(1, some)
+            aim = aim.float()
             distance = (behind.float() - aim).square().sum(-1)
             return (distance / aim.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)).mean()
 
