@@ -84,7 +84,7 @@ def test_a_mask_that_was_well_chosen_is_not_made_worse(pattern: Pattern) -> None
 
 
 def steps_of(found: Planted, times: int = 2) -> teaching._Steps:
-    return teaching._Steps([(found.layer.weight, 0.02)], 0.0, 12, found.reselection(times))
+    return teaching._Steps([(found.layer.weight, 0.02)], 0.0, 0.999, 12, found.reselection(times))
 
 
 def told(done: int, steps: int) -> None:

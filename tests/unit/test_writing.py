@@ -1,5 +1,6 @@
 """A model writes text from its own distribution."""
 
+import pytest
 import torch
 
 from prunus.calibration.writing import _Draw, written
@@ -19,12 +20,13 @@ def test_words_are_drawn_as_often_as_they_are_likely_and_ends_never() -> None:
     assert bool((found[expected == 0] == 0).all())
 
 
-def test_a_seed_says_what_is_written_and_no_document_ends_early() -> None:
+@pytest.mark.parametrize("ends", [0, list(range(128))])
+def test_a_seed_says_what_is_written_and_no_document_ends_early(ends: int | list[int]) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer(bos=True)
-    model.generation_config.eos_token_id = list(range(128))  # half of all words would end it
-    first, again, other = (written(tokenizer, model, 3, 20, seed) for seed in (0, 0, 1))
+    model.generation_config.eos_token_id = ends
+    first, again, other = (written(tokenizer, model, 30, 20, seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert first.shape == (3, 20)
-    assert bool((first >= 128).all())
-    assert model.generation_config.eos_token_id == list(range(128))
+    assert first.shape == (30, 20)
+    assert not bool(torch.isin(first, torch.tensor(ends)).any())
+    assert model.generation_config.eos_token_id == ends

@@ -43,7 +43,7 @@ class _Enter:
 
     def __call__(self, module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         read: Tensor = given[0]
-        some = read.view(-1, self.length, read.shape[-1]).index_select(1, self.positions)
+        some = read.reshape(-1, self.length, read.shape[-1]).index_select(1, self.positions)
         return (some if read.dim() == 3 else some.flatten(0, 1), *given[1:])
 
 
@@ -54,6 +54,6 @@ class _Leave:
         self.length, self.positions = length, positions
 
     def __call__(self, module: nn.Module, given: Any, gave: Tensor) -> Tensor:
-        some = gave.view(-1, len(self.positions), gave.shape[-1])
+        some = gave.reshape(-1, len(self.positions), gave.shape[-1])
         whole = some.new_zeros(len(some), self.length, some.shape[-1]).index_copy(1, self.positions, some)
         return whole if gave.dim() == 3 else whole.flatten(0, 1)

@@ -80,7 +80,7 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
     first = least = worst = held_out()
     if not trained:
         return Taught(first, first, first)
-    steps, best = _Steps(left, (warmup, decay), epochs * len(shown), reselection), [parameter.clone() for parameter in trained]
+    steps, best = _Steps(left, warmup, decay, epochs * len(shown), reselection), [parameter.clone() for parameter in trained]
     idle, last = 0, math.inf  # a high rate may begin with worse weights than there were
     for _ in range(epochs):
         rng.shuffle(shown)
@@ -102,13 +102,13 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
 class _Steps:
     """Adam on weights of which the zeros stay, or are chosen again."""
 
-    def __init__(self, trained: Sequence[tuple[Tensor, float]], pace: tuple[float, float], total: int,
+    def __init__(self, trained: Sequence[tuple[Tensor, float]], warmup: float, decay: float, total: int,
                  reselection: Reselection | None) -> None:
-        self._warmup, self.total, self._done = pace[0], total, 0
+        self._warmup, self.total, self._done = warmup, total, 0
         self._trained = [parameter for parameter, _ in trained]
         self._kept = [parameter != 0 for parameter in self._trained]
         self._optimizer = torch.optim.Adam([{"params": [parameter], "lr": rate, "most": rate} for parameter, rate in trained],
-                                           betas=(0.9, pace[1]), fused=True)
+                                           betas=(0.9, decay), fused=True)
         self._moments = reselection.moments(total) if reselection else frozenset()
         self._candidates = [(candidate, kept) for candidate in (reselection.candidates if reselection else ())
                             for parameter, kept in zip(self._trained, self._kept, strict=True) if parameter is candidate.weight]

@@ -33,7 +33,8 @@ def written(tokenizer: Any, model: Any, samples: int, length: int, seed: int,
     device = next(model.parameters()).device
     several = -(-length // _DOCUMENT)  # documents in a sequence
     tokens, total = -(-length // several), samples * several
-    found, never = [], torch.tensor(model.generation_config.eos_token_id or [], dtype=torch.long, device=device).flatten()
+    found, end = [], model.generation_config.eos_token_id  # one, several or none
+    never = torch.tensor([] if end is None else end, dtype=torch.long, device=device).flatten()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # generate() draws from the global generator, which fork_rng puts back
         for first in range(0, total, _TOGETHER):
