@@ -59,5 +59,5 @@ def nearest(name: str, known: list[str]) -> str:
     """A sentence that suggests the known word closest to `name`, or just a full stop."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f". Did you mean '{close[0]}'?" if close else "."
