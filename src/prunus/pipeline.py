@@ -360,7 +360,7 @@ class _Run:
                     self.joined.remember(view, problem, solution)
             rate = (time.perf_counter() - start) / sum(view.site.size for view, _ in solved)
             for (view, problem), solution, error in zip(solved, solutions, errors, strict=True):
-                reached = 1 - float(solution.mask.float().mean())
+                reached = 1 - int(solution.mask.count_nonzero()) / solution.mask.numel()
                 yield view, SiteRecord(plan[view.site].site.name, problem.sparsity, reached, error, rate * view.site.size)
         for view in views:
             view.stats.forget()
