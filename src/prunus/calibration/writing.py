@@ -53,7 +53,7 @@ class _Draw(LogitsProcessor):
     """Leaves one word to each document, drawn at temperature 1 from all but those that would end it.
 
     One number is drawn and looked up among the sums of the probabilities; `generate` would draw one for every word there is, which
-    for small models takes as long as half of a forward pass.
+    takes a sixth of the seconds of a model as small as SmolLM2.
     """
 
     def __init__(self, never: Int[Tensor, "ends"]) -> None:
