@@ -1,4 +1,4 @@
-"""Matrices in half precision on processors that have no instructions for it: multiplied in float32, which is several times faster there."""
+"""Products in half precision on processors that have no instructions for it: made in float32, which is several times faster there."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["as_it_is", "widened"]
@@ -21,10 +22,11 @@ _INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("a
 def widened() -> Iterator[None]:
     """For the duration, or as a decorator: products of matrices in bfloat16 or float16, which processors without AVX-512's or AMX's
     instructions for them make out of single numbers (forward a quarter of the speed of float32, backward a twentieth), are made in float32
-    and rounded.
+    and rounded; and so is attention that a backward pass will come to, which there takes seven times as long.
 
     That is what such instructions do, up to the order in which they add, so a protocol that says bfloat16 stays true. No weight changes
-    its numbers, and what is kept for a backward pass takes as much memory as before. Nothing happens on other processors and devices.
+    its numbers, and what is kept of a linear layer for a backward pass takes as much memory as before; of attention, twice as much.
+    Nothing happens on other processors and devices.
     """
     slow = _slow_dtypes()
     if not slow:
@@ -56,6 +58,8 @@ class _Widened(TorchFunctionMode):
         self.slow = slow
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is scaled_dot_product_attention:
+            return _attention(self.slow, args, kwargs or {})
         operands = _OPERANDS[func](*args, **kwargs or {}) if func in _OPERANDS else None
         dtype = operands and _rounded_to(*operands)
         if operands is None or dtype not in self.slow:
@@ -68,6 +72,22 @@ _OPERANDS: dict[Any, Callable[..., _Operands | None]] = {
     torch.nn.functional.linear: lambda input, weight, bias=None: (input, weight, bias),
     torch.addmm: lambda input, mat1, mat2, **other: None if other or input.dim() != 1 else (mat1, mat2.T, input),  # GPT-2's layers
 }
+
+
+def _attention(slow: frozenset[torch.dtype], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """In float32 where it is in a slow dtype and a gradient is asked for; forward alone it is as fast as it is."""
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()]
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else given[0].dtype
+    asked = torch.is_grad_enabled() and any(value.requires_grad for value in given)
+    if dtype not in slow or not asked or any(value.device.type != "cpu" or value.dtype == torch.float64 for value in given):
+        return scaled_dot_product_attention(*args, **kwargs)
+
+    def wide(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    with torch.autocast("cpu", enabled=False):
+        found = scaled_dot_product_attention(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})
+    return found.to(dtype)
 
 
 def _rounded_to(inputs: Tensor, weight: Tensor, _: Tensor | None) -> torch.dtype | None:

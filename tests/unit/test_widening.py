@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from prunus import widening
 from prunus.widening import as_it_is, widened
@@ -63,6 +64,42 @@ def test_a_product_is_the_one_in_float32_rounded(dtype: torch.dtype, part: int, 
         assert theirs.grad is not None
         assert mine.grad.dtype == dtype
         torch.testing.assert_close(mine.grad, theirs.grad.to(dtype))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_with_a_gradient_is_the_one_in_float32_rounded(masked: bool) -> None:
+    mask = torch.zeros(20, 20, dtype=HALF).masked_fill(torch.ones(20, 20).triu(1).bool(), -torch.inf) if masked else None
+    given = [_drawn(2, 3, 20, 8).add(place).requires_grad_(True) for place in range(3)]
+    wide = [value.detach().float().requires_grad_(True) for value in given]
+    slope = _drawn(2, 3, 20, 8)
+    expected = scaled_dot_product_attention(*wide, None if mask is None else mask.float(), is_causal=not masked)
+    expected.backward(slope.float())
+    with widened():
+        found = scaled_dot_product_attention(*given, attn_mask=mask, is_causal=not masked)
+        found.backward(slope)
+    assert found.dtype == HALF
+    assert torch.equal(found, expected.to(HALF))
+    for mine, theirs in zip(given, wide, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert torch.equal(mine.grad, theirs.grad.to(HALF))
+
+
+def _kept_by_attention(value: Tensor) -> set[torch.dtype]:
+    """Numbers that it keeps for a backward pass."""
+    kept: list[Tensor] = []
+    with widened(), torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        assert scaled_dot_product_attention(value, value, value).dtype == value.dtype
+    return {value.dtype for value in kept if value.dim() == 4}
+
+
+def test_attention_is_left_alone_where_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = _drawn(1, 2, 20, 8)
+    assert _kept_by_attention(one.clone().requires_grad_(True)) == {torch.float32}
+    assert _kept_by_attention(one.double().requires_grad_(True)) == {torch.float64}
+    assert not _kept_by_attention(one)
+    monkeypatch.setattr(widening, "_slow_dtypes", lambda: frozenset({torch.float16}))
+    assert _kept_by_attention(one.clone().requires_grad_(True)) == {HALF}
 
 
 def test_what_a_backward_pass_needs_is_kept_as_it_is() -> None:
