@@ -18,7 +18,7 @@ from ..calibration.reselection import Masked, Reselection, reselection_of
 from ..calibration.teaching import check_sequences, in_small_steps, precise, sizes, train_kept
 from ..errors import RecipeError
 from ..silence import silenced
-from ..sites import Anatomy, SublayerSite
+from ..sites import Anatomy, Block, LinearSite, SublayerSite
 
 __all__ = ["Reconstruct"]
 
@@ -28,9 +28,10 @@ _Error = Callable[..., Float[Tensor, ""]]  # of some sequences, or of some posit
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Block by block, in the order of the forward pass: all weights that are not zero are trained by Adam, whose rate falls by a cosine,
-    so that the stream behind the block is the dense model's; its input is the stream of the model repaired so far. Where matrices or
-    channels are pruned, a block is trained before the next one is pruned.
+    """Block by block, in the order of the forward pass: all weights of its matrices that are not zero, and their biases, are trained by
+    Adam, whose rate falls by a cosine, so that the stream behind the block is the dense model's; its input is the stream of the model
+    repaired so far. Norms stay as they are: the held-out error falls further, and no gradient is needed in front of a block's first
+    matrices. Where matrices or channels are pruned, a block is trained before the next one is pruned.
 
     The error of a token is its squared distance as a share of the dense stream's square there, as the norms that read the stream see
     it. After every epoch it is measured on an eighth of the sequences that are not trained on; the block keeps the best weights it had,
@@ -139,11 +140,9 @@ class Reconstruct:
         """In the order of the forward pass; none where nothing of a block stays."""
         block, lost = place.block, [branch for branch in place.block.branches if branch in gone]
         if self.unit == "branch":
-            return [_Unit(branch.name, (*lost, *block.later(branch)), _own(model, branch), aim)
+            return [_Unit(branch.name, (*lost, *block.later(branch)), _matrices(model, block, [branch]), aim)
                     for branch, aim in zip(place.kept, place.aims, strict=False)]
-        with silenced(model, lost):
-            trained = list(model.get_submodule(block.name).parameters())
-        return [_Unit(block.name, lost, trained, place.after)] if place.kept else []
+        return [_Unit(block.name, lost, _matrices(model, block, place.kept), place.after)] if place.kept else []
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,8 @@ class _Unit:
         return error
 
 
-def _own(model: Any, branch: SublayerSite) -> list[nn.Parameter]:
-    """A branch's matrices, and the norms that are its alone."""
-    paths = (*(part.module for part in branch.silent), *branch.norms)
-    return [parameter for path in paths for parameter in model.get_submodule(path).parameters()]
+def _matrices(model: Any, block: Block, branches: Sequence[SublayerSite]) -> list[nn.Parameter]:
+    """Weights and biases of the branches' matrices."""
+    names = {branch.name for branch in branches}
+    return [parameter for site in block.sites if isinstance(site, LinearSite) and site.branch in names
+            for parameter in model.get_submodule(site.name).parameters()]
