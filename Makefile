@@ -4,6 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin
 READY  := $(VENV)/ready
 QUESTION ?= which_solver_reconstructs_best
+WORKERS ?= 2
 
 .PHONY: demo test check docs bench bench-peers clean
 
@@ -17,8 +18,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)            ## prune SmolLM2 and show what it cost
 	$(RUN)/prunus demo --overwrite
 
-test: $(READY)            ## all tests
-	$(RUN)/python -m pytest
+test: $(READY)            ## all tests, each on one thread, in WORKERS processes side by side
+	$(RUN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(READY)           ## lint, types, floors, generated docs
 	$(RUN)/ruff check .
