@@ -10,6 +10,7 @@ from .calibration.sample import Calibration
 from .calibration.tasks import Task
 from .errors import LoadError, RecipeError, UnknownName
 from .finetune import Training
+from .lookup import names
 from .recipe import build, plain
 from .search.baselines import BASELINES
 from .search.objectives import QUALITIES, check_objectives
@@ -41,7 +42,7 @@ class FrontSearch:
     calibration: Calibration = Calibration()  # orders channels, where there is no task
     batch: int = 1  # sequences that latency is measured with
     seed: int = 0
-    baselines: tuple[str, ...] = ()  # valued beside the front: layerdrop, heads, magnitude, rfp (retraining-free pruning)
+    baselines: tuple[str, ...] = ()  # valued beside the front: layerdrop, heads, rfp (retraining-free pruning), or a criterion
     training: Training | None = None  # of every sub-network by itself, before it is valued; none: all have the model's weights
 
     def __post_init__(self) -> None:
@@ -61,8 +62,8 @@ class FrontSearch:
         if self.training and isinstance(self.space, Mixed):
             raise RecipeError("space mixed: training would change weights that are 0. Search in medium, or leave the training out.")
         for name in self.baselines:
-            if name not in BASELINES:
-                raise UnknownName("baselines", name, list(BASELINES))
+            if name not in (known := [*BASELINES, *names("criteria")]) and ":" not in name:
+                raise UnknownName("baselines", name, known)
         if "error" in self.objectives and self.task is None:
             raise RecipeError("objectives: 'error' is of a task, and none is named. Name one (--task), or use divergence or loss.")
 

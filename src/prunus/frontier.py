@@ -27,13 +27,14 @@ from .files import fingerprint
 from .finetune import TrainingProgress
 from .front import LEVELS, Front, FrontSearch, Point
 from .granularity import Unstructured
+from .lookup import find
 from .matrices import resolved
-from .ordering import channels_of, derivatives, descending, importance, scores_by, seen_by, training_batches
+from .ordering import channels_of, check_loss, derivatives, descending, importance, scores_by, seen_by, training_batches
 from .problem import check_weights
 from .qualities import on_task, on_text
 from .recipe import plain
 from .recovery import Recovery
-from .search.baselines import factors, fewest_heads, first_layers, least, rescaled, retraining_free
+from .search.baselines import BASELINES, factors, fewest_heads, first_layers, least, rescaled, retraining_free
 from .search.explore import Exploration, Progress, explore
 from .search.genome import Architectures
 from .search.latency import Latency
@@ -140,6 +141,8 @@ def _checked(model: Any, plan: FrontSearch, folder: Path | None) -> Labelled | N
         raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
     if read is None and (plan.order != "none" or plan.training or isinstance(plan.space, Mixed) or set(plan.baselines) - {"layerdrop"}):
         check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
+    for name in set(plan.baselines) - set(BASELINES):
+        check_loss(find("criteria", name)(), f"baseline {name!r}", model, "rfp")
     if plan.training and folder is None:
         raise RecipeError("search: sub-networks that are trained by themselves need a folder to be kept in. Name one.")
     return read
@@ -273,13 +276,13 @@ def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
         match name:
             case "layerdrop":
                 return first_layers(units)
-            case "magnitude":
-                importance = scores_by("magnitude", model, tokenizer, plan, read, units.sites)
-                return [least(units, importance, share) for share in _SHARES]
             case "heads":
                 return fewest_heads(units, {site: rows.abs().mean(0) for site, rows in gradients.items()})
-            case _:
+            case "rfp":
                 return [retraining_free(units, gradients, share) for share in _SHARES]
+            case criterion:
+                importance = scores_by(criterion, model, tokenizer, plan, read, units.sites)
+                return [least(units, importance, share) for share in _SHARES]
 
     def valued(name: str, kept: Kept) -> Point | None:
         scales: dict[str, Tensor] = {}

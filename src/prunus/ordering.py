@@ -21,10 +21,11 @@ from .front import FrontSearch
 from .lookup import find
 from .search.channels import channel_scores
 from .sites import Anatomy, ChannelSite, Site
+from .stats import LossNeeds
 from .traits import predicts_next
 from .widening import widened
 
-__all__ = ["channels_of", "derivatives", "descending", "importance", "orders_of", "scores_by", "seen_by", "training_batches"]
+__all__ = ["channels_of", "check_loss", "derivatives", "descending", "importance", "orders_of", "scores_by", "seen_by", "training_batches"]
 
 _ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
 
@@ -66,12 +67,17 @@ def scores_by(criterion: str, model: Any, tokenizer: Any, plan: FrontSearch, rea
 def seen_by(part: Any, where: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,
             sites: Sequence[Site]) -> tuple[Tensor, Mapping[str, Any]]:
     """What a criterion or a solver reads, and what it wants to know of the loss."""
-    needs = loss_needs(part)
-    if needs and not predicts_next(model):
-        raise RecipeError(f"{where}: looks at the loss of the next token, which this model does not predict. Use "
-                          f"{'fisher' if where.startswith('order') else 'sparsegpt'}.")
+    needs = check_loss(part, where, model, "fisher" if where.startswith("order") else "sparsegpt")
     tokens = plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
     return tokens, known_loss(model, describe(model), sites, tokens, needs, plan.seed) if needs else {}
+
+
+def check_loss(part: Any, where: str, model: Any, other: str) -> LossNeeds | None:
+    """What a criterion or a solver wants to know of the loss. Raises RecipeError, which says to use the `other`, for a model without."""
+    needs = loss_needs(part)
+    if needs and not predicts_next(model):
+        raise RecipeError(f"{where}: looks at the loss of the next token, which this model does not predict. Use {other}.")
+    return needs
 
 
 def derivatives(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, sites: Sequence[ChannelSite],

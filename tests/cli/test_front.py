@@ -41,7 +41,7 @@ def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: 
     assert "the head is new" not in again.err
     assert json.loads((tmp_path / "again" / "supernet.json").read_text())["training"]["settings"]["warmup"] == 0.5
     words = ["search", tmp_path / "super", "--task", task(task_file), "--space", "medium,steps=4", "--objectives", "error,params,loss",
-             "--evaluations", 14, "--baselines", "rfp,layerdrop,heads,magnitude", "--out", tmp_path / "run"]
+             "--evaluations", 14, "--baselines", "rfp,layerdrop,heads,magnitude,wanda", "--out", tmp_path / "run"]
     ran = prunus(*words)
     assert ran.code == 0, ran.err
     assert "14 sub-networks" in ran.err
@@ -55,7 +55,8 @@ def test_from_a_task_to_a_small_model(prunus: Prunus, encoder: Path, task_file: 
     better = ((rows[None] <= rows[:, None]).all(2) & (rows[None] < rows[:, None]).any(2)).any(1)  # computed again, plainly
     assert sorted({tuple(row) for row in rows[~better].tolist()}) == sorted({point.values for point in found.points})
     assert found.dense.values[1] == 1
-    assert {name: len(points) for name, points in found.baselines.items()} == {"rfp": 8, "layerdrop": 3, "heads": 10, "magnitude": 8}
+    assert {name: len(points) for name, points in found.baselines.items()} == {"rfp": 8, "layerdrop": 3, "heads": 10, "magnitude": 8,
+                                                                               "wanda": 8}
     assert all(0 < volume <= 8 for volume in found.volumes.values())
     assert "Hypervolume of held-out quantiles" in ran.err
 
@@ -263,6 +264,7 @@ def test_a_language_model_is_searched_with_sparse_weights_too(prunus: Prunus, te
     (["--space", "small", "--sparsity", "0.5"], ["--sparsity does not go with --space"]),
     (["--objectives", "error,params"], ["--objectives says nothing without --space"]),
     (["--space", "small", "--baselines", "layrdrop"], ["'layrdrop' is unknown", "Did you mean 'layerdrop'?"]),
+    (["--space", "small", "--baselines", "taylor"], ["baseline 'taylor'", "Use rfp"]),
     (["--space", "small", "--searcher", "asha"], ["none is trained by itself"]),
     (["--space", "small", "--searcher", "nsga"], ["'nsga' is unknown"]),
     (["--space", "small", "--order", "taylr"], ["'taylr' is unknown", "Did you mean 'taylor'?"]),

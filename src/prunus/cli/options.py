@@ -83,7 +83,8 @@ Order = Annotated[str | None, typer.Option(
     help="Which channels of a branch stay first: none (as they are), fisher, or a criterion (magnitude, wanda, taylor, …). [default: none; "
          "of a trained super-network its own]")]
 Baselines = Annotated[str | None, typer.Option(
-    help="With --space, what is valued beside the front: layerdrop, heads, magnitude, rfp; several with commas. [default: none]")]
+    help="With --space, what is valued beside the front: layerdrop, heads, rfp, or a criterion (magnitude, wanda, …) by which channels go; "
+         "several with commas. [default: none]")]
 LatencyBatch = Annotated[int | None, typer.Option("--batch", help="With --space: sequences that latency is measured with. [default: 1]")]
 EvaluationText = Annotated[str | None, typer.Option(
     "--evaluate", help="Text for the perplexity before and after; none for no measurement. [default: builtin]")]

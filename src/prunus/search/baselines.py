@@ -17,7 +17,7 @@ from .subnetwork import Kept, Units
 
 __all__ = ["BASELINES", "Gradients", "factors", "fewest_heads", "first_layers", "least", "rescaled", "retraining_free"]
 
-BASELINES = ("layerdrop", "heads", "magnitude", "rfp")
+BASELINES = ("layerdrop", "heads", "rfp")  # and every criterion: what it finds least of, of the channels of all branches, goes
 
 Gradients = Mapping[str, Float[Tensor, "losses channels"]]  # of losses by a factor on each channel, by site
 Scales = Mapping[str, Float[Tensor, "channels"]]  # by site: the factor of every channel, 0 where it goes
