@@ -141,8 +141,8 @@ def _checked(model: Any, plan: FrontSearch, folder: Path | None) -> Labelled | N
         raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
     if read is None and (plan.order != "none" or plan.training or isinstance(plan.space, Mixed) or set(plan.baselines) - {"layerdrop"}):
         check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
-    for name in set(plan.baselines) - set(BASELINES):
-        check_loss(find("criteria", name)(), f"baseline {name!r}", model, "rfp")
+    for name in (name for name in plan.baselines if name not in BASELINES):
+        check_loss(find("criteria", name)(), f"baseline {name!r}", "rfp", model)
     if plan.training and folder is None:
         raise RecipeError("search: sub-networks that are trained by themselves need a folder to be kept in. Name one.")
     return read
@@ -237,7 +237,7 @@ def _solved(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
     home = folder / LEVELS
     check_room(home, planned_bytes(list(sites), space.sparsities, next(model.parameters()).element_size()))
     identity = fingerprint(str(plain(solver)), str(plain(plan.task or plan.calibration)), str(plan.seed), *weight_norms(model))
-    tokens, loss = seen_by(solver, f"solver {type(solver).__name__}", model, tokenizer, plan, read, list(sites))
+    tokens, loss = seen_by(solver, f"solver {type(solver).__name__}", "sparsegpt", model, tokenizer, plan, read, list(sites))
     store = LevelStore.build(home, model, anatomy, sites, tokens, solver, space.sparsities, identity, Placement.of(model),
                              together(tokens.shape[1]), loss=loss)
     return Thin.counted(store, model, channels)

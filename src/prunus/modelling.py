@@ -10,7 +10,7 @@ from . import shape as shapes
 from .anatomy import describe
 from .loading import quiet
 from .shape import PREFIX
-from .sites import ChannelSite, LinearSite
+from .sites import ChannelSite
 
 __all__ = ["MODELLING", "BlockSizes", "block_sizes", "code", "head_size", "plain_config", "shaped_config"]
 
@@ -127,7 +127,7 @@ def block_sizes(model: Any) -> list[BlockSizes]:
     head = head_size(model)
     found = []
     for block in describe(model).blocks:
-        rows = {site.name.rpartition(".")[2]: site.shape[0] for site in block.sites if isinstance(site, LinearSite)}
+        rows = {site.name.rpartition(".")[2]: site.shape[0] for site in block.matrices}
         found.append(BlockSizes(rows.get("q_proj", 0) // head, rows.get("k_proj", 0) // head, rows.get("up_proj", 0)))
     return found
 

@@ -59,20 +59,20 @@ def scores_by(criterion: str, model: Any, tokenizer: Any, plan: FrontSearch, rea
               sites: Sequence[ChannelSite]) -> dict[str, Tensor]:
     """What every channel matters, by a criterion."""
     chosen, anatomy = find("criteria", criterion)(), describe(model)
-    tokens, loss = seen_by(chosen, f"order = {criterion!r}", model, tokenizer, plan, read, sites)
+    tokens, loss = seen_by(chosen, f"order = {criterion!r}", "fisher", model, tokenizer, plan, read, sites)
     found = channel_scores(sites, chosen, model, anatomy, tokens, loss, Placement.of(model), together(tokens.shape[1]))
     return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
-def seen_by(part: Any, where: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,
+def seen_by(part: Any, where: str, other: str, model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None,
             sites: Sequence[Site]) -> tuple[Tensor, Mapping[str, Any]]:
-    """What a criterion or a solver reads, and what it wants to know of the loss."""
-    needs = check_loss(part, where, model, "fisher" if where.startswith("order") else "sparsegpt")
+    """What a criterion or a solver reads, and what it wants to know of the loss. Raises as `check_loss`."""
+    needs = check_loss(part, where, other, model)
     tokens = plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
     return tokens, known_loss(model, describe(model), sites, tokens, needs, plan.seed) if needs else {}
 
 
-def check_loss(part: Any, where: str, model: Any, other: str) -> LossNeeds | None:
+def check_loss(part: Any, where: str, other: str, model: Any) -> LossNeeds | None:
     """What a criterion or a solver wants to know of the loss. Raises RecipeError, which says to use the `other`, for a model without."""
     needs = loss_needs(part)
     if needs and not predicts_next(model):

@@ -131,6 +131,11 @@ class Block:
         """Its residual branches, in the order of the forward pass."""
         return tuple(site for site in self.sites if isinstance(site, SublayerSite))
 
+    @property
+    def matrices(self) -> tuple[LinearSite, ...]:
+        """Those of all its branches, in the order of the forward pass."""
+        return tuple(site for site in self.sites if isinstance(site, LinearSite))
+
     def later(self, branch: SublayerSite) -> tuple[SublayerSite, ...]:
         """The branches behind one of them."""
         return self.branches[self.branches.index(branch) + 1 :]

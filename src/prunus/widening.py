@@ -59,7 +59,7 @@ class _Widened(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is scaled_dot_product_attention:
-            return _attention(self.slow, args, kwargs or {})
+            return _attention(self.slow, *args, **kwargs or {})
         operands = _OPERANDS[func](*args, **kwargs or {}) if func in _OPERANDS else None
         dtype = operands and _rounded_to(*operands)
         if operands is None or dtype not in self.slow:
@@ -74,29 +74,34 @@ _OPERANDS: dict[Any, Callable[..., _Operands | None]] = {
 }
 
 
-def _attention(slow: frozenset[torch.dtype], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _attention(slow: frozenset[torch.dtype], query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Tensor:
     """In float32 where it is in a slow dtype and a gradient is asked for; forward alone it is as fast as it is."""
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()]
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else given[0].dtype
-    asked = torch.is_grad_enabled() and any(value.requires_grad for value in given)
-    if dtype not in slow or not asked or any(value.device.type != "cpu" or value.dtype == torch.float64 for value in given):
-        return scaled_dot_product_attention(*args, **kwargs)
-
-    def wide(value: Any) -> Any:
-        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
+    dtype, parts = _computed_in(query, key, value), (query, key, value, *others)
+    asked = torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in (*parts, *named.values()))
+    if dtype not in slow or not asked:
+        return scaled_dot_product_attention(*parts, **named)
     with torch.autocast("cpu", enabled=False):
-        found = scaled_dot_product_attention(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})
+        found = scaled_dot_product_attention(*map(_wide, parts), **{name: _wide(part) for name, part in named.items()})
     return found.to(dtype)
+
+
+def _wide(part: Any) -> Any:
+    return part.float() if isinstance(part, Tensor) and part.is_floating_point() else part
 
 
 def _rounded_to(inputs: Tensor, weight: Tensor, _: Tensor | None) -> torch.dtype | None:
     """The dtype of the product of many rows on a processor; none of others."""
-    if inputs.device.type != "cpu" or inputs.numel() < _FEW * inputs.shape[-1]:
+    return None if inputs.numel() < _FEW * inputs.shape[-1] else _computed_in(inputs, weight)
+
+
+def _computed_in(*operands: Tensor) -> torch.dtype | None:
+    """The dtype in which PyTorch computes with these on a processor; none on another device, and of dtypes that do not go together."""
+    dtypes = {operand.dtype for operand in operands}
+    if any(operand.device.type != "cpu" for operand in operands):
         return None
     if torch.is_autocast_enabled("cpu"):
-        return None if torch.float64 in (inputs.dtype, weight.dtype) else torch.get_autocast_dtype("cpu")
-    return inputs.dtype if inputs.dtype == weight.dtype else None
+        return None if torch.float64 in dtypes else torch.get_autocast_dtype("cpu")
+    return dtypes.pop() if len(dtypes) == 1 else None
 
 
 class _Product(torch.autograd.Function):

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..sites import Block, LinearSite, SublayerSite
+from ..sites import Block, SublayerSite
 
 __all__ = ["at_positions"]
 
@@ -34,7 +34,7 @@ def _firsts(block: Block, branch: SublayerSite) -> list[str]:
     """The matrices from which on a branch treats positions alike."""
     if branch.kind == "attention":
         return [branch.output]
-    return [site.name for site in block.sites if isinstance(site, LinearSite) and site.branch == branch.name and site.name != branch.output]
+    return [site.name for site in block.matrices if site.branch == branch.name and site.name != branch.output]
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class _Path:
     def through(self, module: nn.Module, block: Block) -> Iterator["_Look"]:
         """Look at a block's inputs for the duration."""
         way = Replay(self.states, self.outputs) if self.outputs else AtOnce(self.states)
-        with way.inside(module, block.name, [site.name for site in _linear(block)]):
+        with way.inside(module, block.name, [site.name for site in block.matrices]):
             yield _Look(module, way)
 
 
@@ -116,11 +116,7 @@ class _Look:
 
 def _of(block: Block, sites: Sequence[LinearSite]) -> list[LinearSite]:
     wanted = {site.name for site in sites}
-    return [site for site in _linear(block) if site.name in wanted]
-
-
-def _linear(block: Block) -> list[LinearSite]:
-    return [site for site in block.sites if isinstance(site, LinearSite)]
+    return [site for site in block.matrices if site.name in wanted]
 
 
 def _views(model: nn.Module, sites: list[LinearSite], needs: Needs, device: torch.device, asymmetric: bool = False) -> list[View]:

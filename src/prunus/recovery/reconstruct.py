@@ -18,7 +18,7 @@ from ..calibration.reselection import Masked, Reselection, reselection_of
 from ..calibration.teaching import check_sequences, in_small_steps, precise, sizes, train_kept
 from ..errors import RecipeError
 from ..silence import silenced
-from ..sites import Anatomy, Block, LinearSite, SublayerSite
+from ..sites import Anatomy, Block, SublayerSite
 
 __all__ = ["Reconstruct"]
 
@@ -176,5 +176,4 @@ class _Unit:
 def _matrices(model: Any, block: Block, branches: Sequence[SublayerSite]) -> list[nn.Parameter]:
     """Weights and biases of the branches' matrices."""
     names = {branch.name for branch in branches}
-    return [parameter for site in block.sites if isinstance(site, LinearSite) and site.branch in names
-            for parameter in model.get_submodule(site.name).parameters()]
+    return [parameter for site in block.matrices if site.branch in names for parameter in model.get_submodule(site.name).parameters()]
