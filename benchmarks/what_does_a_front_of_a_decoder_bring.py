@@ -1,6 +1,6 @@
 """What does a front of a decoder bring? SmolLM2: a search over key/value groups and MLP channels of every block by divergence, weights
-and measured latency; how many of its points another beats on held-out text; and points of it, repaired and distilled, beside the best
-that one granularity gave at as many weights (which_channels_go).
+and measured latency, in which what reads channels is refitted to those that stay; how many of its points another beats on held-out text;
+and points of it, repaired and distilled, beside the best that one granularity gave at as many weights (which_channels_go).
 
 Rows are kept in build/, so that an interrupted benchmark goes on where it stopped; the search's own trials are too.
 """
@@ -70,8 +70,8 @@ def _front(tiny: bool, folder: Path) -> Front:
     if not (folder / FILE).exists():
         model, tokenizer = model_and_tokenizer(tiny, "float32")  # seconds of bfloat16 are those of a processor that has it
         text = Calibration("self", samples=8, length=32) if tiny else Calibration("wikitext2", samples=16, length=256, written=16)
-        plan = FrontSearch(SPACE, ("divergence", "params", "latency"), Exchange(least=0.68, most=0.84), 14 if tiny else 240, "taylor",
-                           text=text, calibration=_text(tiny, 64))
+        plan = FrontSearch(SPACE, ("divergence", "params", "latency"), Exchange(least=0.68, most=0.84), 14 if tiny else 150, "taylor",
+                           refit=True, text=text, calibration=_text(tiny, 64))
         folder.mkdir(parents=True, exist_ok=True)
         found = find_front(model, tokenizer, plan, folder=folder, source="SmolLM2")
         (folder / FILE).write_text(found.to_json())

@@ -2,17 +2,21 @@
 
 The error is that on the calibration text, with the Gram that was not damped. It depends on how much text there is:
 with little, solvers that optimise harder fit it more closely, so two amounts are shown.
+
+Finished rows are kept in build/, so that an interrupted benchmark goes on where it stopped.
 """
 
 import itertools
 import math
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from _harness import arguments, model_and_tokenizer, table, write
+from _harness import ROOT, arguments, keep_row, kept_rows, model_and_tokenizer, table, write
 from _layers import BLOCKS, View, layers
 from prunus.criteria.magnitude import Magnitude
 from prunus.granularity import NM, Granularity, Unstructured
@@ -28,13 +32,16 @@ SOLVERS: dict[str, Any] = {"magnitude": Mask(Magnitude()), "Wanda": Mask(), "Spa
                            "ALPS": ALPS(), "swaps": Swaps()}
 PATTERNS: dict[str, float] = {"50 %": 0.5, "60 %": 0.6, "70 %": 0.7, "80 %": 0.8, "90 %": 0.9, "2:4": 0.5}
 SAMPLES = (8, 64)
+KEPT = ROOT / "build" / "which_solver_reconstructs_best"
 
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    rows: list[dict[str, Any]] = []
-    for samples in (2,) if options.tiny else SAMPLES:
-        rows += _rows(options.tiny, samples)
+    with tempfile.TemporaryDirectory() as folder:
+        file = (Path(folder) if options.tiny else KEPT) / "rows.jsonl"
+        for samples in (2,) if options.tiny else SAMPLES:
+            _measure(options.tiny, samples, file)
+        rows = kept_rows(file)
     shown = "\n\n".join(f"{samples} sequences of 512 tokens:\n\n{_table(rows, samples)}" for samples in
                         sorted({row["samples"] for row in rows}))
     print(shown)
@@ -44,16 +51,17 @@ def main() -> None:
 
 
 @torch.no_grad()
-def _rows(tiny: bool, samples: int) -> list[dict[str, Any]]:
+def _measure(tiny: bool, samples: int, file: Path) -> None:
     model, tokenizer = model_and_tokenizer(tiny)
-    rows = []
+    known = {(row["site"], row["samples"], row["pattern"], row["solver"]) for row in kept_rows(file)}
     for views in layers(model, tokenizer, samples, 64 if tiny else 512, BLOCKS, tiny):
         for pattern, name in itertools.product(PATTERNS, SOLVERS):
             for view in views:
                 view.stats.forget()  # so that every run pays for its own factorisations, shared by the sites of the run
-            rows += [_row(view, samples, pattern, name) for view in views]
+            for view in views:
+                if (view.site.name, samples, pattern, name) not in known:
+                    keep_row(file, _row(view, samples, pattern, name))
         print(views[0].site.block, flush=True)
-    return rows
 
 
 def _row(view: View, samples: int, pattern: str, name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .search.spaces.small import Small
 
 __all__ = ["Front", "FrontSearch", "Point"]
 
-FILE, LEVELS = "front.json", "levels"  # in a run's folder
+FILE, LEVELS, FITS = "front.json", "levels", "fits"  # in a run's folder
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class FrontSearch:
     searcher: Searcher = NSGA2()  # which of them are looked at
     evaluations: int = 100  # that are looked at
     order: str = "none"  # of channels, the last of which go first: none (as they are), fisher, or a criterion
+    refit: bool = False  # whether what reads channels is fitted to those that stay, by the task's training split or by text
     task: Task | None = None  # whose validation split is searched on; none: text is
     text: Calibration = Calibration("self", samples=16)  # searched on, where there is no task; a fourth of it is held out
-    calibration: Calibration = Calibration()  # orders channels, where there is no task
+    calibration: Calibration = Calibration()  # orders channels, and what reads them is fitted by it, where there is no task
     batch: int = 1  # sequences that latency is measured with
     seed: int = 0
     baselines: tuple[str, ...] = ()  # valued beside the front: layerdrop, heads, rfp (retraining-free pruning), or a criterion
@@ -57,15 +58,23 @@ class FrontSearch:
         if hasattr(self.searcher, "grace") and self.training is None:
             raise RecipeError("searcher 'asha' says how long each sub-network is trained, and here none is trained by itself. Use nsga2, "
                               "or say how they are trained (--train epochs=5).")
-        if "rfp" in self.baselines and self.training:
-            raise RecipeError("baseline 'rfp' is retraining-free, and here all sub-networks are trained. Leave it out, or the training.")
-        if self.training and isinstance(self.space, Mixed):
-            raise RecipeError("space mixed: training would change weights that are 0. Search in medium, or leave the training out.")
+        self._check_weights()
         for name in self.baselines:
             if name not in (known := [*BASELINES, *names("criteria")]) and ":" not in name:
                 raise UnknownName("baselines", name, known)
         if "error" in self.objectives and self.task is None:
             raise RecipeError("objectives: 'error' is of a task, and none is named. Name one (--task), or use divergence or loss.")
+
+    def _check_weights(self) -> None:
+        """Where they are from."""
+        if "rfp" in self.baselines and self.training:
+            raise RecipeError("baseline 'rfp' is retraining-free, and here all sub-networks are trained. Leave it out, or the training.")
+        if self.training and isinstance(self.space, Mixed):
+            raise RecipeError("space mixed: training would change weights that are 0. Search in medium, or leave the training out.")
+        if self.refit and self.training:
+            raise RecipeError("refit: every sub-network is trained by itself here, from the model's weights. Leave one of the two out.")
+        if self.refit and isinstance(self.space, Mixed):
+            raise RecipeError("refit: space mixed has weights that a solver made, and some are 0. Search in medium, or leave it out.")
 
 
 @dataclass(frozen=True)

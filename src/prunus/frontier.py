@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,28 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .allocation import columns_of
 from .alone import FOLDER, Alone
 from .anatomy import describe
 from .calibration.corpus import check_apart
 from .calibration.pair import Watch, unwatched, watched
 from .calibration.placement import Placement, together
 from .calibration.sample import Calibration
+from .calibration.stream import stream
 from .calibration.tasks import Labelled, encoded
 from .environment import Clock, environment, return_memory
 from .errors import PrunusError, RecipeError
 from .files import fingerprint
 from .finetune import TrainingProgress
-from .front import LEVELS, Front, FrontSearch, Point
+from .front import FITS, LEVELS, Front, FrontSearch, Point
 from .granularity import Unstructured
 from .lookup import find
 from .matrices import resolved
-from .ordering import channels_of, check_loss, derivatives, descending, importance, scores_by, seen_by, training_batches
-from .problem import check_weights
+from .ordering import channels_of, check_loss, derivatives, descending, importance, scores_by, seen_by, tokens_of, training_batches
+from .problem import LayerProblem, check_weights
 from .qualities import on_task, on_text
 from .recipe import plain
 from .recovery import Recovery
 from .search.baselines import BASELINES, factors, fewest_heads, first_layers, least, rescaled, retraining_free
 from .search.explore import Exploration, Progress, explore
+from .search.fits import Fits
 from .search.genome import Architectures
 from .search.latency import Latency
 from .search.levels import LevelStore, check_room, planned_bytes
@@ -46,12 +50,14 @@ from .search.space import Candidate
 from .search.spaces.mixed import Mixed
 from .search.subnetwork import Kept, Units
 from .search.thin import Thin
-from .silence import gated
-from .sites import LinearSite
+from .silence import gated, silenced
+from .sites import Anatomy, Block, LinearSite
+from .solvers.refit import Refit
+from .surgery.write import clear_rows, read_weight, write
 from .traits import predicts_next, weight_norms
 from .widening import widened
 
-__all__ = ["check_searched", "find_front", "genome_of", "repair", "thin_of"]
+__all__ = ["check_searched", "find_front", "fits_of", "genome_of", "repair", "thin_of"]
 
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the weights, that baselines are asked for
 
@@ -73,9 +79,12 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         scores = importance(model, tokenizer, plan, read, tell)
         order = dict(orders) if orders is not None else descending(scores)
     with ExitStack() as stack:
+        home = folder or Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
         with clock("solving levels"):
-            thin = _solved(model, tokenizer, plan, read, folder or Path(stack.enter_context(TemporaryDirectory(prefix="prunus-"))))
-        genome = genome_of(model, plan.space, order, thin)
+            thin = _solved(model, tokenizer, plan, read, home)
+        with clock("collecting Grams"):
+            fits = _fits(model, tokenizer, plan, read, home) if plan.refit else None
+        genome = genome_of(model, plan.space, order, thin, fits)
         starts = _starts(genome, scores)
         alone = _alone(model, tokenizer, plan, read, genome.units, (folder, training, clock)) if folder and plan.training else None
         seen, unseen, protocols, length = (on_task(model, tokenizer, read, genome.units, alone) if read else
@@ -88,7 +97,7 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
             solved = [entry.sha256 for entry in thin.store.entries.values()] if thin else []
             identity = fingerprint(*(str(plain(part)) for part in (plan.task, plan.text, plan.space)), str(order), str(starts),
                                    Latency.place_of(model), *weight_norms(model), *protocols, *([alone.identity] if alone else []),
-                                   *solved, *([str(asdict(latency))] if latency else []))
+                                   *solved, *([_read_by(model, plan)] if fits else []), *([str(asdict(latency))] if latency else []))
             found = explore(genome, plan.searcher, lambda question: _values(judge, genome, question), plan.objectives,
                             plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None,
                             identity=identity, watch=_watching(alone, genome, watch))
@@ -139,7 +148,8 @@ def _checked(model: Any, plan: FrontSearch, folder: Path | None) -> Labelled | N
     read = plan.task.read() if plan.task else None
     if read is None and not predicts_next(model):
         raise RecipeError("search: this model does not predict the next token, so text cannot value it. Name a task (--task).")
-    if read is None and (plan.order != "none" or plan.training or isinstance(plan.space, Mixed) or set(plan.baselines) - {"layerdrop"}):
+    if read is None and (plan.order != "none" or plan.refit or plan.training or isinstance(plan.space, Mixed)
+                         or set(plan.baselines) - {"layerdrop"}):
         check_apart("calibration", plan.calibration.text(), "search", plan.text.text())
     for name in (name for name in plan.baselines if name not in BASELINES):
         check_loss(find("criteria", name)(), f"baseline {name!r}", "rfp", model)
@@ -204,15 +214,16 @@ def _latency(model: Any, units: Units, batch: tuple[int, int], folder: Path | No
     return found
 
 
-def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]], thin: Thin | None = None) -> Architectures:
-    """The sub-networks of a model; those of `mixed` need the weights at its levels. Raises RecipeError where the orders are of another
-    model."""
+def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]], thin: Thin | None = None,
+              fits: Fits | None = None) -> Architectures:
+    """The sub-networks of a model; those of `mixed` need the weights at its levels, and those of a search that refits its fits. Raises
+    RecipeError where the orders are of another model."""
     anatomy = describe(model)
     counts = {site.name: site.count for site in channels_of(anatomy)}
     for name, order in orders.items():
         if sorted(order) != list(range(counts.get(name, -1))):
             raise RecipeError(f"{name}: the order of its channels is of another model.")
-    found: Architectures = space.over(Units(anatomy, {name: torch.tensor(order) for name, order in orders.items()}, thin))
+    found: Architectures = space.over(Units(anatomy, {name: torch.tensor(order) for name, order in orders.items()}, thin, fits))
     return found
 
 
@@ -236,24 +247,65 @@ def _solved(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
     sites = {site: shape for site in anatomy.sites("linear") if isinstance(site, LinearSite) and site.name in ours}
     home = folder / LEVELS
     check_room(home, planned_bytes(list(sites), space.sparsities, next(model.parameters()).element_size()))
-    identity = fingerprint(str(plain(solver)), str(plain(plan.task or plan.calibration)), str(plan.seed), *weight_norms(model))
+    identity = fingerprint(str(plain(solver)), _read_by(model, plan))
     tokens, loss = seen_by(solver, f"solver {type(solver).__name__}", "sparsegpt", model, tokenizer, plan, read, list(sites))
     store = LevelStore.build(home, model, anatomy, sites, tokens, solver, space.sparsities, identity, Placement.of(model),
                              together(tokens.shape[1]), loss=loss)
     return Thin.counted(store, model, channels)
 
 
+def fits_of(model: Any, plan: FrontSearch, folder: Path) -> Fits | None:
+    """What a search that refits has collected in its folder; None of one that does not. Raises LoadError."""
+    return Fits.known(folder / FITS, channels_of(describe(model))) if plan.refit else None
+
+
+def _fits(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, folder: Path) -> Fits:
+    """Of all branches, by the training split or by calibration text; what is there is used again."""
+    tokens, anatomy = tokens_of(model, tokenizer, plan, read), describe(model)
+    return Fits.build(folder / FITS, model, anatomy, channels_of(anatomy), tokens, _read_by(model, plan), Placement.of(model),
+                      together(tokens.shape[1]))
+
+
+def _read_by(model: Any, plan: FrontSearch) -> str:
+    """A hash of what a model is and reads, when it is solved or fitted."""
+    return fingerprint(str(plain(plan.task or plan.calibration)), str(plan.seed), *weight_norms(model))
+
+
 @widened()
 def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recovery, text: Calibration, seed: int = 0,
            watch: Watch = unwatched) -> Sequence[str]:
-    """Zero the channels that go, and repair what stays, by text; to be extracted afterwards. Gives what the recovery has to say. Raises
-    RecipeError, before anything is changed, for a family that the recovery cannot repair."""
+    """Zero the channels that go, refit what reads the others, and repair what stays, by text; to be extracted afterwards. Gives what the
+    recovery has to say. Raises RecipeError, before anything is changed, for a family that the recovery cannot repair."""
     placement = Placement.of(model)
     tokens = text.tokens(tokenizer, model, seed)
     batch = together(tokens.shape[1])
     recovery.check(model, units.anatomy, tokens, placement, batch)
-    dense = units.clear(model, kept)
+    dense = _refitted(model, units, kept, tokens, placement, batch, watch)
     return recovery.recover(model, units.anatomy, units.gone(kept), dense, tokens, placement, batch, watch)
+
+
+@torch.no_grad()
+def _refitted(model: Any, units: Units, kept: Kept, tokens: Tensor, placement: Placement, batch: int,
+              watch: Watch) -> dict[str, Tensor]:
+    """Zero the channels that go of branches that stay, and fit the matrix that reads the others to give what it gave with all of them;
+    gives the parameters that changed, by name, as they were."""
+    sites = {site.consumer: site for site in units.sites if kept[site.name].any() and not kept[site.name].all()}
+    silent = {name for site in units.sites if not kept[site.name].any() for name in site.matrices}  # nothing can look at these
+    left = Anatomy(tuple(Block(block.name, tuple(site for site in block.sites if site.name not in silent))
+                         for block in units.anatomy.blocks))
+    readers = [site for site in left.sites("linear") if isinstance(site, LinearSite) and site.name in sites]
+    before = {f"{name}.{key}": value.detach().clone() for site in sites.values() for name in site.matrices
+              for key, value in model.get_submodule(name).named_parameters()}
+    with silenced(model, units.gone(kept)):
+        for done, view in enumerate(chain.from_iterable(stream(model, left, readers, tokens, "gram", placement, batch)), 1):
+            site = sites[view.site.name]
+            mask, weight = kept[site.name], read_weight(view.module).to(placement.device)
+            problem = LayerProblem(weight, view.stats, columns_of(site), 1 - float(mask.float().mean()), view.site.name,
+                                   ranking=mask.repeat_interleave(site.width).float())
+            write(view.module, Refit().solve(problem))
+            clear_rows(model, site.producers, (~mask).nonzero().flatten())
+            watch("refitting what stays", done, len(readers))
+    return before
 
 
 def _starts(genome: Architectures, scores: Mapping[str, Tensor]) -> list[Candidate]:

@@ -25,7 +25,8 @@ from .stats import LossNeeds
 from .traits import predicts_next
 from .widening import widened
 
-__all__ = ["channels_of", "check_loss", "derivatives", "descending", "importance", "orders_of", "scores_by", "seen_by", "training_batches"]
+__all__ = ["channels_of", "check_loss", "derivatives", "descending", "importance", "orders_of", "scores_by", "seen_by", "tokens_of",
+           "training_batches"]
 
 _ORDERING = 256  # examples, or sequences, at most, whose loss orders channels
 
@@ -68,7 +69,7 @@ def seen_by(part: Any, where: str, other: str, model: Any, tokenizer: Any, plan:
             sites: Sequence[Site]) -> tuple[Tensor, Mapping[str, Any]]:
     """What a criterion or a solver reads, and what it wants to know of the loss. Raises as `check_loss`."""
     needs = check_loss(part, where, other, model)
-    tokens = plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
+    tokens = tokens_of(model, tokenizer, plan, read)
     return tokens, known_loss(model, describe(model), sites, tokens, needs, plan.seed) if needs else {}
 
 
@@ -113,6 +114,11 @@ def _text_loss(model: Any, row: Tensor) -> Any:
 def _loss(model: Any, examples: Encoded, index: int) -> Tensor:
     device = next(model.parameters()).device
     return task_loss(model(**examples.batch([index], device)).logits, examples.targets[[index]].to(device))
+
+
+def tokens_of(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None) -> Tensor:
+    """Calibration text, or the training split."""
+    return plan.calibration.tokens(tokenizer, model, plan.seed) if read is None else _as_tokens(model, tokenizer, read)
 
 
 def _as_tokens(model: Any, tokenizer: Any, read: Labelled) -> Tensor:

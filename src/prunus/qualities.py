@@ -66,7 +66,7 @@ def on_text(model: Any, tokenizer: Any, plan: FrontSearch, units: Units, stack: 
         services: dict[str, Fitness] = {}
         for name in set(plan.objectives) & set(QUALITIES):
             services[name] = Fitness(model, units.anatomy, space, store, tokens[rows], objective=objectives[name],  # type: ignore[arg-type]
-                                     placement=Placement.of(model), batch=together(tokens.shape[1]),
+                                     placement=Placement.of(model), batch=together(tokens.shape[1]), fits=units.fits,
                                      memory=min(available_bytes() // 16, model_bytes(model) // 4))
             stack.callback(services[name].close)
 

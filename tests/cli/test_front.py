@@ -20,7 +20,7 @@ from prunus.distillation import task_loss
 from prunus.errors import CalibrationError, RecipeError
 from prunus.files import working_alone
 from prunus.front import Front
-from prunus.frontier import genome_of, thin_of
+from prunus.frontier import fits_of, genome_of, thin_of
 from prunus.loading import load
 from prunus.predictions import answers, score
 
@@ -253,7 +253,38 @@ def test_a_language_model_is_searched_with_sparse_weights_too(prunus: Prunus, te
         assert torch.allclose(whole(input_ids=tokens).logits, small(input_ids=tokens).logits, atol=1e-5)
 
 
+def test_a_search_that_refits_extracts_what_it_valued(prunus: Prunus, text_file: Path, tmp_path: Path) -> None:
+    model = saved("llama", tmp_path / "llama", num_hidden_layers=3)
+    words = ["search", model, "--space", "medium,steps=4", "--order", "wanda", "--calibration", "self", "--samples", 64, "--length", 32,
+             "--search-text", "self,samples=8,length=32", "--searcher", "random", "--baselines", "wanda", "--evaluations", 10, "--quiet"]
+    assert prunus(*words, "--refit", "--out", tmp_path / "run").code == 0
+    assert prunus(*words, "--out", tmp_path / "cut").code == 0
+    fitted, cut = (Front.load(tmp_path / name) for name in ("run", "cut"))
+    pairs = list(zip(fitted.baselines["wanda"], cut.baselines["wanda"], strict=True))
+    assert sum(one.values[0] < other.values[0] for one, other in pairs) > len(pairs) / 2
+
+    point = fitted.pick(["params<=0.7"])
+    assert prunus("extract", tmp_path / "run", "--pick", "params<=0.7", "--out", tmp_path / "small").code == 0
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=True)
+    whole, tokens = load(model).model, torch.randint(3, 256, (2, 9), generator=torch.Generator().manual_seed(0))
+    genome = genome_of(whole, fitted.plan.space, fitted.orders, fits=fits_of(whole, fitted.plan, tmp_path / "run"))
+    with torch.no_grad(), genome.worn(whole, point.candidate):
+        assert torch.allclose(whole(input_ids=tokens).logits, small(input_ids=tokens).logits, atol=1e-5)
+
+    trials = (tmp_path / "run" / "trials.jsonl").read_text()
+    shutil.rmtree(tmp_path / "run" / "fits")
+    ran = prunus("extract", tmp_path / "run", "--out", tmp_path / "other", "--quiet")
+    assert (ran.code, "does not hold the Grams" in ran.err, len(ran.err.splitlines())) == (2, True, 1)
+    assert prunus("extract", tmp_path / "run", "--recovery", "patch", "--calibration", text_file, "--samples", 8, "--length", 32, "--out",
+                  tmp_path / "other", "--quiet").code == 0
+    assert prunus(*words, "--refit", "--out", tmp_path / "run", "--resume").code == 0
+    assert (tmp_path / "run" / "trials.jsonl").read_text() == trials
+    ran = prunus(*words, "--out", tmp_path / "run", "--resume")
+    assert (ran.code, "holds the trials of another search" in ran.err) == (2, True)
+
+
 @pytest.mark.parametrize(("flags", "reasons"), [
+    (["--space", "mixed", "--refit"], ["refit: space mixed has weights that a solver made"]),
     (["--space", "mixed,levels=1"], ["expected no negative number of steps, 2 to 255 levels"]),
     (["--space", "mixed,solver=alp"], ["search.space.solver", "'alp' is unknown"]),
     (["--space", "mixed,solver=taylor"], ["solver Mask: reads the loss by channel", "Use sparsegpt"]),
@@ -310,7 +341,7 @@ def test_an_evaluation_that_fails_is_written_down_and_the_search_goes_on(prunus:
     ran = prunus("search", model, "--space", "sublayer", "--calibration", text_file, "--search-text", "self,samples=8,length=32",
                  "--evaluations", 16, "--searcher", "random", "--out", tmp_path / "run")
     assert ran.code == 0, ran.err
-    assert "of them without values" in ran.err
+    assert f"of them without values (why: {tmp_path / 'run'}" in "".join(ran.err.split("\n"))
     found = Front.load(tmp_path / "run")
     assert found.failed > 0
     assert all(any(point.candidate[::2]) for point in found.points)

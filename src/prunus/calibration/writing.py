@@ -15,8 +15,8 @@ from .pair import Watch, unwatched
 
 __all__ = ["written"]
 
-_DOCUMENT = 256  # tokens at most; longer ones take longer to write, and calibrate no better
-_TOGETHER = 64  # documents
+_DOCUMENT = 128  # tokens at most; longer ones take longer to write, and calibrate no better
+_TOGETHER = 128  # documents
 
 
 @torch.no_grad()

@@ -64,6 +64,7 @@ def search(
     train: o.Train = None,
     task: o.Task = None,
     order: o.Order = None,
+    refit: o.Refit = None,
     batch: o.LatencyBatch = None,
     baselines: o.Baselines = None,
     evaluations: o.Evaluations = None,

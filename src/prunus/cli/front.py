@@ -28,7 +28,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     from ..checkpoint import check_apart, check_target
     from ..errors import ExportError
     from ..files import giving_way, whole_folder, working_alone
-    from ..front import LEVELS, FrontSearch
+    from ..front import FITS, LEVELS, FrontSearch
     from ..recipe import build
     from ..seen import Seen
     from ..supernets import SuperNet
@@ -38,7 +38,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     check_apart(out, source)
     check_target(out, overwrite or resume, 0)
     with working_alone(out):
-        begun = any((out / name).exists() for name in ("trials.jsonl", LEVELS))
+        begun = any((out / name).exists() for name in ("trials.jsonl", LEVELS, FITS))
         if out.is_dir() and any(out.iterdir()) and not begun and (not overwrite or (out / "config.json").exists()):
             raise ExportError(f"{out}: holds {'a model' if overwrite else 'no search to resume'}. Choose another folder"
                               f"{'' if overwrite else ' or say --overwrite'}.")
@@ -70,19 +70,19 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
 def _left_in(out: Path) -> list[Path]:
     """What a search may leave, but for its pictures."""
     from ..alone import FOLDER
-    from ..front import FILE, LEVELS
+    from ..front import FILE, FITS, LEVELS
 
-    return [out / name for name in ("trials.jsonl", "latency.json", FILE, LEVELS, FOLDER)]
+    return [out / name for name in ("trials.jsonl", "latency.json", FILE, LEVELS, FITS, FOLDER)]
 
 
 def _has_begun(out: Path) -> bool:
     """Whether a search has left something that it can go on from."""
     from ..alone import FOLDER
-    from ..front import LEVELS
+    from ..front import FITS, LEVELS
 
     trials = out / "trials.jsonl"
     tried = trials.is_file() and trials.read_bytes().count(b"\n") > 1  # the first line is no trial
-    return tried or any((out / name).is_dir() for name in (LEVELS, FOLDER))
+    return tried or any((out / name).is_dir() for name in (LEVELS, FITS, FOLDER))
 
 
 def _write(found: "Front", folder: Path) -> None:
@@ -113,8 +113,8 @@ def extract(
     pick: _Pick = None,
     model: Annotated[str, typer.Option(help="The model that was searched, if it is not where it was.")] = "",
     recovery: Annotated[str, typer.Option(
-        help="Repair what is kept, by calibration text: patch, or none; settings after commas. For families that add a branch's output to "
-             "the stream as it is.")] = "none",
+        help="Refit what reads the channels that stay, and repair what is kept, by calibration text: patch, or none; settings after "
+             "commas. For families that add a branch's output to the stream as it is.")] = "none",
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,
     length: o.Length = None,
@@ -149,11 +149,13 @@ def extract(
     labels = found.plan.task.read().labels if found.plan.task else ()
     with Screen(quiet) as screen:
         loaded = opened(model or found.source, Placement(), dtype, trust_remote_code, screen, labels, found.plan.seed)
-        from ..frontier import check_searched, genome_of, repair, thin_of
+        from ..frontier import check_searched, fits_of, genome_of, repair, thin_of
 
         check_searched(loaded.model, found, model or found.source)
         thin, before = thin_of(loaded.model, found.plan.space, run), model_bytes(loaded.model)
-        genome = genome_of(loaded.model, found.plan.space, found.orders, thin)
+        # what is repaired is fitted anew
+        fits = None if repaired else fits_of(loaded.model, found.plan, run)
+        genome = genome_of(loaded.model, found.plan.space, found.orders, thin, fits)
         if repaired:
             for line in repair(loaded.model, loaded.tokenizer, genome.units, genome.kept(point.candidate), *repaired, watch=screen.working):
                 screen.warn(line)

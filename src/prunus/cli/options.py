@@ -62,7 +62,7 @@ CalibrationText = Annotated[str | None, typer.Option(
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. [default: 128]")]
 Written = Annotated[int | None, typer.Option(
     help="Sequences beside those of the calibration text that the model writes itself. [default: 0; where matrices are pruned with "
-         "--effort balanced half as many as --samples, with best as many]")]
+         "--effort balanced a third as many as --samples, with best as many]")]
 Length = Annotated[int | None, typer.Option(help="Tokens per calibration (and search) sequence. [default: 512]")]
 Space = Annotated[str | None, typer.Option(
     help="Search sub-networks by several objectives: small, medium, layer, sublayer, large, or mixed (sparse too); settings after commas: "
@@ -82,6 +82,9 @@ Task = Annotated[str | None, typer.Option(
 Order = Annotated[str | None, typer.Option(
     help="Which channels of a branch stay first: none (as they are), fisher, or a criterion (magnitude, wanda, taylor, …). [default: none; "
          "of a trained super-network its own]")]
+Refit = Annotated[bool | None, typer.Option(
+    "--refit", help="With --space, fit what reads channels to those that stay, by the training split of the task or by calibration text, "
+                    "in every sub-network that is looked at. [default: its weights are the model's]")]
 Baselines = Annotated[str | None, typer.Option(
     help="With --space, what is valued beside the front: layerdrop, heads, rfp, or a criterion (magnitude, wanda, …) by which channels go; "
          "several with commas. [default: none]")]
@@ -111,7 +114,7 @@ _SUITED = {  # to kinds of sites, where flags do not say otherwise
 }
 
 
-_OF_FRONTS = ("objectives", "searcher", "task", "order", "batch", "baselines", "train")
+_OF_FRONTS = ("objectives", "searcher", "task", "order", "refit", "batch", "baselines", "train")
 _OF_SHARES = ("recipe", "sites", "sparsity", "multiple", "granularity", "solver", "allocation", "search", "objective", "repaired", "skip")
 
 
@@ -127,7 +130,7 @@ def front_settings(values: dict[str, Any]) -> dict[str, Any] | None:
                                 "objectives": [name.strip() for name in said.get("objectives", f"{quality},params").split(",")],
                                 "calibration": {"corpus": said.get("calibration", "builtin"), **text}}
     settings |= {flag: named(said[flag], f"--{flag}") for flag in ("searcher",) if flag in said}
-    settings |= {flag: said[flag] for flag in ("order", "batch", "seed") if flag in said}
+    settings |= {flag: said[flag] for flag in ("order", "refit", "batch", "seed") if flag in said}
     if "baselines" in said:
         settings["baselines"] = [name.strip() for name in said["baselines"].split(",")]
     if "task" in said:

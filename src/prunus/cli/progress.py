@@ -135,7 +135,7 @@ class Screen:
         if found.baselines:
             volumes = sorted(found.volumes.items(), key=lambda item: -item[1])
             self._console.print("Hypervolume of held-out quantiles: " + ", ".join(f"{name} {volume:.3f}" for name, volume in volumes) + ".")
-        failed = f", {found.failed} of them without values" if found.failed else ""
+        failed = f", {found.failed} of them without values (why: {out / 'trials.jsonl'})" if found.failed else ""
         self._console.print(f"{found.looked} sub-networks{failed}; {len(found.points)} on the front.")
         self._console.print("Seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in found.seconds.items()) + ".")
         if found.interrupted:

@@ -24,6 +24,7 @@ from ..sites import Anatomy, ChannelSite, Site, SublayerSite
 from ..subnet import subnet
 from ..targets import Chosen, Following, Predicted, Target, packed, unpacked
 from .channels import ChannelSpace
+from .fits import Fits
 from .levels import LevelStore
 from .space import Candidate, Query, Space, Trial
 
@@ -75,7 +76,8 @@ class Fitness:
     A partial candidate, of which an agent in its episode wants to know where it stands, is compared at every fourth position
     only: behind the kept states, the head would cost most of the look.
 
-    With a `rehearsal` (of a recovery), a candidate is valued as it would be repaired.
+    With a `rehearsal` (of a recovery), a candidate is valued as it would be repaired; with `fits`, what reads single channels is fitted
+    to those that stay.
 
     Of the dense model's distribution the `top` most probable tokens are kept and all others together count as one; the
     divergence is then a lower bound of the whole one, equal to it when `top` is the size of the vocabulary. They are kept in
@@ -85,10 +87,11 @@ class Fitness:
     def __init__(self, model: Any, anatomy: Anatomy, space: Space | ChannelSpace, store: LevelStore | None,
                  text: Int[Tensor, "samples length"] | Choices, *, objective: Objective = "divergence",
                  placement: Placement = Placement(), batch: int = 2, top: int = 256, memory: int = 2**30,
-                 log: Path | None = None, folder: Path | None = None, identity: str = "", rehearsal: Any = None) -> None:
+                 log: Path | None = None, folder: Path | None = None, identity: str = "", rehearsal: Any = None,
+                 fits: Fits | None = None) -> None:
         if [site.block for site in space.sites] != sorted(site.block for site in space.sites):
             raise RecipeError("fitness: the sites of the space are not in depth order.")
-        self.model, self.anatomy, self.space, self.store, self._rehearsal = model, anatomy, space, store, rehearsal
+        self.model, self.anatomy, self.space, self.store, self._rehearsal, self._fits = model, anatomy, space, store, rehearsal, fits
         self._choices = text if isinstance(text, Choices) else None
         self.tokens = text.tokens if isinstance(text, Choices) else text
         self._every = _EVERY if self._choices is None else 1
@@ -190,6 +193,9 @@ class Fitness:
             kept = {site: space.kept(candidate, index) for index, site in stay if space.gone(candidate, index)}
             stored = {f"{name}.weight": self._stored(name, level) for index, site in stay if (level := space.level(candidate, index))
                       for name in site.matrices}
+            if self._fits:
+                stored |= {f"{site.consumer}.weight": self._fits.weight(self.model.get_submodule(site.consumer), site, mask)
+                           for site, mask in kept.items()}
             with subnet(self.model, stored), sliced(self.model, kept), silenced(self.model, skipped):
                 yield
             return

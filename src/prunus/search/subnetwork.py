@@ -15,7 +15,7 @@ from ..silence import gated, silenced, sliced
 from ..sites import Anatomy, ChannelSite, SublayerSite
 from ..subnet import in_turn
 from ..surgery.cut import check_left, cut, skip
-from ..surgery.write import clear_rows, module_layout
+from .fits import Fits
 from .thin import DENSE, Levels, Thin
 
 __all__ = ["Kept", "Units"]
@@ -30,6 +30,7 @@ class Units:
     anatomy: Anatomy
     order: Mapping[str, Int[Tensor, "channels"]]  # by channel site: its channels, those first that a prefix keeps first
     thin: Thin | None = None  # the weights of matrices that may be sparse too; none: all are dense
+    fits: Fits | None = None  # of what reads channels, to those that stay; none: its weights are the dense model's
 
     @cached_property
     def sites(self) -> tuple[ChannelSite, ...]:
@@ -75,14 +76,19 @@ class Units:
     @contextmanager
     def worn(self, model: Any, kept: Kept, levels: Levels = DENSE) -> Iterator[None]:
         """The model as the sub-network: of channels and branches that go nothing is computed. No weight is kept twice, and gradients
-        reach the model's own parameters; not where the weights are those of a level, of which one matrix at a time is held."""
-        with (in_turn(model, self._solved(kept, levels)), silenced(model, self.gone(kept)),
+        reach the model's own parameters; not where the weights are those of a level, of which one matrix at a time is held, or are
+        fitted, which are held meanwhile."""
+        with (in_turn(model, self._solved(model, kept, levels)), silenced(model, self.gone(kept)),
               sliced(model, {site: kept[site.name] for site in self.sites if kept[site.name].any()})):
             yield
 
-    def _solved(self, kept: Kept, levels: Levels) -> dict[str, Callable[[Tensor], Tensor]]:
-        """By matrix of the branches that stay: its weight at their level, where that is not the dense one."""
-        return self.thin.weights([site for site in self.sites if kept[site.name].any()], levels) if self.thin else {}
+    def _solved(self, model: Any, kept: Kept, levels: Levels) -> dict[str, Callable[[Tensor], Tensor]]:
+        """By matrix of the branches that stay: its weight at their level or as it is fitted, where that is not the dense one."""
+        stay = [site for site in self.sites if kept[site.name].any()]
+        if self.fits:
+            return {site.consumer: _fitted(self.fits, model.get_submodule(site.consumer), site, kept[site.name]) for site in stay
+                    if not kept[site.name].all()}
+        return self.thin.weights(stay, levels) if self.thin else {}
 
     @contextmanager
     def masked(self, model: Any, kept: Kept) -> Iterator[None]:
@@ -97,30 +103,25 @@ class Units:
         return [self._branches[site.branch] for site in self.sites if not kept[site.name].any()]
 
     @torch.no_grad()
-    def clear(self, model: Any, kept: Kept) -> dict[str, Tensor]:
-        """Zero the channels that go of branches that stay; gives the parameters that changed, by name, as they were."""
-        before: dict[str, Tensor] = {}
-        for site in self.sites:
-            mask = kept[site.name]
-            if mask.all() or not mask.any():
-                continue
-            for name in site.matrices:
-                for key, value in model.get_submodule(name).named_parameters():
-                    before.setdefault(f"{name}.{key}", value.detach().clone())
-            consumer: Any = model.get_submodule(site.consumer)
-            columns = mask.repeat_interleave(site.width).to(consumer.weight)
-            consumer.weight.copy_(module_layout(consumer, module_layout(consumer, consumer.weight) * columns))
-            clear_rows(model, site.producers, (~mask).nonzero().flatten())
-        return before
-
-    @torch.no_grad()
     def extract(self, model: Any, kept: Kept, levels: Levels = DENSE) -> Anatomy:
         """Make the model the sub-network, for good and in place; gives the anatomy that is left. Raises RecipeError where nothing, or no
         attention of a model that has a cache, would be left."""
         check_left(self.anatomy, [site.name for site in self.gone(kept)])
-        for name, solved in self._solved(kept, levels).items():
+        for name, solved in self._solved(model, kept, levels).items():
             weight = model.get_submodule(name).weight
             weight.copy_(solved(weight.detach()))
         left = cut(model, self.anatomy, {name: mask for name, mask in kept.items() if mask.any()})
         gone = self.gone(kept)
         return skip(model, left, [site.name for site in gone]) if gone else left
+
+
+def _fitted(fits: Fits, module: Any, site: ChannelSite, mask: Bool[Tensor, "channels"]) -> Callable[[Tensor], Tensor]:
+    """Makes a fit once, whoever asks how often."""
+    found: list[Tensor] = []
+
+    def weight(own: Tensor) -> Tensor:
+        if not found:
+            found.append(fits.weight(module, site, mask))
+        return found[0]
+
+    return weight
