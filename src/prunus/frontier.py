@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,14 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .allocation import columns_of
 from .alone import FOLDER, Alone
 from .anatomy import describe
 from .calibration.corpus import check_apart
 from .calibration.pair import Watch, unwatched, watched
 from .calibration.placement import Placement, together
 from .calibration.sample import Calibration
-from .calibration.stream import stream
 from .calibration.tasks import Labelled, encoded
 from .environment import Clock, environment, return_memory
 from .errors import PrunusError, RecipeError
@@ -33,7 +30,7 @@ from .granularity import Unstructured
 from .lookup import find
 from .matrices import resolved
 from .ordering import channels_of, check_loss, derivatives, descending, importance, scores_by, seen_by, tokens_of, training_batches
-from .problem import LayerProblem, check_weights
+from .problem import check_weights
 from .qualities import on_task, on_text
 from .recipe import plain
 from .recovery import Recovery
@@ -50,10 +47,8 @@ from .search.space import Candidate
 from .search.spaces.mixed import Mixed
 from .search.subnetwork import Kept, Units
 from .search.thin import Thin
-from .silence import gated, silenced
-from .sites import Anatomy, Block, LinearSite
-from .solvers.refit import Refit
-from .surgery.write import clear_rows, read_weight, write
+from .silence import gated
+from .sites import LinearSite
 from .traits import predicts_next, weight_norms
 from .widening import widened
 
@@ -274,38 +269,14 @@ def _read_by(model: Any, plan: FrontSearch) -> str:
 @widened()
 def repair(model: Any, tokenizer: Any, units: Units, kept: Kept, recovery: Recovery, text: Calibration, seed: int = 0,
            watch: Watch = unwatched) -> Sequence[str]:
-    """Zero the channels that go, refit what reads the others, and repair what stays, by text; to be extracted afterwards. Gives what the
-    recovery has to say. Raises RecipeError, before anything is changed, for a family that the recovery cannot repair."""
+    """Zero the channels that go, and repair what stays, by text; to be extracted afterwards. Gives what the recovery has to say. Raises
+    RecipeError, before anything is changed, for a family that the recovery cannot repair."""
     placement = Placement.of(model)
     tokens = text.tokens(tokenizer, model, seed)
     batch = together(tokens.shape[1])
     recovery.check(model, units.anatomy, tokens, placement, batch)
-    dense = _refitted(model, units, kept, tokens, placement, batch, watch)
+    dense = units.clear(model, kept)
     return recovery.recover(model, units.anatomy, units.gone(kept), dense, tokens, placement, batch, watch)
-
-
-@torch.no_grad()
-def _refitted(model: Any, units: Units, kept: Kept, tokens: Tensor, placement: Placement, batch: int,
-              watch: Watch) -> dict[str, Tensor]:
-    """Zero the channels that go of branches that stay, and fit the matrix that reads the others to give what it gave with all of them;
-    gives the parameters that changed, by name, as they were."""
-    sites = {site.consumer: site for site in units.sites if kept[site.name].any() and not kept[site.name].all()}
-    silent = {name for site in units.sites if not kept[site.name].any() for name in site.matrices}  # nothing can look at these
-    left = Anatomy(tuple(Block(block.name, tuple(site for site in block.sites if site.name not in silent))
-                         for block in units.anatomy.blocks))
-    readers = [site for site in left.sites("linear") if isinstance(site, LinearSite) and site.name in sites]
-    before = {f"{name}.{key}": value.detach().clone() for site in sites.values() for name in site.matrices
-              for key, value in model.get_submodule(name).named_parameters()}
-    with silenced(model, units.gone(kept)):
-        for done, view in enumerate(chain.from_iterable(stream(model, left, readers, tokens, "gram", placement, batch)), 1):
-            site = sites[view.site.name]
-            mask, weight = kept[site.name], read_weight(view.module).to(placement.device)
-            problem = LayerProblem(weight, view.stats, columns_of(site), 1 - float(mask.float().mean()), view.site.name,
-                                   ranking=mask.repeat_interleave(site.width).float())
-            write(view.module, Refit().solve(problem))
-            clear_rows(model, site.producers, (~mask).nonzero().flatten())
-            watch("refitting what stays", done, len(readers))
-    return before
 
 
 def _starts(genome: Architectures, scores: Mapping[str, Tensor]) -> list[Candidate]:

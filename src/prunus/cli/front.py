@@ -113,8 +113,8 @@ def extract(
     pick: _Pick = None,
     model: Annotated[str, typer.Option(help="The model that was searched, if it is not where it was.")] = "",
     recovery: Annotated[str, typer.Option(
-        help="Refit what reads the channels that stay, and repair what is kept, by calibration text: patch, or none; settings after "
-             "commas. For families that add a branch's output to the stream as it is.")] = "none",
+        help="Repair what is kept, by calibration text: patch, or none; settings after commas. For families that add a branch's output to "
+             "the stream as it is.")] = "none",
     calibration: o.CalibrationText = None,
     samples: o.Samples = None,
     length: o.Length = None,
@@ -153,7 +153,7 @@ def extract(
 
         check_searched(loaded.model, found, model or found.source)
         thin, before = thin_of(loaded.model, found.plan.space, run), model_bytes(loaded.model)
-        # what is repaired is fitted anew
+        # what is repaired is fitted by its own text
         fits = None if repaired else fits_of(loaded.model, found.plan, run)
         genome = genome_of(loaded.model, found.plan.space, found.orders, thin, fits)
         if repaired:

@@ -15,6 +15,7 @@ from ..silence import gated, silenced, sliced
 from ..sites import Anatomy, ChannelSite, SublayerSite
 from ..subnet import in_turn
 from ..surgery.cut import check_left, cut, skip
+from ..surgery.write import clear_rows, module_layout
 from .fits import Fits
 from .thin import DENSE, Levels, Thin
 
@@ -101,6 +102,23 @@ class Units:
     def gone(self, kept: Kept) -> list[SublayerSite]:
         """The branches without any channel."""
         return [self._branches[site.branch] for site in self.sites if not kept[site.name].any()]
+
+    @torch.no_grad()
+    def clear(self, model: Any, kept: Kept) -> dict[str, Tensor]:
+        """Zero the channels that go of branches that stay; gives the parameters that changed, by name, as they were."""
+        before: dict[str, Tensor] = {}
+        for site in self.sites:
+            mask = kept[site.name]
+            if mask.all() or not mask.any():
+                continue
+            for name in site.matrices:
+                for key, value in model.get_submodule(name).named_parameters():
+                    before.setdefault(f"{name}.{key}", value.detach().clone())
+            consumer: Any = model.get_submodule(site.consumer)
+            columns = mask.repeat_interleave(site.width).to(consumer.weight)
+            consumer.weight.copy_(module_layout(consumer, module_layout(consumer, consumer.weight) * columns))
+            clear_rows(model, site.producers, (~mask).nonzero().flatten())
+        return before
 
     @torch.no_grad()
     def extract(self, model: Any, kept: Kept, levels: Levels = DENSE) -> Anatomy:
