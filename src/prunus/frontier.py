@@ -75,11 +75,8 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         order = dict(orders) if orders is not None else descending(scores)
     with ExitStack() as stack:
         home = folder or Path(stack.enter_context(TemporaryDirectory(prefix="prunus-")))
-        with clock("solving levels"):
-            thin = _solved(model, tokenizer, plan, read, home)
-        with clock("collecting Grams"):
-            fits = _fits(model, tokenizer, plan, read, home) if plan.refit else None
-        genome = genome_of(model, plan.space, order, thin, fits)
+        with clock("making weights"):
+            genome, made = _genome(model, tokenizer, plan, read, order, home, tell)
         starts = _starts(genome, scores)
         alone = _alone(model, tokenizer, plan, read, genome.units, (folder, training, clock)) if folder and plan.training else None
         seen, unseen, protocols, length = (on_task(model, tokenizer, read, genome.units, alone) if read else
@@ -89,10 +86,9 @@ def find_front(model: Any, tokenizer: Any, plan: FrontSearch, *, orders: Mapping
         judge, other = (Judge(model, genome.units, plan.objectives, quality, length, latency) for quality in (seen, unseen))
         genome = replace(genome, told=lambda candidate: judge.told(genome.kept(candidate), genome.levels(candidate)))
         with clock("searching"):
-            solved = [entry.sha256 for entry in thin.store.entries.values()] if thin else []
             identity = fingerprint(*(str(plain(part)) for part in (plan.task, plan.text, plan.space)), str(order), str(starts),
                                    Latency.place_of(model), *weight_norms(model), *protocols, *([alone.identity] if alone else []),
-                                   *solved, *([_read_by(model, plan)] if fits else []), *([str(asdict(latency))] if latency else []))
+                                   *made, *([str(asdict(latency))] if latency else []))
             found = explore(genome, plan.searcher, lambda question: _values(judge, genome, question), plan.objectives,
                             plan.evaluations, plan.seed, starts=starts, log=folder / "trials.jsonl" if folder else None,
                             identity=identity, watch=_watching(alone, genome, watch))
@@ -222,6 +218,15 @@ def genome_of(model: Any, space: Any, orders: Mapping[str, Sequence[int]], thin:
     return found
 
 
+def _genome(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, order: Mapping[str, Sequence[int]],
+            folder: Path, tell: Watch) -> tuple[Architectures, list[str]]:
+    """The sub-networks, with the weights that are made for them, and hashes of these."""
+    thin = _solved(model, tokenizer, plan, read, folder)
+    fits = _fits(model, tokenizer, plan, read, folder, tell) if plan.refit else None
+    made = [entry.sha256 for entry in thin.store.entries.values()] if thin else [_read_by(model, plan)] if fits else []
+    return genome_of(model, plan.space, order, thin, fits), made
+
+
 def thin_of(model: Any, space: Any, folder: Path) -> Thin | None:
     """The weights that a search solved in its folder; None of a space that has no levels. Raises LoadError."""
     if not isinstance(space, Mixed):
@@ -254,11 +259,11 @@ def fits_of(model: Any, plan: FrontSearch, folder: Path) -> Fits | None:
     return Fits.known(folder / FITS, channels_of(describe(model))) if plan.refit else None
 
 
-def _fits(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, folder: Path) -> Fits:
+def _fits(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, folder: Path, tell: Watch) -> Fits:
     """Of all branches, by the training split or by calibration text; what is there is used again."""
     tokens, anatomy = tokens_of(model, tokenizer, plan, read), describe(model)
     return Fits.build(folder / FITS, model, anatomy, channels_of(anatomy), tokens, _read_by(model, plan), Placement.of(model),
-                      together(tokens.shape[1]))
+                      together(tokens.shape[1]), tell)
 
 
 def _read_by(model: Any, plan: FrontSearch) -> str:

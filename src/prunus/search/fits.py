@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ..calibration.pair import Watch, unwatched
 from ..calibration.placement import Placement
 from ..calibration.stream import stream
 from ..errors import LoadError
@@ -33,17 +34,18 @@ class Fits:
     @classmethod
     @torch.no_grad()
     def build(cls, folder: Path, model: Any, anatomy: Anatomy, sites: Sequence[ChannelSite], tokens: Tensor, identity: str,
-              placement: Placement = Placement(), batch: int = 4) -> "Fits":
+              placement: Placement = Placement(), batch: int = 4, watch: Watch = unwatched) -> "Fits":
         """Collect what is missing in one pass through the dense model. `identity` says what it depends on: what was collected for
         another is collected anew. Raises CalibrationError when the tokens cannot be used."""
         folder.mkdir(parents=True, exist_ok=True)
         consumers = {site.consumer for site in sites if (intact(_file(folder, site.consumer)) or {}).get("identity") != identity}
         missing = [site for site in anatomy.sites("linear") if isinstance(site, LinearSite) and site.name in consumers]
-        for views in stream(model, anatomy, missing, tokens, "gram", placement, batch) if missing else ():
+        for done, views in enumerate(stream(model, anatomy, missing, tokens, "gram", placement, batch) if missing else (), 1):
             for view in views:
                 view.stats.check()
                 keep_tensors(_file(folder, view.site.name), {"gram": view.stats.damped(_DAMPING).cpu()}, identity=identity)
             del views, view  # statistics go before the next ones are made
+            watch("collecting Grams", done, len(missing))
         return cls(folder)
 
     @classmethod
