@@ -70,7 +70,7 @@ def _front(tiny: bool, folder: Path) -> Front:
     if not (folder / FILE).exists():
         model, tokenizer = model_and_tokenizer(tiny, "float32")  # seconds of bfloat16 are those of a processor that has it
         text = Calibration("self", samples=8, length=32) if tiny else Calibration("wikitext2", samples=16, length=256, written=16)
-        plan = FrontSearch(SPACE, ("divergence", "params", "latency"), Exchange(least=0.68, most=0.84), 14 if tiny else 150, "taylor",
+        plan = FrontSearch(SPACE, ("divergence", "params", "latency"), Exchange(least=0.68, most=0.84), 14 if tiny else 80, "taylor",
                            refit=True, text=text, calibration=_text(tiny, 64))
         folder.mkdir(parents=True, exist_ok=True)
         found = find_front(model, tokenizer, plan, folder=folder, source="SmolLM2")

@@ -55,6 +55,7 @@ from .widening import widened
 __all__ = ["check_searched", "find_front", "fits_of", "genome_of", "repair", "thin_of"]
 
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the weights, that baselines are asked for
+_TRIES = 8  # for a start that is within a share
 
 
 @widened()
@@ -288,8 +289,20 @@ def _starts(genome: Architectures, scores: Mapping[str, Tensor]) -> list[Candida
     """What the channels' scores say of several sizes, where all channels compete; the search begins with these."""
     if not scores or genome.nearest is None:
         return []
-    found = (genome.nearest(least(genome.units, scores, share)) for share in _SHARES)
+    found = (_within(genome, genome.nearest, scores, share) for share in _SHARES)
     return [candidate for candidate in dict.fromkeys(found) if any(candidate)]
+
+
+def _within(genome: Architectures, nearest: Callable[[Kept], Candidate], scores: Mapping[str, Tensor], share: float) -> Candidate:
+    """The largest within a share, which people pick by: a space knows some numbers of channels, and what it has for a share may be more."""
+    asked = share
+    for _ in range(_TRIES):
+        found = nearest(least(genome.units, scores, asked))
+        surplus = genome.remaining(found) - share
+        if surplus <= 0:
+            break
+        asked -= surplus
+    return found
 
 
 def _beside(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, units: Units, judges: tuple[Judge, Judge],

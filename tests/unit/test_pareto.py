@@ -153,6 +153,13 @@ def test_a_pick_is_the_best_of_all_points_that_keep_to_it() -> None:
         assert tuple(values[pick(values, ("a", "b", "c"), [f"c<={limit}"])][:2]) == min(kept)
 
 
+def test_a_share_that_is_summed_up_to_a_limit_keeps_to_it() -> None:
+    rows = [(0.2, 0.1 + 0.2), (0.9, 0.1)]
+    assert rows[0][1] > 0.3
+    assert pick(rows, ("error", "params"), ["params<=0.3"]) == 0
+    assert pick(rows, ("error", "params"), ["params<0.3"]) == 1
+
+
 def test_a_pick_that_no_point_keeps_to_names_the_nearest() -> None:
     said = r"params<=0\.05: no point of the front keeps to that\. The nearest has error = 0\.45, params = 0\.1"
     with pytest.raises(RecipeError, match=said):

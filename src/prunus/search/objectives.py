@@ -79,6 +79,6 @@ def flops(units: Units, kept: Kept, length: int) -> float:
     four per channel and token that attention looks at (scores and sums; all of them, masked or not)."""
     total = 0.0
     for site in units.sites:
-        share = float(kept[site.name].float().mean())
+        share = int(kept[site.name].count_nonzero()) / site.count
         total += share * (2 * site.size + (4 * length * site.count * site.width if units.attends(site) else 0))
     return total

@@ -14,6 +14,7 @@ from .space import Array
 __all__ = ["Rank", "bootstrap_ranks", "front", "hypervolume", "knee", "order", "pick", "quantiles", "ranks", "regret"]
 
 Indices = NDArray[numpy.intp]
+_ROUNDING = 1e-9  # that a sum of shares may be above what it stands for
 
 
 def front(values: ArrayLike) -> Indices:
@@ -146,7 +147,7 @@ def pick(values: ArrayLike, names: Sequence[str], limits: Sequence[str] = ()) ->
         raise RecipeError(f"pick {' and '.join(limits)}: no point has finite values.")
     points = rows[members]
     beyond = numpy.stack([points[:, column] - most for column, most, _ in asked], axis=1)
-    keeps = numpy.stack([over < 0 if strict else over <= 0 for over, (_, _, strict) in zip(beyond.T, asked, strict=True)]).all(0)
+    keeps = numpy.stack([over < 0 if strict else over <= _ROUNDING for over, (_, _, strict) in zip(beyond.T, asked, strict=True)]).all(0)
     if not keeps.any():
         spans = numpy.array([numpy.ptp(points[:, column]) or 1.0 for column, _, _ in asked])
         closest = points[(beyond.clip(0) / spans).sum(1).argmin()]

@@ -71,7 +71,7 @@ class Units:
 
     def _left(self, site: ChannelSite, mask: Tensor, level: int) -> float:
         if self.thin is None or level == 0:
-            return site.size * float(mask.float().mean())
+            return site.size * int(mask.count_nonzero()) / site.count
         return float(self.thin.counts[site.name][level][mask].sum(dtype=torch.float64))
 
     @contextmanager
