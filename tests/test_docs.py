@@ -191,6 +191,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+def test_every_decision_and_guide_is_in_the_index() -> None:
+    listed = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert [page.name for folder in ("decisions", "guides", "concepts") for page in sorted((DOCS / folder).glob("*.md"))
+            if f"({folder}/{page.name})" not in listed] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_words_that_the_glossary_rules_out_are_not_used(page: Path) -> None:
     if page.name != "glossary.md":

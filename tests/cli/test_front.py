@@ -170,7 +170,7 @@ def test_a_front_of_a_language_model_on_text(prunus: Prunus, text_file: Path, tm
     assert found.dense.values[:5] == pytest.approx((0, 1, 1, 1, 1), abs=1e-6)
     assert set(found.orders) == {f"model.layers.{depth}.{name}.channels" for depth in range(3) for name in ("self_attn", "mlp")}
     trials = [json.loads(line)["values"][1] for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()[1:]]
-    assert all(max(size for size in trials[3:] if size <= share) > share - 0.08 for share in (0.9, 0.8, 0.7, 0.6))  # the search begins there
+    assert all(max(size for size in trials[3:] if size <= share) > share - 0.08 for share in (0.9, 0.8, 0.7, 0.6))  # it begins there
     for point in found.points:
         assert all(0 <= value <= 1.0001 for value in point.values[1:5])
     assert prunus("extract", tmp_path / "run", "--pick", "params<=0.8", "--pick", "memory<=0.99", "--out", tmp_path / "small").code == 0
