@@ -162,7 +162,7 @@ def test_a_training_that_diverges_is_not_to_be_resumed(prunus: Prunus, encoder: 
 
 def test_a_front_of_a_language_model_on_text(prunus: Prunus, text_file: Path, tmp_path: Path) -> None:
     model = saved("llama", tmp_path / "llama", num_hidden_layers=3)
-    ran = prunus("search", model, "--space", "medium,steps=4", "--objectives", "divergence,params,latency,flops,memory,loss", "--order",
+    ran = prunus("search", model, "--space", "medium,steps=7", "--objectives", "divergence,params,latency,flops,memory,loss", "--order",
                  "wanda", "--calibration", text_file, "--samples", 4, "--length", 32, "--search-text", "self,samples=8,length=32",
                  "--evaluations", 12, "--searcher", "morea", "--out", tmp_path / "run")
     assert ran.code == 0, ran.err
@@ -170,7 +170,8 @@ def test_a_front_of_a_language_model_on_text(prunus: Prunus, text_file: Path, tm
     assert found.dense.values[:5] == pytest.approx((0, 1, 1, 1, 1), abs=1e-6)
     assert set(found.orders) == {f"model.layers.{depth}.{name}.channels" for depth in range(3) for name in ("self_attn", "mlp")}
     trials = [json.loads(line)["values"][1] for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()[1:]]
-    assert all(max(size for size in trials[3:] if size <= share) > share - 0.08 for share in (0.9, 0.8, 0.7, 0.6))  # it begins there
+    begun = list(zip(trials[3:], (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3), strict=False))  # behind the largest, the smallest and the middle one
+    assert all(share - 0.1 < size <= share for size, share in begun), begun
     for point in found.points:
         assert all(0 <= value <= 1.0001 for value in point.values[1:5])
     assert prunus("extract", tmp_path / "run", "--pick", "params<=0.8", "--pick", "memory<=0.99", "--out", tmp_path / "small").code == 0
