@@ -223,8 +223,12 @@ def _genome(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
             folder: Path, tell: Watch) -> tuple[Architectures, list[str]]:
     """The sub-networks, with the weights that are made for them, and hashes of these."""
     thin = _solved(model, tokenizer, plan, read, folder)
-    fits = _fits(model, tokenizer, plan, read, folder, tell) if plan.refit else None
-    made = [entry.sha256 for entry in thin.store.entries.values()] if thin else [_read_by(model, plan)] if fits else []
+    fits, made = None, [entry.sha256 for entry in thin.store.entries.values()] if thin else []
+    if plan.refit:
+        tokens, anatomy, identity = tokens_of(model, tokenizer, plan, read), describe(model), _read_by(model, plan)
+        fits = Fits.build(folder / FITS, model, anatomy, channels_of(anatomy), tokens, identity, Placement.of(model),
+                          together(tokens.shape[1]), tell)
+        made = [identity]
     return genome_of(model, plan.space, order, thin, fits), made
 
 
@@ -258,13 +262,6 @@ def _solved(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None
 def fits_of(model: Any, plan: FrontSearch, folder: Path) -> Fits | None:
     """What a search that refits has collected in its folder; None of one that does not. Raises LoadError."""
     return Fits.known(folder / FITS, channels_of(describe(model))) if plan.refit else None
-
-
-def _fits(model: Any, tokenizer: Any, plan: FrontSearch, read: Labelled | None, folder: Path, tell: Watch) -> Fits:
-    """Of all branches, by the training split or by calibration text; what is there is used again."""
-    tokens, anatomy = tokens_of(model, tokenizer, plan, read), describe(model)
-    return Fits.build(folder / FITS, model, anatomy, channels_of(anatomy), tokens, _read_by(model, plan), Placement.of(model),
-                      together(tokens.shape[1]), tell)
 
 
 def _read_by(model: Any, plan: FrontSearch) -> str:

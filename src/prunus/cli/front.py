@@ -153,8 +153,7 @@ def extract(
 
         check_searched(loaded.model, found, model or found.source)
         thin, before = thin_of(loaded.model, found.plan.space, run), model_bytes(loaded.model)
-        # what is repaired is fitted by its own text
-        fits = None if repaired else fits_of(loaded.model, found.plan, run)
+        fits = None if repaired else fits_of(loaded.model, found.plan, run)  # a fit would undo the repair
         genome = genome_of(loaded.model, found.plan.space, found.orders, thin, fits)
         if repaired:
             for line in repair(loaded.model, loaded.tokenizer, genome.units, genome.kept(point.candidate), *repaired, watch=screen.working):

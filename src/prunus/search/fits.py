@@ -1,6 +1,5 @@
 """What a matrix that reads channels weighs where some of them are gone: fitted, by least squares, to give what it gave with all."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..calibration.pair import Watch, unwatched
 from ..calibration.placement import Placement
 from ..calibration.stream import stream
 from ..errors import LoadError
-from ..files import intact, keep_tensors
+from ..files import fingerprint, intact, keep_tensors
 from ..least_squares import fit_support
 from ..sites import Anatomy, ChannelSite, LinearSite
 from ..surgery.write import module_layout
@@ -70,4 +69,4 @@ class Fits:
 
 
 def _file(folder: Path, matrix: str) -> Path:
-    return folder / f"{hashlib.sha256(matrix.encode()).hexdigest()[:16]}.safetensors"
+    return folder / f"{fingerprint(matrix)}.safetensors"

@@ -1,6 +1,5 @@
 """The level store: every site solved once at every level, on disk, so that a candidate is put together and not solved."""
 
-import hashlib
 import json
 import shutil
 from collections import deque
@@ -18,7 +17,7 @@ from ..calibration.placement import Placement
 from ..calibration.stream import View, stream
 from ..calibration.target import Target
 from ..errors import ExportError, LoadError, RecipeError
-from ..files import intact, keep_tensors, put_text, readable
+from ..files import fingerprint, intact, keep_tensors, put_text, readable
 from ..granularity import Granularity
 from ..problem import LayerProblem, LayerSolution
 from ..sites import Anatomy, LinearSite
@@ -163,7 +162,7 @@ def _packed(module: Any, index: int, solution: LayerSolution) -> dict[str, Tenso
 
 def _store(folder: Path, site: str, tensors: dict[str, Tensor], errors: tuple[float, ...]) -> Entry:
     """One site's file."""
-    file = folder / f"{hashlib.sha256(site.encode()).hexdigest()[:16]}.safetensors"
+    file = folder / f"{fingerprint(site)}.safetensors"
     return Entry(file.name, keep_tensors(file, tensors, site=site, errors=errors)["sha256"], errors)
 
 

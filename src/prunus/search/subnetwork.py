@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -134,12 +134,6 @@ class Units:
 
 
 def _fitted(fits: Fits, module: Any, site: ChannelSite, mask: Bool[Tensor, "channels"]) -> Callable[[Tensor], Tensor]:
-    """Makes a fit once, whoever asks how often."""
-    found: list[Tensor] = []
-
-    def weight(own: Tensor) -> Tensor:
-        if not found:
-            found.append(fits.weight(module, site, mask))
-        return found[0]
-
-    return weight
+    """Makes a fit once, whoever asks how often; the first does while the module has its dense weight."""
+    fit = cache(partial(fits.weight, module, site, mask))
+    return lambda own: fit()
