@@ -22,7 +22,8 @@ DRAWN = ("allocation-*.png", "search-*.png", "search.csv")  # with shares
 STALE = (*DRAWN, "*.safetensors", "*.safetensors.index.json", "supernet.json", "seen.json", "point.json", MODELLING, QUANTISATION,
          "recipe.toml", "report.json", "allocation.json", "allocation.csv", "README.md")
 # one of these is in every folder that is written, whatever the command
-_MARKS = ("config.json", "allocation.json", "branches.csv", "front.json", "front.csv", "trials.jsonl", "latency.json", "levels", "trained")
+_MARKS = ("config.json", "allocation.json", "branches.csv", "front.json", "front.csv", "trials.jsonl", "latency.json", "levels", "fits",
+          "trained")
 
 
 def check_apart(path: Path, source: str) -> None:

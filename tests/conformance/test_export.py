@@ -195,3 +195,12 @@ def test_a_target_is_checked_without_a_model(tmp_path: Path) -> None:
     check_target(tmp_path / "x", False, 0)
     with pytest.raises(ExportError, match=r"needs \d+ MiB"):
         check_target(tmp_path / "x", False, 10**18)
+
+
+@pytest.mark.parametrize("name", ["levels", "fits", "trained"])
+def test_what_an_interrupted_search_leaves_may_be_overwritten(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    check_target(tmp_path / "run", True, 0)
+    (tmp_path / "run" / name).rename(tmp_path / "run" / "photographs")
+    with pytest.raises(ExportError, match="holds neither a model nor a result"):
+        check_target(tmp_path / "run", True, 0)

@@ -28,7 +28,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     from ..checkpoint import check_apart, check_target
     from ..errors import ExportError
     from ..files import giving_way, whole_folder, working_alone
-    from ..front import FITS, LEVELS, FrontSearch
+    from ..front import FrontSearch
     from ..recipe import build
     from ..seen import Seen
     from ..supernets import SuperNet
@@ -38,7 +38,7 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
     check_apart(out, source)
     check_target(out, overwrite or resume, 0)
     with working_alone(out):
-        begun = any((out / name).exists() for name in ("trials.jsonl", LEVELS, FITS))
+        begun = any(path.exists() for path in _work_in(out))
         if out.is_dir() and any(out.iterdir()) and not begun and (not overwrite or (out / "config.json").exists()):
             raise ExportError(f"{out}: holds {'a model' if overwrite else 'no search to resume'}. Choose another folder"
                               f"{'' if overwrite else ' or say --overwrite'}.")
@@ -67,22 +67,26 @@ def search_front(source: str, settings: dict[str, Any], out: Path, place: dict[s
         raise typer.Exit(130)
 
 
+def _work_in(out: Path) -> list[Path]:
+    """What a search goes on from: its trials, then the folders of what they are made of."""
+    from ..alone import FOLDER
+    from ..front import FITS, LEVELS
+
+    return [out / name for name in ("trials.jsonl", LEVELS, FITS, FOLDER)]
+
+
 def _left_in(out: Path) -> list[Path]:
     """What a search may leave, but for its pictures."""
-    from ..alone import FOLDER
-    from ..front import FILE, FITS, LEVELS
+    from ..front import FILE
 
-    return [out / name for name in ("trials.jsonl", "latency.json", FILE, LEVELS, FITS, FOLDER)]
+    return [*_work_in(out), out / "latency.json", out / FILE]
 
 
 def _has_begun(out: Path) -> bool:
     """Whether a search has left something that it can go on from."""
-    from ..alone import FOLDER
-    from ..front import FITS, LEVELS
-
-    trials = out / "trials.jsonl"
+    trials, *folders = _work_in(out)
     tried = trials.is_file() and trials.read_bytes().count(b"\n") > 1  # the first line is no trial
-    return tried or any((out / name).is_dir() for name in (LEVELS, FITS, FOLDER))
+    return tried or any(path.is_dir() for path in folders)
 
 
 def _write(found: "Front", folder: Path) -> None:
