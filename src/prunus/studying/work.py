@@ -1,6 +1,7 @@
 """The work of a cell: load, prune, measure; in this process, or in one of its own, whose death costs only its cell."""
 
 import faulthandler
+import gc
 import math
 import multiprocessing
 import os
@@ -93,6 +94,8 @@ class Here:
 
     def work(self, job: Job, watch: Watch) -> dict[str, Any]:
         """What a cell finds, and what it took. Raises PrunusError."""
+        gc.collect()  # modules refer to each other in circles: what the last cell's model took would count for this one
+        release_memory()
         known = forget_peak()
         start = time.perf_counter()
         loaded: Any = opened(job.model.source, job.model.dtype, "cpu", job.trust, "study")
@@ -117,8 +120,6 @@ class Here:
             Journal(job.unfinished).discard()
         cost["host_bytes"] = peak_bytes() if known else None  # of this cell alone, if it can be known
         environ = environment(loaded.model, job.device, job.model.source)
-        del loaded
-        release_memory()
         return {"found": found, "took": {"cost": cost, "measuring": seconds, "whole": time.perf_counter() - start,
                                          "environment": {key: environ[key] for key in ("dtype", "device", "machine", "python")}}}
 
