@@ -73,7 +73,6 @@ def prune(model: nn.Module, recipe: Recipe, *, tokenizer: Any = None, placement:
         meter.follow(model, describe(model))
         with clock("preparing"):
             run, chosen = _prepare(model, recipe, tokenizer, placement, tell, clock, resume)
-        release_memory()  # that a model wrote calibration text in
         reuse_memory()
         dense, parameters, size = run.anatomy, parameters_of(model), model_bytes(model)
         context, prompts = Context(tokenizer, watch=telling(tell), dense={}), prompts_of(recipe.prompts)  # both models share it

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from ..environment import release_memory
 from ..errors import CorpusError
 from ..traits import predicts_next
 from .pair import Watch, unwatched
@@ -45,6 +46,7 @@ def written(tokenizer: Any, model: Any, samples: int, length: int, seed: int,
                     prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=tokens - 1, pad_token_id=start,
                     logits_processor=[_Draw(never)],
                 ).cpu())
+    release_memory()  # keys and values grew with every word, and left holes
     watch("writing text to calibrate on", total, total)
     return torch.cat(found).view(samples, -1)[:, :length]
 
