@@ -20,7 +20,7 @@ import torch
 
 from _harness import GO_ON, ROOT, WRITE, arguments, environment, keep_row, kept_rows, model_and_tokenizer, table, write
 from prunus import load
-from prunus.calibration.tasks import Task, encoded
+from prunus.calibration.tasks import Labelled, Task, encoded
 from prunus.finetune import Training, train_supernet
 from prunus.front import Front, FrontSearch
 from prunus.frontier import find_front, genome_of
@@ -70,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = (Path(folder) if options.tiny else KEPT) / "rows.jsonl"
         rows = kept_rows(file, "what_does_a_front_bring" if options.go_on else "")
-        tasks = [_tiny_task(Path(folder))] if options.tiny else [Task(name, rows=TASKS[name]) for name in options.tasks]
+        tasks = [tiny_task(Path(folder))] if options.tiny else [Task(name, rows=TASKS[name]) for name in options.tasks]
         for seed in range(1 if options.tiny else options.seeds):
             for task in tasks:
                 for strategy in options.ways:
@@ -82,21 +82,31 @@ def main() -> None:
     tables = {"what_a_front_keeps": _kept(rows), "whose_front_is_best": _volumes(rows)}
     print("\n\n".join(tables.values()))
     if not options.tiny:
-        protocol = (f"MiniLM-L6, {_training(False, 0, 1)} but for epochs (what is tuned first: at 5e-5; both with a warm-up of a tenth), "
+        protocol = (f"MiniLM-L6, {training_of(False, 0, 1)} but for epochs (what is tuned first: at 5e-5; both with a warm-up of a tenth), "
                     f"{WAYS}, {SPACE}, 100 looks in bfloat16; rows of training files {TASKS}; 70/30 by seed, official "
                     "validation file as test; seconds of a processor, one thread")
         write("what_does_a_front_bring", protocol,
               rows, tables)
 
 
-def _tiny_task(folder: Path) -> Task:
+def tiny_task(folder: Path) -> Task:
     file = folder / "fruit.jsonl"
     file.write_text("".join(json.dumps({"text": f"a {('plum', 'pear')[index % 2]} is {index}", "label": index % 2}) + "\n"
                             for index in range(40)))
     return Task(str(file), length=24)
 
 
-def _training(tiny: bool, seed: int, epochs: int, rate: float = 1e-4, warmup: float = 0.0) -> Training:
+def encoder_of(tiny: bool, read: Labelled, seed: int) -> tuple[Any, Any]:
+    """MiniLM-L6, or a tiny model of its family, with a new head for a task; and the tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        if tiny:
+            for part in model_and_tokenizer(tiny=True, family="bert"):
+                part.save_pretrained(folder)
+        loaded = load(folder if tiny else MODEL, labels=read.labels, seed=seed)
+    return loaded.model, loaded.tokenizer
+
+
+def training_of(tiny: bool, seed: int, epochs: int, rate: float = 1e-4, warmup: float = 0.0) -> Training:
     return Training(epochs=1 if tiny else epochs, steps=2 if tiny else 0, batch=16, rate=rate, warmup=warmup, precision="bfloat16",
                     seed=seed)
 
@@ -105,46 +115,38 @@ def _row(tiny: bool, task: Task, seed: int, name: str) -> dict[str, Any]:
     """Train, search, value baselines, extract a pick."""
     task = replace(task, seed=seed)
     read = task.read()
-    if tiny:
-        encoder, letters = model_and_tokenizer(tiny=True, family="bert")
-        with tempfile.TemporaryDirectory() as folder:
-            encoder.save_pretrained(folder)
-            letters.save_pretrained(folder)
-            loaded = load(folder, labels=read.labels, seed=seed)
-    else:
-        loaded = load(MODEL, labels=read.labels, seed=seed)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    model, tokenizer = encoder_of(tiny, read, seed)
     plan, way = FrontSearch(space=SPACE, order="fisher", task=task, seed=seed, evaluations=6 if tiny else 100), WAYS[name]
     seconds: dict[str, float] = {}
     alone = 0.0  # the metric of the dense model that was trained alone
     examples = encoded(read, "train", model, tokenizer)
-    with _counted(seconds, "training"):
+    with counted(seconds, "training"):
         if way.before:
-            train_supernet(model, None, Standard(), examples, _training(tiny, seed, way.before, 5e-5, 0.1))
+            train_supernet(model, None, Standard(), examples, training_of(tiny, seed, way.before, 5e-5, 0.1))
             said, alone = answers(model, examples), score(model, encoded(read, "test", model, tokenizer)).value
         orders = orders_of(model, tokenizer, plan, read)  # before sub-networks are trained: prefixes are trained in this order
         genome = genome_of(model, plan.space, orders)
-        train_supernet(model, genome, way.strategy, examples, _training(tiny, seed, way.epochs, warmup=0.1 if way.before else 0.0))
+        train_supernet(model, genome, way.strategy, examples, training_of(tiny, seed, way.epochs, warmup=0.1 if way.before else 0.0))
         if name == "standard":
             orders = orders_of(model, tokenizer, plan, read)
             genome = genome_of(model, plan.space, orders)
     model.bfloat16()
     fronts = {}
     for searcher in way.searchers:
-        with _counted(seconds, searcher):
+        with counted(seconds, searcher):
             fronts[searcher] = find_front(model, tokenizer, replace(plan, searcher=SEARCHERS[searcher]), orders=orders)
     first = fronts[way.searchers[0]]
     beside = {}
     for baseline in way.baselines:  # with next to no search beside
-        with _counted(seconds, baseline):
+        with counted(seconds, baseline):
             beside |= find_front(model, tokenizer, replace(plan, evaluations=3, baselines=(baseline,)), orders=orders).baselines
     model.float()
     tuned = {}
     if way.after and any(point.values[1] <= 0.5 for point in first.points):
-        with _counted(seconds, "the half, trained on"):
+        with counted(seconds, "the half, trained on"):
             small = copy.deepcopy(model)
             genome.units.extract(small, genome.kept(first.pick(["params<=0.5"]).candidate))
-            train_supernet(small, None, Distilled(), examples, _training(tiny, seed, way.after, 5e-5, 0.1), teacher=said)
+            train_supernet(small, None, Distilled(), examples, training_of(tiny, seed, way.after, 5e-5, 0.1), teacher=said)
             tuned = {way.searchers[0]: score(small, encoded(read, "test", small, tokenizer)).value}
     found = {searcher: [point.held_out for point in (*front.points, front.dense)] for searcher, front in fronts.items()}
     found |= {baseline: [point.held_out for point in (*points, first.dense)] for baseline, points in beside.items()}
@@ -155,7 +157,7 @@ def _row(tiny: bool, task: Task, seed: int, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _counted(seconds: dict[str, float], name: str) -> Iterator[None]:
+def counted(seconds: dict[str, float], name: str) -> Iterator[None]:
     """Seconds of one processor, which do not grow when other work runs beside."""
     start = time.process_time()
     yield
@@ -189,9 +191,9 @@ def _kept(rows: list[dict[str, Any]]) -> str:
             ours = [row for row in rows if (row["task"], row["strategy"]) == (task, strategy)]
             for searcher in ours[0]["picked"] if ours else ():
                 kept = [{share: value / row["dense"] for share, value in row["picked"][searcher].items()} for row in ours]
-                cells = [_spread([shares[str(share)] for shares in kept if str(share) in shares]) for share in SHARES[1:]]
-                tuned = _spread([row["tuned"][searcher] / row["dense"] for row in ours if searcher in row.get("tuned", {})])
-                lines.append([task, strategy, searcher, str(len(ours)), _spread([row["dense"] for row in ours]), *cells, tuned])
+                cells = [spread([shares[str(share)] for shares in kept if str(share) in shares]) for share in SHARES[1:]]
+                tuned = spread([row["tuned"][searcher] / row["dense"] for row in ours if searcher in row.get("tuned", {})])
+                lines.append([task, strategy, searcher, str(len(ours)), spread([row["dense"] for row in ours]), *cells, tuned])
     head = ("task", "training", "searcher", "seeds", "dense", *(f"at {share:.0%}" for share in SHARES[1:]), "at 50%, trained on")
     return table(list(head), lines)
 
@@ -215,13 +217,13 @@ def _volumes(rows: list[dict[str, Any]]) -> str:
         return ""
     ranks = bootstrap_ranks({name: [[4 - volume for volume in volumes] for volumes in by.values()] for name, by in found.items()})
     tasks = list(dict.fromkeys(task for by in found.values() for task in by))
-    lines = [[name, *(_spread(found[name][task]) for task in tasks), f"{rank.mean:.1f} [{rank.low:.1f}, {rank.high:.1f}]",
+    lines = [[name, *(spread(found[name][task]) for task in tasks), f"{rank.mean:.1f} [{rank.low:.1f}, {rank.high:.1f}]",
               f"{statistics.mean(seconds[name]):.0f}" if name in seconds else ""]
              for name, rank in sorted(ranks.items(), key=lambda entry: entry[1].mean)]
     return table(["training, and who searches", *tasks, "rank [95 %]", "seconds"], lines)
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
     if not values:
         return ""
     return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")

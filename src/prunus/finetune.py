@@ -23,6 +23,7 @@ from .files import fingerprint, intact, keep_tensors
 from .problem import check_weights
 from .search.genome import Genome
 from .search.space import Candidate
+from .streams import Streams
 from .supernet import Net, TrainingStrategy
 from .trainable import accelerated, dropping, trainable
 from .traits import classifies, predicts_next, total, weight_norms
@@ -103,13 +104,14 @@ def train_supernet(model: Any, genome: Genome | None, strategy: TrainingStrategy
     model as it was, the training goes on from there and ends with the same weights, to the bit on one machine. What is random in a
     step depends on the seed and the step alone, so nothing of it has to be kept. The genome may be None where the strategy trains
     the dense model alone. With a `share` below 1 the training is kept after this share of its steps, and paused; called again with a
-    larger one it goes on. A `teacher` takes the place of the strategy's: another model with the same vocabulary, or what it answers to
-    each example of the task (examples, outputs). One process, one device.
+    larger one it goes on. A `teacher` takes the place of the strategy's: another model with the same vocabulary and outputs, or what it
+    answers to each example of the task (examples, outputs). One process, one device.
     Raises RecipeError when the parts do not go together or `folder` holds another training, TrainingError when a loss is no number.
     """
     device = next(model.parameters()).device
     _check(model, genome, strategy, data, teacher)
     identity = _identity(model, genome, strategy, data, training, teacher) if folder else ""
+    streams = Streams(model, teacher) if getattr(strategy, "hidden", 0.0) > 0 else None
     taught = teacher is None and getattr(strategy, "teacher", "") == "frozen"
     apart = taught and (not training.rank or classifies(model))  # else the teacher is the model without its adapters
     teacher = copy.deepcopy(model).requires_grad_(False) if apart else teacher
@@ -120,8 +122,9 @@ def train_supernet(model: Any, genome: Genome | None, strategy: TrainingStrategy
             asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(asked, lr=training.rate, weight_decay=training.decay, fused=True))
             run = _Run(model, genome, strategy, data, training, device, accelerator, optimizer, teacher, adapters if taught else None,
-                       WordVectors(model))
-            return run.to(max(1, round(share * run.steps)), folder, identity, watch)
+                       WordVectors(model), streams)
+            with streams.heard() if streams else nullcontext():
+                return run.to(max(1, round(share * run.steps)), folder, identity, watch)
 
 
 def _check(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: Encoded | Tensor, teacher: Any) -> None:
@@ -136,8 +139,10 @@ def _check(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: 
         raise CorpusError("training: there is no example.")
     check_weights(model)
     check_teacher(strategy, teacher)
-    if teacher is not None and isinstance(data, Encoded) and tuple(teacher.shape) != (len(data), data.classes):
+    if isinstance(teacher, Tensor) and isinstance(data, Encoded) and tuple(teacher.shape) != (len(data), data.classes):
         raise RecipeError(f"teacher: answers of shape {tuple(teacher.shape)}, expected {len(data)} examples and {data.classes} outputs.")
+    if isinstance(teacher, Tensor) and getattr(strategy, "hidden", 0.0) > 0:
+        raise RecipeError("hidden: answers do not tell how a teacher comes to them. Expected the teacher itself, or hidden=0.")
 
 
 def check_teacher(strategy: TrainingStrategy, teacher: Any) -> None:
@@ -193,6 +198,7 @@ class _Run:
     teacher: Any  # a model that stays as it was, or its answers by example
     adapters: Any  # without which the model is as it was
     words: WordVectors
+    streams: Streams | None  # of the model and the teacher, where the one learns from the other's
     history: _History = field(default_factory=_History)
     epoch: int = -1
     order: list[list[int]] = field(default_factory=list)  # the examples of every step of this epoch
@@ -278,6 +284,8 @@ class _Run:
                     logits = self._logits(self.model, given)
                 loss = task_loss(logits, targets) if net.temperature is None else distilled_loss(
                     logits, said, targets, net.temperature)  # type: ignore[arg-type]
+                if self.streams:
+                    loss = loss + self.strategy.hidden * self.streams.apart(given.get("attention_mask"))  # type: ignore[attr-defined]
                 value = loss.item()
                 if not math.isfinite(value):
                     raise TrainingError(f"training: the loss of {net.candidate or 'the dense model'} is {value} in step {step + 1} of "

@@ -14,7 +14,7 @@ from ..stats import finite
 from ..traits import uncached
 from .placement import Placement
 
-__all__ = ["Enough", "States", "enter", "evaluating", "frozen", "replaced"]
+__all__ = ["Enough", "States", "enter", "evaluating", "frozen", "hidden_of", "replaced"]
 
 
 class Enough(Exception):
@@ -58,7 +58,7 @@ class States:
     def call(self, module: nn.Module, depth: int, inputs: Tensor) -> Tensor:
         """The block's output for any inputs, as many sequences as a batch has."""
         others, keywords = self.arguments[len(inputs)].by_depth[depth]
-        return _first(module(inputs.to(self.device), *others, **keywords))
+        return hidden_of(module(inputs.to(self.device), *others, **keywords))
 
     def leave(self, model: Any, anatomy: Anatomy, tokens: Tensor, hidden: Tensor) -> Tensor:
         """The logits for what the last block gave: the model's own forward pass, in which the blocks are passed over.
@@ -97,7 +97,7 @@ class Arguments:
     form: tuple[Any, ...] | None  # the rest of the tuple that a block gives; None when it gives a tensor
 
 
-def _first(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
     """A block gives a tensor or a tuple that starts with one, by model and version."""
     return output[0] if isinstance(output, tuple) else output
 

@@ -83,7 +83,8 @@ def finetune(
     journal = journal_of(model, out, overwrite, resume)
     with Screen(quiet) as screen, kept(journal, out, screen):
         loaded = opened(model, Placement(device), dtype, trust_remote_code, screen, read.labels if read else (), seed)
-        said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen) if teacher else None
+        whole = not read or getattr(trained_by, "hidden", 0.0) > 0
+        said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen, whole) if teacher else None
         if loaded.new_head and plan.order == "fisher" and not alone:
             screen.say(_NEW_HEAD)
         orders = {} if alone else _orders(journal, loaded, plan, read, screen)
@@ -136,9 +137,10 @@ def _say_scores(loaded: "Loaded", read: "Labelled | None", screen: Any) -> None:
         screen.say(f"{found.metric} on the {split} split: {found.value:.4f} [{low:.4f}, {high:.4f}]")
 
 
-def _teacher(source: str, student: "Loaded", read: "Labelled | None", place: tuple[str, str, bool], screen: Any) -> Any:
-    """What the teacher answers to the training split; where there is no task, itself. Raises RecipeError where it does not fit."""
+def _teacher(source: str, student: "Loaded", read: "Labelled | None", place: tuple[str, str, bool], screen: Any, whole: bool) -> Any:
+    """What the teacher answers to the training split, or the `whole` of it. Raises RecipeError where it does not fit."""
     from ..calibration.placement import Placement
+    from ..calibration.tasks import outputs_of
     from ..predictions import teachings
     from ..traits import predicts_next
 
@@ -146,9 +148,13 @@ def _teacher(source: str, student: "Loaded", read: "Labelled | None", place: tup
     loaded = opened(source, Placement(device), dtype, trust, screen, read.labels if read else ())
     if read:
         check_head(loaded, read)
-        screen.say("Asking the teacher")
-        return teachings(loaded.model, loaded.tokenizer, read, student.model)
-    if not predicts_next(loaded.model):
+        if not whole:
+            screen.say("Asking the teacher")
+            return teachings(loaded.model, loaded.tokenizer, read, student.model)
+        if outputs_of(loaded.model, read) != outputs_of(student.model, read):
+            raise _refused(f"--teacher {source}: its head has the labels in another order than {student.source}. Learn from what it says "
+                           "alone (hidden=0).")
+    elif not predicts_next(loaded.model):
         raise _refused(f"--teacher {source}: does not predict the next token, so it teaches nothing about text.")
     models: list[tuple[Any, Any]] = [(one.model, one.tokenizer) for one in (loaded, student)]
     words = [(words.get_vocab(), model.config.get_text_config().vocab_size) for model, words in models if words]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..calibration.blocks import Enough, evaluating, replaced
+from ..calibration.blocks import Enough, evaluating, hidden_of, replaced
 from ..silence import gated
 from ..sites import ChannelSite, SublayerSite
 from ..traits import module_layout
@@ -205,7 +205,7 @@ def _listen(block: nn.Module, consumer: nn.Module, tell: Callable[[Tensor, Tenso
 
     def leave(_: nn.Module, __: tuple[Any, ...], gives: Any) -> None:
         if seen:
-            tell(seen.pop(), gives[0] if isinstance(gives, tuple) else gives)
+            tell(seen.pop(), hidden_of(gives))
 
     stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
     stack.callback(consumer.register_forward_hook(lambda _, given, __: seen.append(given[0])).remove)

@@ -1,5 +1,6 @@
 """The dense model alone, which learns from another model too: distillation."""
 
+import math
 import random
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,9 +15,15 @@ __all__ = ["Distilled"]
 
 @dataclass(frozen=True)
 class Distilled:
-    """In every step the dense model, which learns from labels and from what another, larger one says (Hinton et al. 2015)."""
+    """In every step the dense model, which learns from labels and from what another, larger one says (Hinton et al. 2015).
+
+    With `hidden` it learns how that one comes to it too, block by block (Jiao et al. 2020, TinyBERT): the loss has `hidden` times how far
+    the streams behind the blocks are from the teacher's, as a share of its squares. For what was cut out of the teacher: it has to be as
+    wide, and to read the same tokens.
+    """
 
     temperature: float = 2.0  # of what the teacher says
+    hidden: float = 0.0  # the weight of how far the streams behind the blocks are from the teacher's
 
     alone: ClassVar[bool] = True
     teacher: ClassVar[str] = "other"
@@ -24,6 +31,8 @@ class Distilled:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise RecipeError(f"temperature = {self.temperature:g}: expected a number above 0.")
+        if not 0 <= self.hidden < math.inf:
+            raise RecipeError(f"hidden = {self.hidden:g}: expected 0 or more.")
 
     def nets(self, genome: Genome | None, step: int, steps: int, rng: random.Random, loss: Loss) -> list[Net]:
         return [Net(None, self.temperature)]
