@@ -1,6 +1,7 @@
 """prunus evaluate --task: the score of a model with a head; and prunus finetune of pruned models, and by a teacher."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,9 +91,19 @@ def test_another_model_teaches_a_smaller_one(prunus: Prunus, encoder: Path, trai
     ran = prunus(*words, tmp_path / "super", "--teacher", trained, "--strategy", "one_shot", "--space", "layer")
     assert ran.code == 0, ran.err
     assert json.loads((tmp_path / "super" / "supernet.json").read_text())["training"]["teacher"] == str(trained)
+    ran = prunus(*words, tmp_path / "whole", "--teacher", trained, "--strategy", "distilled,hidden=1")
+    assert ran.code == 0, ran.err
+    assert not torch.equal(load(tmp_path / "whole").model.classifier.weight, load(tmp_path / "taught").model.classifier.weight)
+    wide, turned = tmp_path / "wide", Path(shutil.copytree(trained, tmp_path / "turned"))
+    bare = saved("bert", tmp_path / "bare", hidden_size=64)
+    assert prunus("finetune", bare, "--task", task(task_file), "--steps", 1, "--quiet", "--out", wide).code == 0
+    config = json.loads((turned / "config.json").read_text())
+    (turned / "config.json").write_text(json.dumps({**config, "id2label": {"0": "1", "1": "0"}, "label2id": {"0": 1, "1": 0}}))
     for flags, reason in [(["--teacher", encoder], "has no trained head"), (["--strategy", "distilled"], "expected a teacher"),
                           (["--teacher", trained, "--strategy", "sandwich"], "learns from labels alone"),
                           (["--teacher", tmp_path / "nowhere"], "no such file or folder"),
+                          (["--teacher", turned, "--strategy", "distilled,hidden=1"], "has the labels in another order"),
+                          (["--teacher", wide, "--strategy", "distilled,hidden=1"], "stream is 64 wide"),
                           (["--teacher", trained, "--space", "layer"], "says nothing with --strategy distilled")]:
         ran = prunus(*words, tmp_path / "no", *flags)
         assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err

@@ -83,8 +83,7 @@ def finetune(
     journal = journal_of(model, out, overwrite, resume)
     with Screen(quiet) as screen, kept(journal, out, screen):
         loaded = opened(model, Placement(device), dtype, trust_remote_code, screen, read.labels if read else (), seed)
-        whole = not read or getattr(trained_by, "hidden", 0.0) > 0
-        said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen, whole) if teacher else None
+        said = _teacher(teacher, loaded, read, (device, dtype, trust_remote_code), screen, trained_by) if teacher else None
         if loaded.new_head and plan.order == "fisher" and not alone:
             screen.say(_NEW_HEAD)
         orders = {} if alone else _orders(journal, loaded, plan, read, screen)
@@ -137,8 +136,8 @@ def _say_scores(loaded: "Loaded", read: "Labelled | None", screen: Any) -> None:
         screen.say(f"{found.metric} on the {split} split: {found.value:.4f} [{low:.4f}, {high:.4f}]")
 
 
-def _teacher(source: str, student: "Loaded", read: "Labelled | None", place: tuple[str, str, bool], screen: Any, whole: bool) -> Any:
-    """What the teacher answers to the training split, or the `whole` of it. Raises RecipeError where it does not fit."""
+def _teacher(source: str, student: "Loaded", read: "Labelled | None", place: tuple[str, str, bool], screen: Any, strategy: Any) -> Any:
+    """What the teacher answers to the training split; where that is not enough, itself. Raises RecipeError where it does not fit."""
     from ..calibration.placement import Placement
     from ..calibration.tasks import outputs_of
     from ..predictions import teachings
@@ -148,7 +147,7 @@ def _teacher(source: str, student: "Loaded", read: "Labelled | None", place: tup
     loaded = opened(source, Placement(device), dtype, trust, screen, read.labels if read else ())
     if read:
         check_head(loaded, read)
-        if not whole:
+        if not getattr(strategy, "hidden", 0.0) > 0:
             screen.say("Asking the teacher")
             return teachings(loaded.model, loaded.tokenizer, read, student.model)
         if outputs_of(loaded.model, read) != outputs_of(student.model, read):
