@@ -16,6 +16,7 @@ from ..calibration.positions import at_positions
 from ..calibration.repair import LeastSquares
 from ..calibration.reselection import Masked, Reselection, reselection_of
 from ..calibration.teaching import check_sequences, in_small_steps, precise, sizes, train_kept
+from ..distillation import streams_apart
 from ..errors import RecipeError
 from ..silence import silenced
 from ..sites import Anatomy, Block, SublayerSite
@@ -166,9 +167,7 @@ class _Unit:
             aim = self.aim[rows].to(behind.device)
             if some is not None:
                 behind, aim = behind.index_select(1, some), aim.index_select(1, some)
-            aim = aim.float()
-            distance = (behind.float() - aim).square().sum(-1)
-            return (distance / aim.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)).mean()
+            return streams_apart([behind], [aim])
 
         return error
 
