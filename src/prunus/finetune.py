@@ -141,8 +141,6 @@ def _check(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: 
     check_teacher(strategy, teacher)
     if isinstance(teacher, Tensor) and isinstance(data, Encoded) and tuple(teacher.shape) != (len(data), data.classes):
         raise RecipeError(f"teacher: answers of shape {tuple(teacher.shape)}, expected {len(data)} examples and {data.classes} outputs.")
-    if isinstance(teacher, Tensor) and getattr(strategy, "hidden", 0.0) > 0:
-        raise RecipeError("hidden: answers do not tell how a teacher comes to them. Expected the teacher itself, or hidden=0.")
 
 
 def check_teacher(strategy: TrainingStrategy, teacher: Any) -> None:

@@ -19,10 +19,12 @@ class Streams:
     """Of a model that learns and of one that teaches: what their blocks gave when they computed last.
 
     Where one has fewer blocks than the other, as a sub-network may, nobody knows which stands for which, and what the last ones give is
-    compared alone. Raises RecipeError when the streams have other widths.
+    compared alone. Raises RecipeError when the streams have other widths, and when a teacher's answers are all there is of it.
     """
 
     def __init__(self, student: Any, teacher: Any) -> None:
+        if isinstance(teacher, Tensor):
+            raise RecipeError("hidden: answers do not tell how a teacher comes to them. Expected the teacher itself, or hidden=0.")
         self._blocks = [[model.get_submodule(block.name) for block in describe(model).blocks] for model in (student, teacher)]
         ours, theirs = (model.config.get_text_config().hidden_size for model in (student, teacher))
         if ours != theirs:
