@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["distilled_loss", "streams_apart", "task_loss"]
+__all__ = ["distilled_loss", "garbled", "streams_apart", "task_loss"]
 
 
 def task_loss(logits: Float[Tensor, "rows outputs"], targets: Tensor) -> Float[Tensor, ""]:
@@ -18,9 +18,10 @@ def task_loss(logits: Float[Tensor, "rows outputs"], targets: Tensor) -> Float[T
 
 
 def distilled_loss(student: Float[Tensor, "rows outputs"], teacher: Float[Tensor, "rows outputs"], targets: Tensor,
-                   temperature: float, labels: float = 1.0) -> Float[Tensor, ""]:
+                   temperature: float, labels: float = 1.0, known: Bool[Tensor, "rows"] | None = None) -> Float[Tensor, ""]:
     """T^2 CE(softmax(teacher / T), student / T) + labels CE(targets, student), of classes; of numbers the mean squared error to the
-    teacher, and the targets are not used. Nothing flows back to the teacher. (Klein et al. 2024, their code's loss.)
+    teacher, and the targets are not used. Nothing flows back to the teacher. (Klein et al. 2024, their code's loss.) The second part is
+    the mean over the rows whose target is `known` (not said: all), and 0 where none is.
 
     T^2 keeps the size of the first part's gradient, which else falls as 1 / T^2 (Hinton et al. 2015).
     """
@@ -28,7 +29,30 @@ def distilled_loss(student: Float[Tensor, "rows outputs"], teacher: Float[Tensor
     if targets.is_floating_point():
         return functional.mse_loss(student.float(), teacher)
     said = torch.softmax(teacher / temperature, dim=1)
-    return temperature**2 * functional.cross_entropy(student.float() / temperature, said) + labels * task_loss(student, targets)
+    found = temperature**2 * functional.cross_entropy(student.float() / temperature, said)
+    if known is not None:
+        student, targets = student[known], targets[known]
+    return found + labels * task_loss(student, targets) if len(targets) else found
+
+
+def garbled(tokens: Int[Tensor, "rows length"], read: Int[Tensor, "rows length"] | None,
+            share: float) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows"]]:
+    """Tokens of which, in about half of the rows, a share was replaced by others of these tokens; and which rows are as they were.
+
+    The first and the last token that is read (`read` is 1 there; none: all are read) stay, and so do those equal to them where not
+    everything is: there they mark where a text begins and ends. By the global random generator.
+    """
+    first, last = tokens[:, :1], tokens[:, -1:]
+    inner = torch.ones_like(tokens, dtype=torch.bool)
+    if read is not None:
+        last = tokens.gather(1, read.sum(1, keepdim=True) - 1)
+        inner = read.bool() & (tokens != first) & (tokens != last)
+    others = tokens[inner]
+    gone = inner & (torch.rand(len(tokens), 1) < 0.5).to(tokens.device) & (torch.rand(tokens.shape) < share).to(tokens.device)
+    if not len(others):
+        return tokens, ~gone.any(1)
+    drawn = others[torch.randint(len(others), tokens.shape).to(tokens.device)]
+    return torch.where(gone, drawn, tokens), ~gone.any(1)
 
 
 def streams_apart(student: Sequence[Float[Tensor, "rows tokens width"]], teacher: Sequence[Float[Tensor, "rows tokens width"]],

@@ -5,8 +5,8 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from torch import Tensor
 from .anatomy import describe
 from .calibration.blocks import evaluating
 from .calibration.tasks import Encoded
-from .distillation import distilled_loss, task_loss
+from .distillation import distilled_loss, garbled, task_loss
 from .errors import CorpusError, RecipeError, TrainingError
 from .files import fingerprint, intact, keep_tensors
 from .problem import check_weights
@@ -25,7 +25,7 @@ from .search.genome import Genome
 from .search.space import Candidate
 from .streams import Streams
 from .supernet import Net, TrainingStrategy
-from .trainable import accelerated, dropping, trainable
+from .trainable import accelerated, dropping, trainable, without
 from .traits import classifies, predicts_next, total, weight_norms
 from .widening import widened
 from .words import WordVectors
@@ -54,6 +54,7 @@ class Training:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # in which matrices are multiplied
     rank: int = 0  # of low-rank adapters (LoRA) of all block matrices, which are trained in their stead; 0: all weights are trained
     alpha: float = 16.0  # of the adapters, which are multiplied by alpha / rank
+    dropout: bool = True  # as the model's config says; a small model that learns from another may fit it better without
     checkpoint: int = 500  # steps after which the training is kept on disk; it is after every epoch too
     seed: int = 0  # of the order of the examples, dropout, sub-networks and adapters
 
@@ -118,7 +119,7 @@ def train_supernet(model: Any, genome: Genome | None, strategy: TrainingStrategy
     matrices = [site.name for site in describe(model).sites("linear")] if training.rank else []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), accelerated(training.precision, device) as accelerator:
         torch.manual_seed(training.seed)
-        with trainable(model, training.rank, training.alpha, matrices) as adapters, dropping(model):
+        with trainable(model, training.rank, training.alpha, matrices) as adapters, dropping(model, training.dropout):
             asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(asked, lr=training.rate, weight_decay=training.decay, fused=True))
             run = _Run(model, genome, strategy, data, training, device, accelerator, optimizer, teacher, adapters if taught else None,
@@ -139,6 +140,8 @@ def _check(model: Any, genome: Genome | None, strategy: TrainingStrategy, data: 
         raise CorpusError("training: there is no example.")
     check_weights(model)
     check_teacher(strategy, teacher)
+    if isinstance(teacher, Tensor) and getattr(strategy, "noise", 0.0) > 0:
+        raise RecipeError("noise: answers to the examples say nothing of others. Expected the teacher itself, or noise=0.")
     if isinstance(teacher, Tensor) and isinstance(data, Encoded) and tuple(teacher.shape) != (len(data), data.classes):
         raise RecipeError(f"teacher: answers of shape {tuple(teacher.shape)}, expected {len(data)} examples and {data.classes} outputs.")
 
@@ -271,17 +274,23 @@ class _Run:
     def _learn(self, nets: Sequence[Net], rows: Sequence[int], weight: float, step: int) -> float:
         """Add the gradients of all networks on a batch, times a weight; the sum of their losses, times the same."""
         given, targets = self._given(rows)
+        known = None
+        if noise := getattr(self.strategy, "noise", 0.0):
+            given["input_ids"], same = garbled(given["input_ids"], given.get("attention_mask"), noise)
+            known = same.repeat_interleave(len(targets) // len(same))  # of text every token is an example
         with self.words.of(given["input_ids"]):
-            return self._added(nets, self._asked(given, rows, nets), given, targets, weight, step)
+            return self._added(nets, self._asked(given, rows, nets), given, (targets, known), weight, step)
 
-    def _added(self, nets: Sequence[Net], said: Tensor | None, given: dict[str, Any], targets: Tensor, weight: float, step: int) -> float:
+    def _added(self, nets: Sequence[Net], said: Tensor | None, given: dict[str, Any], answers: tuple[Tensor, Tensor | None],
+               weight: float, step: int) -> float:
+        targets, known = answers
         total = 0.0
         for net in nets:
             with self._worn(net.candidate):
                 with self.accelerator.autocast():
                     logits = self._logits(self.model, given)
                 loss = task_loss(logits, targets) if net.temperature is None else distilled_loss(
-                    logits, said, targets, net.temperature)  # type: ignore[arg-type]
+                    logits, said, targets, net.temperature, known=known)  # type: ignore[arg-type]
                 if self.streams:
                     loss = loss + self.strategy.hidden * self.streams.apart(given.get("attention_mask"))  # type: ignore[attr-defined]
                 value = loss.item()
@@ -307,7 +316,7 @@ class _Run:
                 with evaluating(self.teacher):
                     return self._logits(self.teacher, given)
             if self.adapters is not None:
-                with evaluating(self.model), _without(self.adapters):
+                with evaluating(self.model), without(self.adapters):
                     return self._logits(self.model, given)
             return None if nets[0] == Net() else self._logits(self.model, given)
 
@@ -384,12 +393,3 @@ def _shuffled(lengths: Sequence[int], together: int, rng: random.Random) -> list
     last = [steps.pop()] if len(steps[-1]) < together else []
     rng.shuffle(steps)
     return steps + last
-
-
-@contextmanager
-def _without(adapters: Any) -> Iterator[None]:
-    adapters.disable_adapter_layers()
-    try:
-        yield
-    finally:
-        adapters.enable_adapter_layers()

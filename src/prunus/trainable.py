@@ -9,7 +9,7 @@ import torch
 from .errors import MissingExtra, RecipeError
 from .traits import classifies
 
-__all__ = ["accelerated", "dropping", "trainable"]
+__all__ = ["accelerated", "dropping", "trainable", "without"]
 
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # Accelerate's names
 
@@ -61,10 +61,10 @@ def _adapted(model: Any, rank: int, alpha: float, matrices: Sequence[str]) -> It
 
 
 @contextmanager
-def dropping(model: Any) -> Iterator[None]:
-    """The model with dropout, for the duration."""
+def dropping(model: Any, dropout: bool) -> Iterator[None]:
+    """The model with its dropout or without, for the duration."""
     before = model.training
-    model.train()
+    model.train(dropout)
     try:
         yield
     finally:
@@ -96,3 +96,13 @@ def accelerated(precision: str, device: torch.device) -> Iterator[Any]:
         for state, before in zip(states, theirs, strict=True):
             state.clear()
             state.update(before)
+
+
+@contextmanager
+def without(adapters: Any) -> Iterator[None]:
+    """The model as it was before its adapters, for the duration."""
+    adapters.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        adapters.enable_adapter_layers()

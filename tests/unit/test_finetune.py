@@ -216,9 +216,9 @@ def test_a_frozen_teacher_stays_as_the_model_was(teacher: Any, rank: int, monkey
     model, tokens, said = tiny_model(), text(1), []
     dense = model(input_ids=tokens).logits[:, :-1].flatten(0, 1).detach()
 
-    def recording(student: Tensor, teacher: Tensor, *rest: Any) -> Tensor:
+    def recording(student: Tensor, teacher: Tensor, *rest: Any, **more: Any) -> Tensor:
         said.append(teacher.clone())
-        return distilled_loss(student, teacher, *rest)
+        return distilled_loss(student, teacher, *rest, **more)
 
     monkeypatch.setattr(prunus.finetune, "distilled_loss", recording)
     train_supernet(model, prefix_of(model), OneShot(teacher=teacher), tokens, Training(epochs=4, rate=1e-2, rank=rank))
@@ -354,3 +354,15 @@ def test_what_is_not_installed_is_named(package: str, what: str, rank: int, monk
 def test_settings_that_make_no_sense_are_refused(settings: Any) -> None:
     with pytest.raises(RecipeError, match="expected"):
         Training(**settings)
+
+
+def test_dropout_can_be_left_out(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    ended = []
+    for chance, dropout in ((0.0, True), (0.5, False), (0.5, True)):
+        model, data = task(tmp_path, checkpoint, hidden_dropout_prob=chance, attention_probs_dropout_prob=chance)
+        model.train()
+        train_supernet(model, None, Standard(), data, Training(steps=2, rate=1e-2, dropout=dropout))
+        assert model.training  # as it was
+        ended.append(weights(model))
+    assert_equal(ended[0], ended[1])
+    assert not torch.equal(ended[1]["classifier.weight"], ended[2]["classifier.weight"])

@@ -46,6 +46,7 @@ def finetune(
     rate: Annotated[float, typer.Option(help="The largest learning rate.")] = 2e-5,
     warmup: Annotated[float, typer.Option(help="The fraction of the steps in which the rate grows to it.")] = 0.0,
     precision: Annotated[str, typer.Option(help="In which matrices are multiplied: float32, bfloat16 or float16.")] = "float32",
+    dropout: Annotated[bool, typer.Option(help="As the model's config says. What learns from a teacher may fit it better without.")] = True,
     rank: Annotated[int, typer.Option(help="Of low-rank adapters (LoRA) that are trained in the weights' stead; 0: none.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the order of the examples, sub-networks, and a new head.")] = 0,
     device: o.Device = "cpu",
@@ -73,7 +74,8 @@ def finetune(
     _check_flags("--task, whose examples are read instead", {"samples": samples, "length": length} if task else {})
     check_teacher(trained_by, teacher)
     training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate,
-                                          "warmup": warmup, "precision": precision, "rank": rank, "seed": seed}, "training")
+                                          "warmup": warmup, "precision": precision, "dropout": dropout, "rank": rank, "seed": seed},
+                               "training")
     read_as = o.said_of({"corpus": calibration, "samples": samples, "length": length})
     asked = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed, "calibration": read_as,
              "space": o.named(space or "small", "--space"), **({} if task is None else {"task": o.of_corpus(task, "--task")})}
@@ -147,12 +149,12 @@ def _teacher(source: str, student: "Loaded", read: "Labelled | None", place: tup
     loaded = opened(source, Placement(device), dtype, trust, screen, read.labels if read else ())
     if read:
         check_head(loaded, read)
-        if not getattr(strategy, "hidden", 0.0) > 0:
+        if not getattr(strategy, "asks", False):
             screen.say("Asking the teacher")
             return teachings(loaded.model, loaded.tokenizer, read, student.model)
         if outputs_of(loaded.model, read) != outputs_of(student.model, read):
             raise _refused(f"--teacher {source}: its head has the labels in another order than {student.source}. Learn from what it says "
-                           "alone (hidden=0).")
+                           "to these examples alone (hidden=0,noise=0).")
     elif not predicts_next(loaded.model):
         raise _refused(f"--teacher {source}: does not predict the next token, so it teaches nothing about text.")
     models: list[tuple[Any, Any]] = [(one.model, one.tokenizer) for one in (loaded, student)]
