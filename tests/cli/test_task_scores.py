@@ -91,9 +91,10 @@ def test_another_model_teaches_a_smaller_one(prunus: Prunus, encoder: Path, trai
     ran = prunus(*words, tmp_path / "super", "--teacher", trained, "--strategy", "one_shot", "--space", "layer")
     assert ran.code == 0, ran.err
     assert json.loads((tmp_path / "super" / "supernet.json").read_text())["training"]["teacher"] == str(trained)
-    ran = prunus(*words, tmp_path / "whole", "--teacher", trained, "--strategy", "distilled,hidden=1")
-    assert ran.code == 0, ran.err
-    assert not torch.equal(load(tmp_path / "whole").model.classifier.weight, load(tmp_path / "taught").model.classifier.weight)
+    for settings in ("hidden=1", "noise=0.3"):
+        ran = prunus(*words, tmp_path / settings, "--teacher", trained, "--strategy", f"distilled,{settings}", "--no-dropout")
+        assert ran.code == 0, ran.err
+        assert not torch.equal(load(tmp_path / settings).model.classifier.weight, load(tmp_path / "taught").model.classifier.weight)
     wide, turned = tmp_path / "wide", Path(shutil.copytree(trained, tmp_path / "turned"))
     bare = saved("bert", tmp_path / "bare", hidden_size=64)
     assert prunus("finetune", bare, "--task", task(task_file), "--steps", 1, "--quiet", "--out", wide).code == 0
@@ -102,7 +103,8 @@ def test_another_model_teaches_a_smaller_one(prunus: Prunus, encoder: Path, trai
     for flags, reason in [(["--teacher", encoder], "has no trained head"), (["--strategy", "distilled"], "expected a teacher"),
                           (["--teacher", trained, "--strategy", "sandwich"], "learns from labels alone"),
                           (["--teacher", tmp_path / "nowhere"], "no such file or folder"),
-                          (["--teacher", turned, "--strategy", "distilled,hidden=1"], "has the labels in another order"),
+                          *((["--teacher", turned, "--strategy", f"distilled,{setting}"], "has the labels in another order")
+                            for setting in ("hidden=1", "noise=0.1")),
                           (["--teacher", wide, "--strategy", "distilled,hidden=1"], "stream is 64 wide"),
                           (["--teacher", trained, "--space", "layer"], "says nothing with --strategy distilled")]:
         ran = prunus(*words, tmp_path / "no", *flags)

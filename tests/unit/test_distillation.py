@@ -1,11 +1,13 @@
 """The loss of a distilled network keeps its identities."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from prunus.distillation import distilled_loss, task_loss
+from prunus.distillation import distilled_loss, garbled, task_loss
 
 from ..problems import generator
 
@@ -15,6 +17,14 @@ def logits(seed: int, rows: int = 6, classes: int = 4) -> Tensor:
 
 
 LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
+
+
+@pytest.fixture
+def drawing() -> Iterator[None]:
+    """The global generator, as a training has it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 10.0])
@@ -78,3 +88,33 @@ def test_half_precision_is_computed_in_float32() -> None:
     student = logits(0).detach().bfloat16()
     assert task_loss(student, LABELS).dtype == torch.float32
     assert distilled_loss(student, student, LABELS, 2.0).dtype == torch.float32
+
+
+def test_the_labels_that_are_known_count_alone() -> None:
+    student, teacher, known = logits(0).detach(), logits(1).detach(), torch.tensor([True, False, False, True, False, False])
+    taught = float(distilled_loss(student, teacher, LABELS, 2.0, labels=0.0))
+    found = float(distilled_loss(student, teacher, LABELS, 2.0, 3.0, known))
+    assert found == pytest.approx(taught + 3 * float(cross_entropy(student[known], LABELS[known])), rel=1e-6)
+    assert float(distilled_loss(student, teacher, LABELS, 2.0, known=~known & False)) == pytest.approx(taught)
+
+
+def test_noise_replaces_a_share_of_half_of_the_examples_and_leaves_their_ends(drawing: None) -> None:
+    lengths = torch.randint(6, 41, (400,), generator=generator(0))
+    read = (torch.arange(40) < lengths[:, None]).long()
+    tokens = torch.where(read.bool(), torch.arange(400 * 40).view(400, 40) + 9, 0)
+    tokens[:, 0], tokens[:, 3] = 1, 2  # the beginning, and the end of the first of two texts
+    tokens[torch.arange(400), lengths - 1] = 2
+    found, same = garbled(tokens, read, 0.3)
+    gone = found != tokens
+    assert not bool((gone & ((read == 0) | (tokens < 9))).any())
+    assert set(found[gone].tolist()) <= set(tokens[(tokens >= 9)].tolist())
+    assert torch.equal(same, ~gone.any(1))
+    assert 0.45 < float(same.float().mean()) < 0.6  # a short one may be spared
+    assert float(gone[~same].sum() / (tokens[~same] >= 9).sum()) == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(garbled(tokens[:, :2], read[:, :2], 0.9)[0], tokens[:, :2])  # nothing is between the ends
+
+
+def test_of_text_without_ends_every_token_may_be_replaced(drawing: None) -> None:
+    tokens = torch.arange(64 * 16).view(64, 16)
+    found, same = garbled(tokens, None, 0.5)
+    assert bool((found != tokens)[~same][:, [0, -1]].any(0).all())

@@ -12,7 +12,7 @@ from torch import Tensor
 import prunus.finetune
 from prunus.calibration.blocks import hidden_of
 from prunus.calibration.tasks import Labelled, Task, encoded
-from prunus.distillation import distilled_loss, streams_apart
+from prunus.distillation import distilled_loss, garbled, streams_apart, task_loss
 from prunus.errors import RecipeError
 from prunus.finetune import Training, train_supernet
 from prunus.loading import load
@@ -133,6 +133,33 @@ def test_what_has_another_number_of_blocks_learns_from_the_last_alone(depth: int
     assert torch.equal(found, streams_apart([kept[0, ours] for ours, _ in pairs], [kept[1, theirs] for _, theirs in pairs]))
 
 
+def test_of_examples_with_noise_the_teacher_alone_says_what_they_are(tmp_path: Path, checkpoint: Checkpoint,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    read = read_of(tmp_path)
+    model, tokenizer = load(checkpoint("bert", **STILL), labels=read.labels)
+    teacher = load(checkpoint("bert", **STILL, seed=1), labels=read.labels).model
+    data = encoded(read, "train", model, tokenizer)
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def recording(*given: Any) -> tuple[Tensor, Tensor]:
+        found.append(garbled(*given))
+        return found[-1]
+
+    monkeypatch.setattr(prunus.finetune, "garbled", recording)
+    monkeypatch.setattr("tests.unit.test_finetune.train_supernet", lambda *given: train_supernet(*given, teacher=teacher))
+    gradients = moved(monkeypatch, model, None, Distilled(3.0, noise=0.5), data, batch=len(data))
+    (tokens, same), = found
+    assert 0 < int(same.sum()) < len(data)
+    model, given = load(checkpoint("bert", **STILL), labels=read.labels).model, data.batch(range(len(data)))
+    order = [next(row for row in range(len(data)) if torch.equal(given["input_ids"][row], other)) for other in tokens[same]]
+    others = {**given, "input_ids": tokens, "attention_mask": tokens != data.padding}
+    ours, theirs = model(**others).logits, teacher(**others).logits
+    expected = distilled_loss(ours, theirs, data.targets, 3.0, labels=0.0) + task_loss(ours[same], data.targets[order])
+    expected.backward()
+    for name, parameter in model.named_parameters():
+        assert float((gradients[name] - parameter.grad).abs().max()) <= 1e-5 * (1 + float(parameter.grad.abs().max())), name
+
+
 def test_another_teacher_is_another_training(tmp_path: Path) -> None:
     settings = Training(epochs=1, batch=4)
     train_supernet(tiny_model(), None, Distilled(), text(), settings, folder=tmp_path / "kept", teacher=tiny_model(seed=1))
@@ -148,11 +175,13 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path: Path, checkpoint: Checkp
                                       (Standard(), torch.zeros(len(data), 2), "Standard learns from labels alone"),
                                       (Sandwich(), torch.zeros(len(data), 2), "Sandwich learns from labels alone"),
                                       (Distilled(), torch.zeros(len(data), 3), "expected 22 examples and 2 outputs"),
+                                      (Distilled(noise=0.1), torch.zeros(len(data), 2), "Expected the teacher itself, or noise=0"),
                                       (Distilled(hidden=1.0), torch.zeros(len(data), 2), "Expected the teacher itself, or hidden=0")]:
         with pytest.raises(RecipeError, match=reason):
             train_supernet(model, prefix_of(model), strategy, data, teacher=teacher)
     for settings, reason in [({"temperature": 0.0}, "temperature = 0: expected"), ({"hidden": -1.0}, "hidden = -1: expected 0 or more"),
-                             ({"hidden": math.inf}, "hidden = inf: expected 0 or more")]:
+                             ({"hidden": math.inf}, "hidden = inf: expected 0 or more"),
+                             ({"noise": 1.0}, "noise = 1: expected a share"), ({"noise": -0.1}, "noise = -0.1: expected a share")]:
         with pytest.raises(RecipeError, match=reason):
             Distilled(**settings)
     wide = tiny_model(hidden_size=64)

@@ -73,9 +73,8 @@ def finetune(
     _check_flags(f"--strategy {type(trained_by).__name__.lower()}: it trains no parts", {"space": space, "order": order} if alone else {})
     _check_flags("--task, whose examples are read instead", {"samples": samples, "length": length} if task else {})
     check_teacher(trained_by, teacher)
-    training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate,
-                                          "warmup": warmup, "precision": precision, "dropout": dropout, "rank": rank, "seed": seed},
-                               "training")
+    training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate, "rank":
+                                          rank, "warmup": warmup, "precision": precision, "dropout": dropout, "seed": seed}, "training")
     read_as = o.said_of({"corpus": calibration, "samples": samples, "length": length})
     asked = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed, "calibration": read_as,
              "space": o.named(space or "small", "--space"), **({} if task is None else {"task": o.of_corpus(task, "--task")})}
