@@ -42,17 +42,16 @@ def garbled(tokens: Int[Tensor, "rows length"], read: Int[Tensor, "rows length"]
     The first and the last token that is read (`read` is 1 there; none: all are read) stay, and so do those equal to them where not
     everything is: there they mark where a text begins and ends. By the global random generator.
     """
-    first, last = tokens[:, :1], tokens[:, -1:]
     inner = torch.ones_like(tokens, dtype=torch.bool)
     if read is not None:
         last = tokens.gather(1, read.sum(1, keepdim=True) - 1)
-        inner = read.bool() & (tokens != first) & (tokens != last)
+        inner = read.bool() & (tokens != tokens[:, :1]) & (tokens != last)
     others = tokens[inner]
     gone = inner & (torch.rand(len(tokens), 1) < 0.5).to(tokens.device) & (torch.rand(tokens.shape) < share).to(tokens.device)
-    if not len(others):
-        return tokens, ~gone.any(1)
-    drawn = others[torch.randint(len(others), tokens.shape).to(tokens.device)]
-    return torch.where(gone, drawn, tokens), ~gone.any(1)
+    if len(others):
+        drawn = others[torch.randint(len(others), tokens.shape).to(tokens.device)]
+        tokens = torch.where(gone, drawn, tokens)
+    return tokens, ~gone.any(1)
 
 
 def streams_apart(student: Sequence[Float[Tensor, "rows tokens width"]], teacher: Sequence[Float[Tensor, "rows tokens width"]],
