@@ -21,9 +21,9 @@ __all__ = ["DRAWN", "STALE", "check_apart", "check_no_search", "check_target", "
 DRAWN = ("allocation-*.png", "search-*.png", "search.csv")  # with shares
 STALE = (*DRAWN, "*.safetensors", "*.safetensors.index.json", "supernet.json", "seen.json", "point.json", MODELLING, QUANTISATION,
          "recipe.toml", "report.json", "allocation.json", "allocation.csv", "README.md")
+_OF_SEARCH = ("front.json", "trials.jsonl", "fits", "trained")  # the last two are there before the others are
 # one of these is in every folder that is written, whatever the command
-_MARKS = ("config.json", "allocation.json", "branches.csv", "front.json", "front.csv", "trials.jsonl", "latency.json", "levels", "fits",
-          "trained")
+_MARKS = ("config.json", "allocation.json", "branches.csv", "front.csv", "latency.json", "levels", *_OF_SEARCH)
 
 
 def check_apart(path: Path, source: str) -> None:
@@ -34,7 +34,7 @@ def check_apart(path: Path, source: str) -> None:
 
 def check_no_search(path: Path) -> None:
     """Refuse to put a model among the files of a search. Raises ExportError."""
-    if any((path / name).exists() for name in ("front.json", "trials.jsonl")):
+    if any((path / name).exists() for name in _OF_SEARCH):
         raise ExportError(f"output '{path}': holds a search. Choose another folder.")
 
 

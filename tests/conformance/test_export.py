@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from prunus.budget import Budget
-from prunus.checkpoint import check_target
+from prunus.checkpoint import check_no_search, check_target
 from prunus.errors import ExportError
 from prunus.evaluation.perplexity import Perplexity
 from prunus.export import Format
@@ -204,3 +204,13 @@ def test_what_an_interrupted_search_leaves_may_be_overwritten(name: str, tmp_pat
     (tmp_path / "run" / name).rename(tmp_path / "run" / "photographs")
     with pytest.raises(ExportError, match="holds neither a model nor a result"):
         check_target(tmp_path / "run", True, 0)
+
+
+@pytest.mark.parametrize("name", ["front.json", "trials.jsonl", "fits", "trained"])
+def test_no_model_goes_among_the_files_of_a_search(name: str, tmp_path: Path) -> None:
+    """An interrupted one may have no more than what it collected first."""
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(ExportError, match="holds a search"):
+        check_no_search(tmp_path / "run")
+    (tmp_path / "run" / name).rmdir()
+    check_no_search(tmp_path / "run")
