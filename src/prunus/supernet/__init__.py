@@ -29,7 +29,9 @@ class TrainingStrategy(Protocol):
     A frozen dataclass whose fields are its hyper-parameters. The gradients of all networks of a step are added up, and then the
     weights change once. One with a `temperature` has a `teacher`: inplace, the dense model as it is in this step (what it has
     learned flows on at once), or frozen, the dense model as it was before the training; a training may have another model take their
-    place, and where the teacher is "other" it must. One with a true `alone` trains the dense model and needs no genome.
+    place, and where the teacher is "other" it must; where `asks` is true it has to be there itself, as its answers to the examples are
+    not enough (`hidden` and `noise`, which a training carries out, as in `Distilled`). One with a true `alone` trains the dense model
+    and needs no genome.
     """
 
     def nets(self, genome: Genome, step: int, steps: int, rng: random.Random, loss: Loss) -> list[Net]:
