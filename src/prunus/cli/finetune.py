@@ -46,7 +46,8 @@ def finetune(
     rate: Annotated[float, typer.Option(help="The largest learning rate.")] = 2e-5,
     warmup: Annotated[float, typer.Option(help="The fraction of the steps in which the rate grows to it.")] = 0.0,
     precision: Annotated[str, typer.Option(help="In which matrices are multiplied: float32, bfloat16 or float16.")] = "float32",
-    dropout: Annotated[bool, typer.Option(help="As the model's config says. What learns from a teacher may fit it better without.")] = True,
+    no_dropout: Annotated[bool, typer.Option("--no-dropout", help="Train without the dropout that the model's config asks for: what "
+                                                                  "learns from a teacher may fit it better.")] = False,
     rank: Annotated[int, typer.Option(help="Of low-rank adapters (LoRA) that are trained in the weights' stead; 0: none.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the order of the examples, sub-networks, and a new head.")] = 0,
     device: o.Device = "cpu",
@@ -73,8 +74,8 @@ def finetune(
     _check_flags(f"--strategy {type(trained_by).__name__.lower()}: it trains no parts", {"space": space, "order": order} if alone else {})
     _check_flags("--task, whose examples are read instead", {"samples": samples, "length": length} if task else {})
     check_teacher(trained_by, teacher)
-    training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate, "rank":
-                                          rank, "warmup": warmup, "precision": precision, "dropout": dropout, "seed": seed}, "training")
+    training: Training = build(Training, {"epochs": epochs, "steps": steps, "batch": batch, "accumulate": accumulate, "rate": rate,
+        "warmup": warmup, "precision": precision, "dropout": not no_dropout, "rank": rank, "seed": seed}, "training")
     read_as = o.said_of({"corpus": calibration, "samples": samples, "length": length})
     asked = {"objectives": ["error" if task else "divergence", "params"], "order": order or "none", "seed": seed, "calibration": read_as,
              "space": o.named(space or "small", "--space"), **({} if task is None else {"task": o.of_corpus(task, "--task")})}
