@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from _harness import GO_ON, ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, peak_memory, table, write
+from _harness import ROOT, arguments, environment, keep_row, kept_rows, model_and_tokenizer, peak_memory, table, write
 
 QUESTION = "how_much_memory_does_pruning_take"
 WAYS: dict[str, Mapping[str, Any]] = {"ALPS": {"solver": "alps"}, "balanced": {"effort": "balanced"}}
@@ -22,10 +22,10 @@ PHASES = {"pruning": PRUNING, "repairing blocks": PRUNING,
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", go_on=GO_ON, ways={"nargs": "*", "default": list(WAYS), "choices": WAYS})
+    options = arguments(__doc__ or "", ways={"nargs": "*", "default": list(WAYS), "choices": WAYS})
     with tempfile.TemporaryDirectory() as folder:
         file = (Path(folder) if options.tiny else ROOT / "build" / QUESTION) / "rows.jsonl"
-        rows = kept_rows(file, QUESTION if options.go_on else "")
+        rows = kept_rows(file)
         for way in options.ways:
             if not any(row["way"] == way for row in rows):
                 with ProcessPoolExecutor(1, get_context("spawn")) as apart:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from _harness import GO_ON, ROOT, WRITE, arguments, environment, keep_row, kept_rows, table, write
-from prunus.calibration.tasks import Task, encoded
+from prunus.calibration.tasks import Labelled, Task, encoded
 from prunus.finetune import Training, train_supernet
 from prunus.front import FrontSearch
 from prunus.frontier import find_front, fits_of, genome_of
@@ -62,7 +62,8 @@ def _row(tiny: bool, task: Task, kept: Path) -> dict[str, Any]:
     read = task.read()
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(_half(tiny, task), kept)
+        torch.save(_half(tiny, read), draft := kept.with_suffix(".part"))
+        draft.rename(kept)
     half, teacher, tokenizer, row = torch.load(kept, weights_only=False)
     examples, unseen = (encoded(read, split, half, tokenizer) for split in ("train", "test"))
     with counted(row["seconds"], "learning"):
@@ -70,10 +71,10 @@ def _row(tiny: bool, task: Task, kept: Path) -> dict[str, Any]:
     return {"commit": environment()["commit"], "metric": read.metric, **row, "taught": score(half, unseen).value}
 
 
-def _half(tiny: bool, task: Task) -> tuple[Any, Any, Any, dict[str, Any]]:
+def _half(tiny: bool, read: Labelled) -> tuple[Any, Any, Any, dict[str, Any]]:
     """That is found, the dense model, the tokenizer, and what is known of them."""
-    seed, read = task.seed, task.read()
-    plan = replace(PLAN, task=task, seed=seed, evaluations=12 if tiny else PLAN.evaluations)
+    seed = read.task.seed
+    plan = replace(PLAN, task=read.task, seed=seed, evaluations=12 if tiny else PLAN.evaluations)
     model, tokenizer = encoder_of(tiny, read, seed)
     examples, unseen = (encoded(read, split, model, tokenizer) for split in ("train", "test"))
     seconds: dict[str, float] = {}

@@ -7,7 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["distilled_loss", "garbled", "streams_apart", "task_loss"]
+__all__ = ["UNKNOWN", "distilled_loss", "garbled", "streams_apart", "task_loss"]
+
+UNKNOWN = -100  # a target that nobody knows; PyTorch's cross-entropy passes over such rows
 
 
 def task_loss(logits: Float[Tensor, "rows outputs"], targets: Tensor) -> Float[Tensor, ""]:
@@ -18,10 +20,10 @@ def task_loss(logits: Float[Tensor, "rows outputs"], targets: Tensor) -> Float[T
 
 
 def distilled_loss(student: Float[Tensor, "rows outputs"], teacher: Float[Tensor, "rows outputs"], targets: Tensor,
-                   temperature: float, labels: float = 1.0, known: Bool[Tensor, "rows"] | None = None) -> Float[Tensor, ""]:
+                   temperature: float, labels: float = 1.0) -> Float[Tensor, ""]:
     """T^2 CE(softmax(teacher / T), student / T) + labels CE(targets, student), of classes; of numbers the mean squared error to the
     teacher, and the targets are not used. Nothing flows back to the teacher. (Klein et al. 2024, their code's loss.) The second part is
-    the mean over the rows whose target is `known` (not said: all), and 0 where none is.
+    the mean over the rows whose target is not UNKNOWN, and 0 where all are.
 
     T^2 keeps the size of the first part's gradient, which else falls as 1 / T^2 (Hinton et al. 2015).
     """
@@ -30,9 +32,7 @@ def distilled_loss(student: Float[Tensor, "rows outputs"], teacher: Float[Tensor
         return functional.mse_loss(student.float(), teacher)
     said = torch.softmax(teacher / temperature, dim=1)
     found = temperature**2 * functional.cross_entropy(student.float() / temperature, said)
-    if known is not None:
-        student, targets = student[known], targets[known]
-    return found + labels * task_loss(student, targets) if len(targets) else found
+    return found + labels * task_loss(student, targets) if bool((targets != UNKNOWN).any()) else found
 
 
 def garbled(tokens: Int[Tensor, "rows length"], read: Int[Tensor, "rows length"] | None,

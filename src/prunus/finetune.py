@@ -17,7 +17,7 @@ from torch import Tensor
 from .anatomy import describe
 from .calibration.blocks import evaluating
 from .calibration.tasks import Encoded
-from .distillation import distilled_loss, garbled, task_loss
+from .distillation import UNKNOWN, distilled_loss, garbled, task_loss
 from .errors import CorpusError, RecipeError, TrainingError
 from .files import fingerprint, intact, keep_tensors
 from .problem import check_weights
@@ -274,23 +274,21 @@ class _Run:
     def _learn(self, nets: Sequence[Net], rows: Sequence[int], weight: float, step: int) -> float:
         """Add the gradients of all networks on a batch, times a weight; the sum of their losses, times the same."""
         given, targets = self._given(rows)
-        known = None
         if noise := getattr(self.strategy, "noise", 0.0):
             given["input_ids"], same = garbled(given["input_ids"], given.get("attention_mask"), noise)
             known = same.repeat_interleave(len(targets) // len(same))  # of text every token is an example
+            targets = targets.masked_fill(~known, UNKNOWN)
         with self.words.of(given["input_ids"]):
-            return self._added(nets, self._asked(given, rows, nets), given, (targets, known), weight, step)
+            return self._added(nets, self._asked(given, rows, nets), given, targets, weight, step)
 
-    def _added(self, nets: Sequence[Net], said: Tensor | None, given: dict[str, Any], answers: tuple[Tensor, Tensor | None],
-               weight: float, step: int) -> float:
-        targets, known = answers
+    def _added(self, nets: Sequence[Net], said: Tensor | None, given: dict[str, Any], targets: Tensor, weight: float, step: int) -> float:
         total = 0.0
         for net in nets:
             with self._worn(net.candidate):
                 with self.accelerator.autocast():
                     logits = self._logits(self.model, given)
                 loss = task_loss(logits, targets) if net.temperature is None else distilled_loss(
-                    logits, said, targets, net.temperature, known=known)  # type: ignore[arg-type]
+                    logits, said, targets, net.temperature)  # type: ignore[arg-type]
                 if self.streams:
                     loss = loss + self.strategy.hidden * self.streams.apart(given.get("attention_mask"))  # type: ignore[attr-defined]
                 value = loss.item()

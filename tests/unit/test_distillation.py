@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from prunus.distillation import distilled_loss, garbled, task_loss
+from prunus.distillation import UNKNOWN, distilled_loss, garbled, task_loss
 
 from ..problems import generator
 
@@ -93,9 +93,9 @@ def test_half_precision_is_computed_in_float32() -> None:
 def test_the_labels_that_are_known_count_alone() -> None:
     student, teacher, known = logits(0).detach(), logits(1).detach(), torch.tensor([True, False, False, True, False, False])
     taught = float(distilled_loss(student, teacher, LABELS, 2.0, labels=0.0))
-    found = float(distilled_loss(student, teacher, LABELS, 2.0, 3.0, known))
+    found = float(distilled_loss(student, teacher, torch.where(known, LABELS, UNKNOWN), 2.0, 3.0))
     assert found == pytest.approx(taught + 3 * float(cross_entropy(student[known], LABELS[known])), rel=1e-6)
-    assert float(distilled_loss(student, teacher, LABELS, 2.0, known=~known & False)) == pytest.approx(taught)
+    assert float(distilled_loss(student, teacher, torch.full_like(LABELS, UNKNOWN), 2.0)) == pytest.approx(taught)
 
 
 def test_noise_replaces_a_share_of_half_of_the_examples_and_leaves_their_ends(drawing: None) -> None:

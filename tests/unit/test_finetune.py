@@ -216,9 +216,9 @@ def test_a_frozen_teacher_stays_as_the_model_was(teacher: Any, rank: int, monkey
     model, tokens, said = tiny_model(), text(1), []
     dense = model(input_ids=tokens).logits[:, :-1].flatten(0, 1).detach()
 
-    def recording(student: Tensor, teacher: Tensor, *rest: Any, **more: Any) -> Tensor:
+    def recording(student: Tensor, teacher: Tensor, *rest: Any) -> Tensor:
         said.append(teacher.clone())
-        return distilled_loss(student, teacher, *rest, **more)
+        return distilled_loss(student, teacher, *rest)
 
     monkeypatch.setattr(prunus.finetune, "distilled_loss", recording)
     train_supernet(model, prefix_of(model), OneShot(teacher=teacher), tokens, Training(epochs=4, rate=1e-2, rank=rank))

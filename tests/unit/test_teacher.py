@@ -76,9 +76,9 @@ def test_of_text_the_teacher_is_asked_and_stays_as_it_is(strategy: Any, monkeypa
     expected = teacher(input_ids=tokens).logits[:, :-1].flatten(0, 1).detach()
     before = weights(teacher)
 
-    def recording(student: Tensor, teacher: Tensor, *rest: Any, **more: Any) -> Tensor:
+    def recording(student: Tensor, teacher: Tensor, *rest: Any) -> Tensor:
         said.append(teacher.clone())
-        return distilled_loss(student, teacher, *rest, **more)
+        return distilled_loss(student, teacher, *rest)
 
     monkeypatch.setattr(prunus.finetune, "distilled_loss", recording)
     train_supernet(model, prefix_of(model), strategy, tokens, Training(epochs=3, rate=1e-2), teacher=teacher)
