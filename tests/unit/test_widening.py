@@ -85,6 +85,18 @@ def test_attention_with_a_gradient_is_the_one_in_float32_rounded(masked: bool) -
         assert torch.equal(mine.grad, theirs.grad.to(HALF))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_single_positions_look_back_at_keys_that_heads_share(masked: bool) -> None:
+    query, key, value = _drawn(2, 6, 1, 8), _drawn(2, 3, 20, 8).add(1), _drawn(2, 3, 20, 8)
+    mask = torch.ones(1, 20).tril(9).bool() if masked else None
+    expected = scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask, scale=0.5, enable_gqa=True)
+    with widened():
+        found = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=False, scale=0.5, enable_gqa=True)
+    assert found.dtype == HALF
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.02)
+    assert float(expected.abs().max()) > 0.5
+
+
 def _kept_by_attention(value: Tensor) -> set[torch.dtype]:
     """Numbers that it keeps for a backward pass."""
     kept: list[Tensor] = []

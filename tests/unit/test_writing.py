@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from prunus.calibration.writing import _Draw, written
+from prunus.calibration import writing
+from prunus.calibration.writing import _Draw, _together, written
 
+from ..problems import generator
 from ..tiny import tiny_model, tiny_tokenizer
 
 
 def test_words_are_drawn_as_often_as_they_are_likely_and_ends_never() -> None:
     scores = torch.tensor([2.0, 0.0, 1.0, 5.0, -1.0, -torch.inf]).expand(40_000, 6)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        left = _Draw(torch.tensor([3]))(torch.empty(0), scores)
+    drawn = torch.rand(len(scores), 1, generator=generator(0))
+    left = _Draw(torch.tensor([3]), drawn, lambda done: None)(torch.empty(len(scores), 1), scores)
     assert torch.equal(left.isfinite().sum(1), torch.ones(len(scores)).long())
     found = torch.bincount(left.argmax(1), minlength=6) / len(scores)
     expected = torch.tensor([2.0, 0.0, 1.0, -torch.inf, -1.0, -torch.inf]).softmax(0)
@@ -30,3 +31,21 @@ def test_a_seed_says_what_is_written_and_no_document_ends_early(ends: int | list
     assert first.shape == (30, 20)
     assert not bool(torch.isin(first, torch.tensor(ends)).any())
     assert model.generation_config.eos_token_id == ends
+
+
+def test_how_many_are_written_together_does_not_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, model = tiny_tokenizer(), tiny_model()
+    together = written(tokenizer, model, 9, 20, 0)
+    for most in (1, 4):
+        monkeypatch.setattr(writing, "_TOGETHER", most)
+        assert torch.equal(written(tokenizer, model, 9, 20, 0), together)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_keys_and_values_of_what_is_written_together_take_half_of_the_weights(family: str) -> None:
+    model = tiny_model(family)
+    cache = model(torch.zeros(1, 20, dtype=torch.long), use_cache=True).past_key_values
+    document = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    assert _together(model, 20) == min(128, weights // 2 // document)
+    assert _together(model, 10**9) == 1

@@ -37,7 +37,7 @@ class Costs:
     deviation: float | None  # of these, over seeds
     processor: float | None  # seconds of processors in them, which do not grow when other work runs beside
     tokens: float | None  # forwarded, in passes through the whole dense model
-    host_bytes: int | None  # the most memory that a cell has held
+    host_bytes: int | None  # the most memory that a process held while it pruned
     joules: float | None  # of the whole machine
     measuring: float | None  # seconds
 

@@ -22,7 +22,7 @@ from ..calibration.placement import Placement
 from ..calibration.sample import how_read
 from ..comparing.looking import hash_of, opened
 from ..comparing.measuring import Piece
-from ..environment import environment, forget_peak, peak_bytes, release_memory
+from ..environment import environment, forget_peak, release_memory
 from ..errors import PrunusError
 from ..evaluation import Context, Measurement
 from ..export.huggingface import save
@@ -95,8 +95,6 @@ class Here:
     def work(self, job: Job, watch: Watch) -> dict[str, Any]:
         """What a cell finds, and what it took. Raises PrunusError."""
         gc.collect()  # modules refer to each other in circles: what the last cell's model took would count for this one
-        release_memory()
-        known = forget_peak()
         start = time.perf_counter()
         loaded: Any = opened(job.model.source, job.model.dtype, "cpu", job.trust, "study")
         placement = Placement(job.device)
@@ -105,20 +103,22 @@ class Here:
         if self._of != job.model:
             self._of, self._dense = job.model, {}
         measured, seconds = self._measured(loaded, job, watch, before=job.recipe is not None)
-        cost: dict[str, Any] = {"seconds": {}, "tokens": {}, "joules": {}}
+        cost: dict[str, Any] = {"seconds": {}, "tokens": {}, "joules": {}, "host_bytes": None}
         if job.recipe is None:
             found = _of_dense(loaded, measured)
         else:
-            began = time.process_time()
+            release_memory()
+            known, began = forget_peak(), time.process_time()
             pruned = prune(loaded.model, job.recipe, tokenizer=loaded.tokenizer, placement=placement, watch=watch,
                            resume=job.unfinished, source=job.model.source)
             processor = time.process_time() - began
             measured, seconds = self._measured(replace(loaded, model=pruned.model), job, watch, before=False)
             found, cost = _of_pruned(pruned, measured), {**asdict(pruned.report.cost), "processor": processor}
+            if not known:
+                cost["host_bytes"] = None  # the peak would be that of whatever this process did before
             if job.kept is not None:
                 _keep(pruned, job, measured)
             Journal(job.unfinished).discard()
-        cost["host_bytes"] = peak_bytes() if known else None  # of this cell alone, if it can be known
         environ = environment(loaded.model, job.device, job.model.source)
         return {"found": found, "took": {"cost": cost, "measuring": seconds, "whole": time.perf_counter() - start,
                                          "environment": {key: environ[key] for key in ("dtype", "device", "machine", "python")}}}
