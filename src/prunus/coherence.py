@@ -8,7 +8,7 @@ from .calibration.target import Target
 from .errors import RecipeError
 from .granularity import NM, Columns, Unstructured
 from .lookup import name_of
-from .recovery import reselects
+from .recovery import block_by_block, reselects
 from .search.plan import Search
 from .sites import Kind
 
@@ -34,7 +34,7 @@ def _check_kind(stage: Any, kind: Kind) -> None:
     if kind not in kinds:
         raise RecipeError(f"allocation '{name_of(type(stage.allocation))}' shares out {' and '.join(kinds)} sites, not {kind} "
                           f"sites.{' Use influence or contiguous.' if kind == 'sublayer' else ''}")
-    if reselects(stage.recovery) and (kind != "linear" or not isinstance(stage.granularity, Unstructured | NM)):
+    if reselects(block_by_block(stage.recovery)) and (kind != "linear" or not isinstance(stage.granularity, Unstructured | NM)):
         raise RecipeError(f"recovery '{name_of(type(stage.recovery))}': reselect chooses again which single weights stay, and "
                           f"{stage.granularity if kind == 'linear' else kind} takes them in groups. Leave it out.")
     if stage.multiple < 1 or (stage.multiple > 1 and kind != "channel"):

@@ -17,12 +17,12 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "sublayer": {"allocation": "influence", "recovery": "patch"},
     },
     "balanced": {
-        "linear": {"solver": "alps", "recovery": {**_BLOCKS, "positions": 0.5}},
+        "linear": {"solver": "alps", "recovery": {"name": "distill", "share": 0.3, "first": {**_BLOCKS, "positions": 0.5}}},
         "channel": {"solver": {"name": "refit", "criterion": "taylor"}, "allocation": _BY_LOSS, "recovery": "patch"},
         "sublayer": {"allocation": "influence", "search": {"strategy": "progressive"}, "recovery": "patch"},
     },
     "best": {
-        "linear": {"solver": "alps", "allocation": "fisher", "recovery": {"name": "distill", "rate": 3e-4, "first": _BLOCKS}},
+        "linear": {"solver": "alps", "allocation": "fisher", "recovery": {"name": "distill", "first": _BLOCKS}},
         "channel": {"solver": {"name": "refit", "criterion": "taylor"}, "allocation": _BY_LOSS, "recovery": "distill"},
         "sublayer": {"allocation": "influence", "search": {"strategy": "progressive"}, "recovery": "distill"},
     },

@@ -37,7 +37,7 @@ from .known import Known, checked
 from .matrices import Task, changed, matrices_of, movable, resolved, select
 from .problem import LayerProblem, LayerSolution, check_weights
 from .recipe import Recipe, Stage, plain
-from .recovery import BlockRecovery
+from .recovery import block_by_block
 from .reordering import put_in_order
 from .repairs import Repairs
 from .result import Pruned, Report, Shares, SiteRecord
@@ -300,14 +300,14 @@ class _Run:
         self.said = len(self.remarks)
         records: list[SiteRecord] = []
         solved = 0
-        later = stage.recovery if not isinstance(stage.recovery, BlockRecovery) else None
+        repair = block_by_block(stage.recovery)
+        later = stage.recovery if not repair else None
         before = {name: value.detach().clone() for name, value in changed(self.model, plan, plan).items()} if later else {}
-        finish = partial(self._finish, index, plan, records, done, isinstance(stage.recovery, BlockRecovery))
+        finish = partial(self._finish, index, plan, records, done, repair is not None)
         with self.clock("pruning"), ExitStack() as stack:
             known = self._known(index, stage, sites, "solver")
             shapes = {site: task.granularity for site, task in plan.items()}
-            leaving = self._repairs.in_turn(stage.recovery, shapes, done, finish, stack) \
-                if isinstance(stage.recovery, BlockRecovery) else None
+            leaving = self._repairs.in_turn(repair, shapes, done, finish, stage.recovery, stack) if repair else None
             self.joined = Joined(self.model, self.anatomy, stage, sites, self.placement, self.clock, telling(self.tell))
             leaving = self.joined.in_turn(done, records, leaving, finish)
             for views in self._stream(plan, stage.solver.needs, done, stage.target, leaving):

@@ -17,7 +17,7 @@ from .calibration.stream import Beside, Leaving
 from .calibration.teaching import in_small_steps
 from .environment import Clock
 from .granularity import NM, Granularity, Unstructured
-from .recovery import BlockRecovery, Recovery, reselects
+from .recovery import BlockRecovery, Concluding, Recovery, reselects
 from .sites import Anatomy, LinearSite, SublayerSite
 
 __all__ = ["Repairs"]
@@ -42,10 +42,10 @@ class Repairs:
             self.remarks += recovery.recover(self.model, self.anatomy, gone, dense, self.tokens, self.placement, self.batch, self.watch)
 
     def in_turn(self, recovery: BlockRecovery, plan: Mapping[LinearSite, Granularity], done: Collection[int],
-                finish: Callable[[int], None], stack: ExitStack) -> Leaving:
+                finish: Callable[[int], None], whole: Recovery | None, stack: ExitStack) -> Leaving:
         """Begin, while the model is dense; gives what `stream` is to call when it leaves a block, which calls `finish` in the end. The
-        blocks with matrices of the `plan` are pruned, of which those that are `done` are what they were after their repair. Raises
-        CalibrationError like a recovery."""
+        blocks with matrices of the `plan` are pruned, of which those that are `done` are what they were after their repair. Behind the
+        last of them the `whole` recovery concludes, if that is what it does. Raises CalibrationError like a recovery."""
         depths = {site.block for site in plan}
         masked: dict[str, Masked] = {}  # of the block that is pruned next
 
@@ -72,8 +72,16 @@ class Repairs:
                 if depth < last:
                     dense.through(depth + 1)
                     remember(depth + 1)
+                elif isinstance(whole, Concluding):
+                    self._conclude(whole, dense, depth)
 
         return leaving
+
+    def _conclude(self, whole: Concluding, dense: Dense, depth: int) -> None:
+        """With the dense model's stream, which has gone through the block at `depth`: behind it nothing is pruned."""
+        for later in range(depth + 1, len(self.anatomy.blocks)):
+            dense.through(later)
+        self.remarks += whole.conclude(self.model, self.anatomy, (), dense.hidden, self.tokens, self.placement, self.batch, self.watch)
 
     @property
     def together(self) -> int:

@@ -120,6 +120,30 @@ def test_blocks_that_are_skipped_are_not_repaired(recipe_for: Recipes) -> None:
     assert same == [False, True, False]
 
 
+@pytest.mark.parametrize("skip", [(), ("model.layers.2.*",)], ids=str)
+def test_the_whole_model_is_trained_behind_blocks_that_were_repaired_in_turn(skip: tuple[str, ...], recipe_for: Recipes,
+                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Towards the stream behind the last block of the dense model, whichever block was the last to be pruned."""
+    given: list[torch.Tensor] = []
+    conclude = Distill.conclude
+    monkeypatch.setattr(Distill, "conclude", lambda self, *args: (given.append(args[3].clone()), conclude(self, *args))[1])
+    monkeypatch.setattr(Distill, "recover", lambda *args: pytest.fail("the whole model is not repaired from its parameters"))
+    models = [tiny_model(num_hidden_layers=3) for _ in range(3)]
+    blocks = Reconstruct(epochs=1)
+    for model, recovery in zip(models, (blocks, Distill(rate=0.02, first=blocks)), strict=False):
+        prune(model, recipe_for(recovery=recovery, samples=24, skip=skip), tokenizer=tiny_tokenizer())
+    alone, whole, dense = ({path: value.detach() for path, value in model.named_parameters()} for model in models)
+    assert all(torch.equal(alone[path] == 0, whole[path] == 0) for path in alone)
+    assert not torch.equal(alone["model.layers.0.mlp.up_proj.weight"], whole["model.layers.0.mlp.up_proj.weight"])
+    seen: list[torch.Tensor] = []
+    models[2].model.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    tokens = recipe_for(samples=24).calibration.read(tiny_tokenizer(), models[2], 0)
+    with torch.no_grad():
+        models[2](tokens)
+    torch.testing.assert_close(given[0], seen[0], rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(dense[path], whole[path]) for path in alone if "layers" not in path or "norm" in path)
+
+
 def test_training_that_diverges_is_in_the_report(recipe_for: Recipes) -> None:
     report = prune(tiny_model(), recipe_for(recovery=Reconstruct(epochs=1, rate=1e4), samples=24), tokenizer=tiny_tokenizer()).report
     assert sum("training diverged" in note for note in report.notes) == 2
@@ -187,10 +211,9 @@ def test_masks_of_whole_groups_cannot_be_chosen_again(stage: dict[str, Any]) -> 
 
 
 def test_masks_are_chosen_again_only_where_a_block_is_repaired_as_it_is_pruned(recipe_for: Recipes) -> None:
-    with pytest.raises(RecipeError, match=r"first\.reselect chooses masks again as blocks are pruned"):
-        Distill(first=Reconstruct(reselect=2))
-    model = tiny_model()
-    with pytest.raises(RecipeError, match="reselect = 2: masks are chosen again where a block is repaired as soon as it is pruned"):
-        Reconstruct(reselect=2).recover(model, describe(model), (), {}, torch.zeros(2, 8, dtype=torch.long), Placement(), 2)
+    model, dense = tiny_model(), {"model.norm.weight": torch.ones(64)}
+    for recovery in (Reconstruct(reselect=2), Distill(first=Reconstruct(reselect=2))):
+        with pytest.raises(RecipeError, match="reselect = 2: masks are chosen again where a block is repaired as soon as it is pruned"):
+            recovery.recover(model, describe(model), (), dense, torch.zeros(2, 8, dtype=torch.long), Placement(), 2)
     with pytest.raises(RecipeError, match="reselect = -1: expected 0 or more"):
         Reconstruct(reselect=-1)

@@ -42,10 +42,14 @@ def test_how_many_are_written_together_does_not_change_them(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_keys_and_values_of_what_is_written_together_take_half_of_the_weights(family: str) -> None:
+def test_keys_and_values_of_what_is_written_together_take_half_of_the_weights(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(family)
     cache = model(torch.zeros(1, 20, dtype=torch.long), use_cache=True).past_key_values
     document = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    assert _together(model, 20) == min(128, weights // 2 // document)
+    assert _together(model, 20) == 128
+    monkeypatch.setattr(writing, "_ALWAYS", 3 * document)
+    assert _together(model, 20) == max(3, weights // 2 // document)
+    monkeypatch.setattr(writing, "_ALWAYS", 100 * document)
+    assert _together(model, 20) == 100
     assert _together(model, 10**9) == 1

@@ -91,6 +91,11 @@ class Dense:
         shape = (most, *self._states.hidden.shape)
         self._aims = stack.enter_context(placement.hidden(shape, self._states.hidden.dtype))
 
+    @property
+    def hidden(self) -> Float[Tensor, "samples length width"]:
+        """The stream where it is."""
+        return self._states.hidden
+
     def through(self, depth: int) -> None:
         """A block, which is dense still. Raises CalibrationError when the stream is not finite."""
         block = self._blocks[depth]

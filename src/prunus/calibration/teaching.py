@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from .reselection import Reselection
 
-__all__ = ["Taught", "check_sequences", "in_small_steps", "precise", "sizes", "train_kept"]
+__all__ = ["Taught", "check_sequences", "in_small_steps", "keep_best", "precise", "sizes", "steps_of", "train_kept"]
 
 _HELD_OUT = 8  # of so many groups of sequences one is not trained on
 _STEP = 512  # tokens; with twice as many, and so half the steps, a block ends farther from its aim
@@ -51,6 +51,11 @@ def in_small_steps(tokens: Int[Tensor, "samples length"], batch: int) -> int:
     return min(batch, max(1, _STEP // tokens.shape[1]), (len(tokens) + 1) // 2)
 
 
+def steps_of(groups: Sequence[slice], epochs: int) -> int:
+    """How many steps `keep_best` takes, if nothing ends them."""
+    return epochs * len(_parted(groups)[0])
+
+
 def _parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:
     """What is trained on, and an eighth that is not."""
     apart = list(groups[::_HELD_OUT])
@@ -59,41 +64,50 @@ def _parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:
 
 @torch.no_grad()
 def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callable[[slice], Float[Tensor, ""]], *, epochs: int,
-               rates: Sequence[float], rng: random.Random, warmup: float = 0.0, decay: float = 0.999,
-               step: Callable[[slice], Float[Tensor, ""]] | None = None,
-               told: Callable[[int, int], None] = lambda done, steps: None, reselection: Reselection | None = None) -> Taught:
-    """Adam, a group of sequences a step, of whose second moment a share `decay` stays; its rate, one for each of `trained`, grows in a
-    share `warmup` of the steps, and falls by a cosine. A step descends `step`, if that is another estimate of the loss. What is 0 is made
-    0 again after every step, unless `reselection` says otherwise; where everything is 0 there is nothing to do.
+               rates: Sequence[float], rng: random.Random, decay: float, step: Callable[[slice], Float[Tensor, ""]] | None = None,
+               reselection: Reselection | None = None) -> Taught:
+    """Adam, of whose second moment a share `decay` stays; its rate, one for each of `trained`, falls by a cosine. A step descends `step`,
+    if that is another estimate of the loss. What is 0 is made 0 again after every step, unless `reselection` says otherwise; where
+    everything is 0 there is nothing to do. The weights that stay are those of `keep_best`.
+    """
+    left = [(parameter, rate) for parameter, rate in zip(trained, rates, strict=True) if bool(parameter.any())]
+    steps = _Steps(left, decay, steps_of(groups, epochs), reselection) if left else None
+    return keep_best([parameter for parameter, _ in left], groups, lambda rows: float(loss(rows)),
+                     lambda rows, held_out: steps is not None and steps.take(step or loss, rows, held_out), epochs, rng)
+
+
+@torch.no_grad()
+def keep_best(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callable[[slice], float],
+              step: Callable[[slice, Callable[[], float]], bool], epochs: int, rng: random.Random) -> Taught:
+    """A `step` for each group of sequences, but for an eighth of them; it is told how to measure the loss on these, and gives whether its
+    own loss was a number.
 
     After every epoch the loss is added up over the groups that are not trained on; what had the least of it stays in the end, and that
     may be what there was before. Two epochs in a row that were worse than the one before end the training, and so does a loss that is
     no number.
     """
     shown, apart = _parted(groups)
-    left = [(parameter, rate) for parameter, rate in zip(trained, rates, strict=True) if bool(parameter.any())]
-    trained = [parameter for parameter, _ in left]
 
     def held_out() -> float:
-        return sum(float(loss(rows)) for rows in apart) / len(apart)
+        return sum(map(loss, apart)) / len(apart)
 
     first = least = worst = held_out()
     if not trained:
         return Taught(first, first, first)
-    steps, best = _Steps(left, warmup, decay, epochs * len(shown), reselection), [parameter.clone() for parameter in trained]
+    best = [parameter.clone() for parameter in trained]
     idle, last = 0, math.inf  # a high rate may begin with worse weights than there were
     for _ in range(epochs):
         rng.shuffle(shown)
-        finite = all(steps.take(step or loss, rows, told, held_out) for rows in shown)
-        found = held_out() if finite else math.nan
+        found = held_out() if all(step(rows, held_out) for rows in shown) else math.nan
         worst = max(worst, found) if math.isfinite(found) else found
         idle = 0 if found < last else idle + 1
         last = found
         if found < least:  # not where it is no number
-            least, best = found, [parameter.clone() for parameter in trained]
+            least = found
+            for value, parameter in zip(best, trained, strict=True):
+                value.copy_(parameter)
         if idle == _PATIENCE or not math.isfinite(found):
             break
-    told(steps.total, steps.total)
     for parameter, value in zip(trained, best, strict=True):
         parameter.copy_(value)
     return Taught(first, least, worst)
@@ -102,9 +116,8 @@ def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callabl
 class _Steps:
     """Adam on weights of which the zeros stay, or are chosen again."""
 
-    def __init__(self, trained: Sequence[tuple[Tensor, float]], warmup: float, decay: float, total: int,
-                 reselection: Reselection | None) -> None:
-        self._warmup, self.total, self._done = warmup, total, 0
+    def __init__(self, trained: Sequence[tuple[Tensor, float]], decay: float, total: int, reselection: Reselection | None) -> None:
+        self._total, self._done = total, 0
         self._trained = [parameter for parameter, _ in trained]
         self._kept = [parameter != 0 for parameter in self._trained]
         self._optimizer = torch.optim.Adam([{"params": [parameter], "lr": rate, "most": rate} for parameter, rate in trained],
@@ -113,14 +126,12 @@ class _Steps:
         self._candidates = [(candidate, kept) for candidate in (reselection.candidates if reselection else ())
                             for parameter, kept in zip(self._trained, self._kept, strict=True) if parameter is candidate.weight]
 
-    def take(self, loss: Callable[[slice], Float[Tensor, ""]], rows: slice, told: Callable[[int, int], None],
-             held_out: Callable[[], float]) -> bool:
+    def take(self, loss: Callable[[slice], Float[Tensor, ""]], rows: slice, held_out: Callable[[], float]) -> bool:
         """One step; whether its loss was a number."""
         if self._done in self._moments:
             self._choose(held_out)
-        grown = min(1.0, (self._done + 1) / (self._warmup * self.total)) if self._warmup else 1.0
         for group in self._optimizer.param_groups:
-            group["lr"] = group["most"] * grown * (1 + math.cos(math.pi * self._done / self.total)) / 2
+            group["lr"] = group["most"] * (1 + math.cos(math.pi * self._done / self._total)) / 2
         with torch.enable_grad():
             found = loss(rows)
             found.backward()
@@ -131,7 +142,6 @@ class _Steps:
         for parameter, kept in zip(self._trained, self._kept, strict=True):
             parameter.mul_(kept)  # Adam looks at every weight by itself: those that stay do not know what the others would become
         self._done += 1
-        told(self._done, self.total)
         return math.isfinite(float(found.detach()))
 
     def _choose(self, held_out: Callable[[], float]) -> None:
@@ -160,8 +170,8 @@ def sizes(trained: Sequence[Tensor]) -> list[float]:
 
 
 @contextmanager
-def precise(trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Parameters in float32 that ask for their gradient; afterwards as they were."""
+def precise(trained: Sequence[nn.Parameter], rounded: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to) -> Iterator[None]:
+    """Parameters in float32 that ask for their gradient; afterwards as they were, `rounded` to their dtype."""
     dtypes = [parameter.dtype for parameter in trained]
     for parameter in trained:
         parameter.data = parameter.data.float()
@@ -171,5 +181,5 @@ def precise(trained: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, dtype in zip(trained, dtypes, strict=True):
             parameter.grad = None
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = rounded(parameter.data, dtype)
             parameter.requires_grad_(False)

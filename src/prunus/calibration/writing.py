@@ -19,7 +19,8 @@ __all__ = ["written"]
 
 _DOCUMENT = 128  # tokens at most; longer ones take longer to write, and calibrate no better
 _TOGETHER = 128  # documents at most
-_SHARE = 0.5  # of the bytes of the model's weights that keys and values of documents written together take
+_SHARE = 0.5  # of the bytes of the model's weights that keys and values of documents written together may take
+_ALWAYS = 2**26  # bytes that they may take of any model
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def _together(model: Any, tokens: int) -> int:
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     document = 2 * config.num_hidden_layers * groups * width * tokens * weights[0].element_size()
-    return min(_TOGETHER, max(1, int(_SHARE * sum(weight.nbytes for weight in weights)) // document))
+    return min(_TOGETHER, max(1, int(max(_ALWAYS, _SHARE * sum(weight.nbytes for weight in weights))) // document))
 
 
 class _Draw(LogitsProcessor):

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..calibration.pair import Place, Watch, unwatched
 from ..calibration.placement import Placement
 from ..sites import Anatomy, SublayerSite
 
-__all__ = ["BlockRecovery", "Recovery", "reselects"]
+__all__ = ["BlockRecovery", "Concluding", "Recovery", "block_by_block", "reselects"]
 
 
 @runtime_checkable
@@ -48,6 +48,27 @@ class BlockRecovery(Recovery, Protocol):
     def mend(self, model: Any, place: Place, gone: Sequence[SublayerSite]) -> Sequence[str]:
         """Repair one block in place, while no parameter asks for a gradient and the model evaluates; gives what `recover` gives."""
         ...
+
+
+@runtime_checkable
+class Concluding(Recovery, Protocol):
+    """One that works on the whole model, once what comes `first` in it has repaired all blocks. Where that looks at a block at a time and
+    matrices are pruned, it does so as soon as each is pruned, and `conclude` is called in place of `recover`."""
+
+    @property
+    def first(self) -> Recovery | None:
+        ...
+
+    def conclude(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], taught: Float[Tensor, "samples length width"],
+                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
+        """As `recover`, with the dense model's stream behind its last block in place of its parameters."""
+        ...
+
+
+def block_by_block(recovery: Recovery | None) -> BlockRecovery | None:
+    """What repairs a block as soon as it is pruned: a recovery, or what comes first in one that works on the whole model after that."""
+    found = recovery.first if isinstance(recovery, Concluding) else recovery
+    return found if isinstance(found, BlockRecovery) else None
 
 
 def reselects(recovery: Recovery | None) -> bool:

@@ -1,68 +1,68 @@
 """What is kept of a model is trained to predict what the dense model predicted."""
 
+import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..calibration.blocks import evaluating, frozen
-from ..calibration.pair import Watch, unwatched
+from ..calibration.backwards import Backwards
+from ..calibration.blocks import enter, evaluating, frozen
+from ..calibration.pair import Watch, advance, unwatched
 from ..calibration.placement import Placement
-from ..calibration.readout import head_runs_alone, logits_of, positions_at_once
-from ..calibration.teaching import check_sequences, in_small_steps, precise, train_kept
-from ..distillation import distilled_loss
+from ..calibration.readout import positions_at_once
+from ..calibration.teaching import check_sequences, in_small_steps, keep_best, steps_of
+from ..distillation import distilled_loss, streams_apart
 from ..errors import RecipeError
-from ..silence import silenced
 from ..sites import Anatomy, SublayerSite
 from ..subnet import subnet
 from ..traits import predicts_next
-from . import Recovery, reselects
+from . import Recovery
 
 __all__ = ["Distill"]
 
-_WARMUP = 0.05  # of the steps
+_WARMUP = 0.1  # of the steps
 
 
 @dataclass(frozen=True)
 class Distill:
-    """All weights of the blocks that are not zero are trained together by Adam, whose rate grows in a twentieth of the steps and then
-    falls by a cosine, to predict the calibration text and what the dense model predicts on it (cross-entropies; Hinton et al. 2015).
+    """The matrices of all blocks, as far as they are not zero, and their biases are trained together to predict the calibration text and
+    what the dense model predicts on it (cross-entropies; Hinton et al. 2015). One that predicts no next token, as an encoder, is trained
+    until the stream behind its last block is the dense model's.
 
-    After every epoch the loss is measured on an eighth of the sequences that are not trained on; the model keeps the best weights it
-    had, those before the training among them. Word vectors, the head and what is zero stay as they are. Needs the memory of training:
-    sixteen bytes for every weight of the blocks, and the dense model's last hidden states.
+    Adafactor (Shazeer and Stern 2018) without momentum, whose steps are shares of a matrix's size: its rate grows in a tenth of the steps
+    and then falls by a cosine. A block's weights are changed on the way back, as soon as their gradient is known, and in half precision
+    rounded up or down at random: training takes the memory of one block, a copy of the weights in their own dtype, and what enters every
+    block of the sequences of a step. After every epoch the loss is measured on an eighth of the sequences, which are not trained on; the
+    model keeps the best weights it had, those before the training among them. Word vectors, norms, the head and what is zero stay.
     """
 
     epochs: int = 1  # through the sequences
-    rate: float = 2e-4  # the largest of Adam
+    rate: float = 2e-3  # the largest, as a share of the root mean square of a matrix
+    share: float = 1.0  # of the sequences that are trained and measured on
     temperature: float = 1.0  # of what the dense model predicts
     labels: float = 1.0  # what the text's own next tokens count for beside that
     first: Recovery | None = None  # repairs the model before that: patch, or reconstruct
-    seed: int = 0  # of the order of the sequences
+    seed: int = 0  # of which sequences, their order, and rounding
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not self.rate > 0 or not self.temperature > 0 or self.labels < 0:
             raise RecipeError(f"epochs = {self.epochs}, rate = {self.rate:g}, temperature = {self.temperature:g}, labels = "
                               f"{self.labels:g}: expected at least 1, numbers above 0, and labels of 0 or more.")
+        if not 0 < self.share <= 1:
+            raise RecipeError(f"share = {self.share:g}: expected a share above 0 and at most 1.")
         if isinstance(self.first, Distill):
             raise RecipeError("recovery 'distill': first = distill: expected patch or reconstruct, which repair the model before it is "
                               "trained.")
-        if reselects(self.first):
-            raise RecipeError("recovery 'distill': first.reselect chooses masks again as blocks are pruned, and here all are by then. "
-                              "Leave it out, or use reconstruct alone.")
 
     def check(self, model: Any, anatomy: Anatomy, tokens: Int[Tensor, "samples length"], placement: Placement, batch: int) -> None:
-        """The model has to predict the next token; and as of what repairs it first."""
-        if not predicts_next(model):
-            raise RecipeError(f"recovery 'distill': a {type(model).__name__} predicts no next token. Use prunus finetune on its task.")
+        """As of what repairs it first; and there have to be sequences to measure on beside those to train on."""
         check_sequences("distill", tokens)
-        if not head_runs_alone(model):
-            raise RecipeError(f"recovery 'distill': the head of a {type(model).__name__} cannot be run alone. Use reconstruct.")
         if self.first:
             self.first.check(model, anatomy, tokens, placement, batch)
 
@@ -70,86 +70,101 @@ class Distill:
                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
         if not gone and not dense:
             return ()
-        together = in_small_steps(tokens, batch)
-        groups = [slice(start, start + together) for start in range(0, len(tokens), together)]
         with torch.no_grad(), frozen(model), evaluating(model), ExitStack() as stack:
-            taught = _taught(model, dense, tokens, groups, placement, stack)
-            said = tuple(self.first.recover(model, anatomy, gone, dense, tokens, placement, batch, watch)) if self.first else ()
-            stack.enter_context(placement.visiting(model))
-            lesson = _Lesson(model, gone, taught, tokens.to(placement.device), next(model.parameters()).dtype)
-            trained = [parameter for block in anatomy.blocks for parameter in model.get_submodule(block.name).parameters()]
-            stack.enter_context(precise(trained))
-            learned = train_kept(trained, groups, lambda rows: lesson.loss(rows, self), epochs=self.epochs,
-                                 rates=[self.rate] * len(trained), rng=random.Random(self.seed), warmup=_WARMUP,
-                                 told=lambda done, steps: watch("training what is kept", done, steps))
-        return *said, *learned.remarks("recovery 'distill'")
+            with subnet(model, {name: value.to(model.get_parameter(name).device) for name, value in dense.items()}):
+                taught = enter(model, anatomy, tokens, placement, in_small_steps(tokens, batch), stack)
+                for depth, block in enumerate(anatomy.blocks):
+                    advance(model, block, depth, taught, (), placement)
+            said = self.first.recover(model, anatomy, gone, dense, tokens, placement, batch, watch) if self.first else ()
+            return *said, *self.conclude(model, anatomy, gone, taught.hidden, tokens, placement, batch, watch)
+
+    def conclude(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], taught: Float[Tensor, "samples length width"],
+                 tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
+        rng, count = random.Random(self.seed), max(2, round(self.share * len(tokens)))
+        chosen = torch.tensor(sorted(rng.sample(range(len(tokens)), count)))
+        tokens, together = tokens[chosen], in_small_steps(tokens[chosen], batch)
+        with torch.no_grad(), frozen(model), evaluating(model), ExitStack() as stack:
+            states = enter(model, anatomy, tokens, placement, together, stack)
+            generator = torch.Generator(states.device).manual_seed(self.seed)
+            lesson = _Lesson(self, Backwards(model, anatomy, gone, states, placement, generator), taught[chosen.to(taught.device)], tokens)
+            groups = list(states.batches())
+            lesson.steps = steps_of(groups, self.epochs)
+            learned = keep_best([parameter for of in lesson.trained for parameter in of], groups, lesson.loss,
+                                lambda rows, _: lesson.step(rows, watch), self.epochs, rng)
+        return learned.remarks("recovery 'distill'")
 
 
-def _taught(model: Any, dense: Mapping[str, Tensor], tokens: Tensor, groups: Sequence[slice], placement: Placement,
-            stack: ExitStack) -> Float[Tensor, "samples length width"]:
-    """What the dense model's body gives: its head makes all of its predictions of that, and no copy of the model has to stay."""
-    found: Tensor | None = None
-    with placement.visiting(model), subnet(model, {name: value.to(placement.device) for name, value in dense.items()}):
-        for rows in groups:
-            hidden: Tensor = model.base_model(input_ids=tokens[rows].to(placement.device), use_cache=False)[0]
-            if found is None:
-                found = stack.enter_context(placement.hidden((len(tokens), *hidden.shape[1:]), hidden.dtype))
-            found[rows] = hidden
-    assert found is not None
-    return found
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Lesson:
-    """The model as it is trained, and what the dense one's body gave."""
+    """The model as it is trained, and the dense model's stream behind the last block."""
 
-    model: Any
-    gone: Sequence[SublayerSite]
+    how: Distill
+    model: Backwards
     taught: Float[Tensor, "samples length width"]
     tokens: Int[Tensor, "samples length"]
-    dtype: torch.dtype  # in which matrices are multiplied
+    steps: int = 0
+    done: int = 0
+    trained: list[list[nn.Parameter]] = field(init=False)  # block by block
 
-    def loss(self, rows: slice, how: Distill) -> Float[Tensor, ""]:
+    def __post_init__(self) -> None:
+        self.trained = [[parameter for site in block.matrices for parameter in self.model.model.get_submodule(site.name).parameters()]
+                        for block in self.model.anatomy.blocks]
+        self._optimizers = [torch.optim.Adafactor(of, lr=self.how.rate, foreach=False) if of else None for of in self.trained]
+
+    def loss(self, rows: slice) -> float:
         """Per token of some sequences."""
-        tokens, mixed = self.tokens[rows], self.dtype in (torch.bfloat16, torch.float16)
-        taught, targets = self.taught[rows, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        return self._told(rows, self.model.forward(rows)[-1], None)
 
-        def part(hidden: Tensor, some: slice) -> Tensor:
-            with torch.no_grad():
-                told = self._logits(taught[some].to(hidden))
-            return distilled_loss(self._logits(hidden), told, targets[some], how.temperature, how.labels) * (len(hidden) / len(targets))
+    def step(self, rows: slice, watch: Watch) -> bool:
+        """Whether the loss of some sequences, which is descended, was a number."""
+        rate = self.how.rate * min(1.0, (self.done + 1) / (_WARMUP * self.steps)) * (1 + math.cos(math.pi * self.done / self.steps)) / 2
+        given = self.model.forward(rows)
+        slope = torch.zeros_like(given[-1])
+        found = self._told(rows, given[-1], slope)
+        if math.isfinite(found):
+            self.model.backward(given, slope, self.trained, lambda depth: self._change(depth, rate))
+        self.done += 1
+        watch("training what is kept", self.done, self.steps)
+        return math.isfinite(found)
 
-        with torch.autocast(tokens.device.type, dtype=self.dtype if mixed else torch.bfloat16, enabled=mixed):
-            with silenced(self.model, self.gone):
-                hidden = self.model.base_model(input_ids=tokens, use_cache=False)[0]
-            found: Tensor = _InParts.apply(hidden[:, :-1].flatten(0, 1), part, positions_at_once(self.model))
-        return found
+    def _change(self, depth: int, rate: float) -> None:
+        optimizer = self._optimizers[depth]
+        if optimizer is None:
+            return
+        for parameter in self.trained[depth]:
+            if parameter.grad is not None:
+                parameter.grad.mul_(parameter != 0)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
 
-    def _logits(self, hidden: Float[Tensor, "positions width"]) -> Float[Tensor, "positions words"]:
-        found = logits_of(self.model, hidden[None])
-        assert found is not None  # check() has asked
-        return found[0]
-
-
-class _InParts(torch.autograd.Function):
-    """A sum over parts of what is given, `step` of it at a time, of which nothing stays: its gradient is computed with it, as the logits
-    of all positions would take more memory than all else."""
-
-    @staticmethod
-    def forward(context: Any, given: Tensor, part: Callable[[Tensor, slice], Tensor], step: int) -> Tensor:
-        slope, total = torch.zeros_like(given), given.new_zeros((), dtype=torch.promote_types(given.dtype, torch.float32))
-        for start in range(0, len(given), step):
-            rows, asked = slice(start, start + step), context.needs_input_grad[0]
-            with torch.set_grad_enabled(asked):
-                leaf = given[rows].detach().requires_grad_(asked)
-                found = part(leaf, rows)
-            if asked:
-                slope[rows] = torch.autograd.grad(found, leaf)[0]
-            total += found.detach()
-        context.save_for_backward(slope)
+    def _told(self, rows: slice, hidden: Tensor, slope: Tensor | None) -> float:
+        """The loss, of a few positions at a time, as the logits of all would take more memory than all else; its gradient into `slope`."""
+        of, length, total = self._of_predictions, hidden.shape[1] - 1, 0.0
+        if not predicts_next(self.model.model):
+            of, length = self._of_streams, length + 1
+        step = positions_at_once(self.model.model, len(hidden))
+        for start in range(0, length, step):
+            part = slice(start, min(start + step, length))
+            with torch.set_grad_enabled(slope is not None):
+                leaf = hidden[:, part].detach().requires_grad_(slope is not None)
+                found = of(leaf, rows, part) * ((part.stop - start) / length)
+            if slope is not None:
+                slope[:, part] = torch.autograd.grad(found, leaf)[0]
+            total += float(found.detach())
         return total
 
-    @staticmethod
-    def backward(context: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = context.saved_tensors
-        return slope * slopes[0].to(slope.dtype), None, None
+    def _of_streams(self, hidden: Tensor, rows: slice, part: slice) -> Float[Tensor, ""]:
+        return streams_apart([hidden], [self.taught[rows, part].to(hidden)])
+
+    def _of_predictions(self, hidden: Tensor, rows: slice, part: slice) -> Float[Tensor, ""]:
+        tokens, following = self.tokens[rows, part], self.tokens[rows, part.start + 1 : part.stop + 1].flatten().to(hidden.device)
+        with torch.no_grad():
+            taught = self._logits(tokens, self.taught[rows, part].to(hidden))
+        return distilled_loss(self._logits(tokens, hidden), taught, following, self.how.temperature, self.how.labels)
+
+    def _logits(self, tokens: Tensor, hidden: Tensor) -> Float[Tensor, "positions words"]:
+        model = self.model
+        home = model.model.get_input_embeddings().weight.device  # blocks alone may be elsewhere
+        found = model.states.leave(model.model, model.anatomy, tokens.to(home), hidden.to(home))
+        return found.flatten(0, 1).to(hidden.device)
