@@ -18,6 +18,7 @@ from prunus.criteria.wanda import Wanda
 from prunus.errors import RecipeError
 from prunus.pipeline import Progress, _Run, prune
 from prunus.recipe import Recipe, Stage
+from prunus.recovery.distill import Distill
 from prunus.recovery.reconstruct import Reconstruct
 from prunus.result import Pruned
 from prunus.solvers.alps import ALPS
@@ -117,6 +118,26 @@ def test_a_run_that_repairs_its_blocks_goes_on_with_the_block_it_was_at(dtype: t
     assert trained == [0, 1, 2, 0, 1]
     assert_same(run(recipe, model(), resume=tmp_path / "run"), expected)
     assert trained == [0, 1, 2, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_of_the_whole_model_begins_anew_from_the_blocks(dtype: torch.dtype, recipe_for: Any, tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    mend = Reconstruct.mend
+    monkeypatch.setattr(Reconstruct, "mend",
+                        lambda self, model, place, gone: (trained.append(place.depth), mend(self, model, place, gone))[1])
+    recipe = recipe_for(solver=SparseGPT(), recovery=Distill(rate=0.03, share=0.5, first=Reconstruct(epochs=1, rate=0.03)), samples=24)
+
+    def stop(progress: Progress) -> None:
+        if (progress.phase, progress.done) == ("training what is kept", 1):
+            raise Stop
+
+    expected = run(recipe, tiny_model("qwen2", dtype))
+    with pytest.raises(Stop):
+        run(recipe, tiny_model("qwen2", dtype), resume=tmp_path / "run", watch=stop)
+    assert_same(run(recipe, tiny_model("qwen2", dtype), resume=tmp_path / "run"), expected)
+    assert trained == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
