@@ -73,7 +73,7 @@ def test_flags_that_were_not_given_are_none_and_mean_nothing() -> None:
     ({"target": "asymmetry=0.5,fisher=true"}, Stage(target=Target(0.5, fisher=True))),
     ({"effort": "fast"}, Stage.of("fast")),
     ({"effort": "best", "granularity": "2:4"},
-     Stage(granularity=NM(2, 4), solver=ALPS(), recovery=Distill(rate=3e-4, first=Reconstruct(epochs=2)))),
+     Stage(granularity=NM(2, 4), solver=ALPS(), recovery=Distill(first=Reconstruct(epochs=2)))),
     ({"effort": "best", "solver": "wanda", "recovery": "none"}, Stage.of("best", solver=Mask(Wanda()), recovery=None)),
     ({"effort": "balanced", "sites": "sublayer", "evaluations": 9.0, "search_text": "ptb"},
      Stage(("sublayer",), allocation=Influence(), recovery=Patch(),

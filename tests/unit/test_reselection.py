@@ -84,11 +84,7 @@ def test_a_mask_that_was_well_chosen_is_not_made_worse(pattern: Pattern) -> None
 
 
 def steps_of(found: Planted, times: int = 2) -> teaching._Steps:
-    return teaching._Steps([(found.layer.weight, 0.02)], 0.0, 0.999, 12, found.reselection(times))
-
-
-def told(done: int, steps: int) -> None:
-    """Nobody is told."""
+    return teaching._Steps([(found.layer.weight, 0.02)], 0.999, 12, found.reselection(times))
 
 
 @torch.no_grad()
@@ -96,7 +92,7 @@ def test_what_raises_the_held_out_loss_is_taken_back_with_its_mask_and_the_momen
     found = Planted(NM(2, 4))
     steps, losses = steps_of(found), iter([1.0, 1.0, 1.5, 2.0])
     for rows in (slice(0, 4), slice(4, 8)):  # the first choice is before the third step
-        steps.take(found.loss, rows, told, lambda: 0.0)
+        steps.take(found.loss, rows, lambda: 0.0)
     before, moments = found.layer.weight.clone(), steps._optimizer.state[found.layer.weight]["exp_avg"].clone()
     steps._choose(lambda: next(losses))
     assert torch.equal(found.layer.weight, before)
@@ -108,7 +104,7 @@ def test_what_raises_the_held_out_loss_is_taken_back_with_its_mask_and_the_momen
 def test_weights_come_back_with_no_moment_of_adam_and_with_what_their_gradient_made_of_the_dense_value() -> None:
     found = Planted(Unstructured("matrix"))
     steps, losses = steps_of(found), iter([1.0, 0.5])
-    steps.take(found.loss, slice(0, 4), told, lambda: 0.0)
+    steps.take(found.loss, slice(0, 4), lambda: 0.0)
     (candidate,) = [candidate for candidate, _ in steps._candidates]
     away = ~found.begun
     assert 0.019 < float((candidate.values - found.dense).abs()[away].median()) < 0.021  # Adam's first step

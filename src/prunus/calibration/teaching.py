@@ -64,7 +64,7 @@ def _parted(groups: Sequence[slice]) -> tuple[list[slice], list[slice]]:
 
 @torch.no_grad()
 def train_kept(trained: Sequence[Tensor], groups: Sequence[slice], loss: Callable[[slice], Float[Tensor, ""]], *, epochs: int,
-               rates: Sequence[float], rng: random.Random, decay: float, step: Callable[[slice], Float[Tensor, ""]] | None = None,
+               rates: Sequence[float], rng: random.Random, decay: float = 0.999, step: Callable[[slice], Float[Tensor, ""]] | None = None,
                reselection: Reselection | None = None) -> Taught:
     """Adam, of whose second moment a share `decay` stays; its rate, one for each of `trained`, falls by a cosine. A step descends `step`,
     if that is another estimate of the loss. What is 0 is made 0 again after every step, unless `reselection` says otherwise; where
