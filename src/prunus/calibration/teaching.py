@@ -172,14 +172,15 @@ def sizes(trained: Sequence[Tensor]) -> list[float]:
 @contextmanager
 def precise(trained: Sequence[nn.Parameter], rounded: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to) -> Iterator[None]:
     """Parameters in float32 that ask for their gradient; afterwards as they were, `rounded` to their dtype."""
-    dtypes = [parameter.dtype for parameter in trained]
+    before = [parameter.data for parameter in trained]
     for parameter in trained:
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     try:
         yield
     finally:
-        for parameter, dtype in zip(trained, dtypes, strict=True):
+        for parameter, value in zip(trained, before, strict=True):
             parameter.grad = None
-            parameter.data = rounded(parameter.data, dtype)
+            value.copy_(rounded(parameter.data, value.dtype))  # where it was: else a model's weights would wander and leave holes
+            parameter.data = value
             parameter.requires_grad_(False)
