@@ -5,15 +5,17 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import RecipeError
+from ..sites import Block, SublayerSite
 from .reselection import Reselection
 
-__all__ = ["Taught", "check_sequences", "in_small_steps", "keep_best", "precise", "sizes", "steps_of", "train_kept"]
+__all__ = ["Taught", "check_sequences", "in_small_steps", "keep_best", "matrices_in", "precise", "sizes", "steps_of", "train_kept"]
 
 _HELD_OUT = 8  # of so many groups of sequences one is not trained on
 _STEP = 512  # tokens; with twice as many, and so half the steps, a block ends farther from its aim
@@ -49,6 +51,12 @@ def check_sequences(name: str, tokens: Int[Tensor, "samples length"]) -> None:
 def in_small_steps(tokens: Int[Tensor, "samples length"], batch: int) -> int:
     """How many sequences are trained on together: little text has to be many steps, and two groups at least."""
     return min(batch, max(1, _STEP // tokens.shape[1]), (len(tokens) + 1) // 2)
+
+
+def matrices_in(model: Any, block: Block, branches: Sequence[SublayerSite]) -> list[nn.Parameter]:
+    """Weights and biases of the matrices of some branches of a block."""
+    names = {branch.name for branch in branches}
+    return [parameter for site in block.matrices if site.branch in names for parameter in model.get_submodule(site.name).parameters()]
 
 
 def steps_of(groups: Sequence[slice], epochs: int) -> int:

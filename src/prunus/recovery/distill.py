@@ -16,7 +16,7 @@ from ..calibration.blocks import enter, evaluating, frozen
 from ..calibration.pair import Watch, advance, unwatched
 from ..calibration.placement import Placement
 from ..calibration.readout import positions_at_once
-from ..calibration.teaching import check_sequences, in_small_steps, keep_best, steps_of
+from ..calibration.teaching import check_sequences, in_small_steps, keep_best, matrices_in, steps_of
 from ..distillation import distilled_loss, streams_apart
 from ..errors import RecipeError
 from ..sites import Anatomy, SublayerSite
@@ -107,8 +107,9 @@ class _Lesson:
     trained: list[list[nn.Parameter]] = field(init=False)  # block by block
 
     def __post_init__(self) -> None:
-        self.trained = [[parameter for site in block.matrices for parameter in self.model.model.get_submodule(site.name).parameters()]
-                        for block in self.model.anatomy.blocks]
+        model = self.model
+        self.trained = [matrices_in(model.model, block, [branch for branch in block.branches if branch not in model.gone])
+                        for block in model.anatomy.blocks]
         self._optimizers = [torch.optim.Adafactor(of, lr=self.how.rate, foreach=False) if of else None for of in self.trained]
 
     def loss(self, rows: slice) -> float:

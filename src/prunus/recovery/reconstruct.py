@@ -15,11 +15,11 @@ from ..calibration.placement import Placement
 from ..calibration.positions import at_positions
 from ..calibration.repair import LeastSquares
 from ..calibration.reselection import Masked, Reselection, reselection_of
-from ..calibration.teaching import check_sequences, in_small_steps, precise, sizes, train_kept
+from ..calibration.teaching import check_sequences, in_small_steps, matrices_in, precise, sizes, train_kept
 from ..distillation import streams_apart
 from ..errors import RecipeError
 from ..silence import silenced
-from ..sites import Anatomy, Block, SublayerSite
+from ..sites import Anatomy, SublayerSite
 
 __all__ = ["Reconstruct"]
 
@@ -141,9 +141,9 @@ class Reconstruct:
         """In the order of the forward pass; none where nothing of a block stays."""
         block, lost = place.block, [branch for branch in place.block.branches if branch in gone]
         if self.unit == "branch":
-            return [_Unit(branch.name, (*lost, *block.later(branch)), _matrices(model, block, [branch]), aim)
+            return [_Unit(branch.name, (*lost, *block.later(branch)), matrices_in(model, block, [branch]), aim)
                     for branch, aim in zip(place.kept, place.aims, strict=False)]
-        return [_Unit(block.name, lost, _matrices(model, block, place.kept), place.after)] if place.kept else []
+        return [_Unit(block.name, lost, matrices_in(model, block, place.kept), place.after)] if place.kept else []
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,3 @@ class _Unit:
             return streams_apart([behind], [aim])
 
         return error
-
-
-def _matrices(model: Any, block: Block, branches: Sequence[SublayerSite]) -> list[nn.Parameter]:
-    """Weights and biases of the branches' matrices."""
-    names = {branch.name for branch in branches}
-    return [parameter for site in block.matrices if site.branch in names for parameter in model.get_submodule(site.name).parameters()]
