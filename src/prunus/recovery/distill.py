@@ -18,6 +18,7 @@ from ..calibration.placement import Placement
 from ..calibration.readout import positions_at_once
 from ..calibration.teaching import check_sequences, in_small_steps, keep_best, matrices_in, steps_of
 from ..distillation import distilled_loss, streams_apart
+from ..environment import release_memory
 from ..errors import RecipeError
 from ..sites import Anatomy, SublayerSite
 from ..subnet import subnet
@@ -27,6 +28,7 @@ from . import Recovery
 __all__ = ["Distill"]
 
 _WARMUP = 0.1  # of the steps
+_PARTS = 8  # in which the loss of the positions is computed whose logits are in memory together
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Distill:
 
     def conclude(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], taught: Float[Tensor, "samples length width"],
                  tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
+        release_memory()  # holes that repairing the blocks left
         rng, count = random.Random(self.seed), max(2, round(self.share * len(tokens)))
         chosen = torch.tensor(sorted(rng.sample(range(len(tokens)), count)))
         tokens, together = tokens[chosen], in_small_steps(tokens[chosen], batch)
@@ -140,29 +143,48 @@ class _Lesson:
         optimizer.zero_grad()
 
     def _told(self, rows: slice, hidden: Tensor, slope: Tensor | None) -> float:
-        """The loss, of a few positions at a time, as the logits of all would take more memory than all else; its gradient into `slope`."""
-        of, length, total = self._of_predictions, hidden.shape[1] - 1, 0.0
-        if not predicts_next(self.model.model):
-            of, length = self._of_streams, length + 1
+        """The loss of some sequences; its gradient into `slope`."""
+        if predicts_next(self.model.model):
+            return self._of_predictions(rows, hidden, slope)
+        with torch.set_grad_enabled(slope is not None):
+            leaf = hidden.detach().requires_grad_(slope is not None)
+            found = streams_apart([leaf], [self.taught[rows].to(leaf)])
+        if slope is not None:
+            slope.copy_(torch.autograd.grad(found, leaf)[0])
+        return float(found.detach())
+
+    def _of_predictions(self, rows: slice, hidden: Tensor, slope: Tensor | None) -> float:
+        """Logits are of a few positions at a time, and what a loss makes of them, which is twenty times as much, of fewer: those of all
+        positions would take more memory than all else."""
+        length, total = hidden.shape[1] - 1, 0.0
         step = positions_at_once(self.model.model, len(hidden))
         for start in range(0, length, step):
             part = slice(start, min(start + step, length))
+            tokens, following = self.tokens[rows, part], self.tokens[rows, part.start + 1 : part.stop + 1].flatten().to(hidden.device)
+            with torch.no_grad():
+                taught = self._logits(tokens, self.taught[rows, part].to(hidden))
             with torch.set_grad_enabled(slope is not None):
                 leaf = hidden[:, part].detach().requires_grad_(slope is not None)
-                found = of(leaf, rows, part) * ((part.stop - start) / length)
+                logits = self._logits(tokens, leaf)
+            found, back = self._apart(logits, taught, following, backwards=slope is not None)
             if slope is not None:
-                slope[:, part] = torch.autograd.grad(found, leaf)[0]
+                slope[:, part] = torch.autograd.grad(logits, leaf, back / (len(hidden) * length))[0]
+            total += found
+        return total / (len(hidden) * length)
+
+    def _apart(self, logits: Tensor, taught: Tensor, following: Tensor, backwards: bool) -> tuple[float, Tensor]:
+        """The loss of some positions, added up, and `backwards` its gradient."""
+        total, back = 0.0, torch.zeros_like(logits) if backwards else logits
+        step = max(1, len(logits) // _PARTS)
+        for start in range(0, len(logits), step):
+            part = slice(start, start + step)
+            with torch.set_grad_enabled(backwards):
+                leaf = logits[part].detach().requires_grad_(backwards)
+                found = distilled_loss(leaf, taught[part], following[part], self.how.temperature, self.how.labels) * len(leaf)
+            if backwards:
+                back[part] = torch.autograd.grad(found, leaf)[0]
             total += float(found.detach())
-        return total
-
-    def _of_streams(self, hidden: Tensor, rows: slice, part: slice) -> Float[Tensor, ""]:
-        return streams_apart([hidden], [self.taught[rows, part].to(hidden)])
-
-    def _of_predictions(self, hidden: Tensor, rows: slice, part: slice) -> Float[Tensor, ""]:
-        tokens, following = self.tokens[rows, part], self.tokens[rows, part.start + 1 : part.stop + 1].flatten().to(hidden.device)
-        with torch.no_grad():
-            taught = self._logits(tokens, self.taught[rows, part].to(hidden))
-        return distilled_loss(self._logits(tokens, hidden), taught, following, self.how.temperature, self.how.labels)
+        return total, back
 
     def _logits(self, tokens: Tensor, hidden: Tensor) -> Float[Tensor, "positions words"]:
         model = self.model
