@@ -114,7 +114,7 @@ def test_an_interrupted_learning_is_resumed_with_the_same_masks(text_file: Path,
         if progress.phase == "searching" and progress.done > 5:
             raise Stop
 
-    recipe = recipe_with(text_file, replace(LEARNING, text=replace(TEXT, samples=16)))  # enough for it to be worth it
+    recipe = recipe_with(text_file, replace(LEARNING, evaluations=30.0, text=replace(TEXT, samples=16)))  # enough for it to be worth it
     expected = run(recipe)
     with pytest.raises(Stop):
         run(recipe, resume=tmp_path / "run", watch=stop)

@@ -148,7 +148,7 @@ class _Steps:
         for candidate, kept in self._candidates:
             candidate.step(kept)
         for parameter, kept in zip(self._trained, self._kept, strict=True):
-            parameter.masked_fill_(~kept, 0)  # Adam looks at every weight by itself: those that stay do not know what the others would become
+            parameter.masked_fill_(~kept, 0)  # Adam looks at each weight alone: those that stay do not know the others
         self._done += 1
         return math.isfinite(float(found.detach()))
 
