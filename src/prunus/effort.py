@@ -27,7 +27,7 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "sublayer": {"allocation": "influence", "search": {"strategy": "progressive"}, "recovery": "distill"},
     },
 }
-_WRITING = {"balanced": 1 / 3, "best": 1.0}  # efforts that train matrices on more text than there is: what share of it the model writes
+_WRITING = {"balanced": 1 / 6, "best": 1.0}  # efforts that train matrices on more text than there is: what share of it the model writes
 EFFORTS = tuple(_PRESETS)
 
 
