@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["as_it_is", "widened"]
+__all__ = ["as_it_is", "computed_in", "made_in", "widened"]
 
 _FEW = 16  # rows; for fewer, widening a matrix costs more than it saves
 _PART = 1 << 22  # numbers of a matrix that are in float32 at once
@@ -77,7 +77,7 @@ _OPERANDS: dict[Any, Callable[..., _Operands | None]] = {
 def _attention(slow: frozenset[torch.dtype], query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Tensor:
     """In float32 where it is in a slow dtype and a gradient is asked for; forward alone it is as fast as it is, but for single positions
     that look back."""
-    dtype, parts = _computed_in(query, key, value), (query, key, value, *others)
+    dtype, parts = computed_in(query, key, value), (query, key, value, *others)
     asked = torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in (*parts, *named.values()))
     if dtype not in slow or not asked:
         return _looking_back(*parts, **named) if query.shape[-2] == 1 else scaled_dot_product_attention(*parts, **named)
@@ -100,10 +100,16 @@ def _wide(part: Any) -> Any:
 
 def _rounded_to(inputs: Tensor, weight: Tensor, _: Tensor | None) -> torch.dtype | None:
     """The dtype of the product of many rows on a processor; none of others."""
-    return None if inputs.numel() < _FEW * inputs.shape[-1] else _computed_in(inputs, weight)
+    return None if inputs.numel() < _FEW * inputs.shape[-1] else computed_in(inputs, weight)
 
 
-def _computed_in(*operands: Tensor) -> torch.dtype | None:
+def made_in(*operands: Tensor) -> torch.dtype | None:
+    """The dtype in which products of these are made best on a processor; none where `computed_in` gives none."""
+    dtype = computed_in(*operands)
+    return torch.float32 if dtype in _slow_dtypes() else dtype
+
+
+def computed_in(*operands: Tensor) -> torch.dtype | None:
     """The dtype in which PyTorch computes with these on a processor; none on another device, and of dtypes that do not go together."""
     dtypes = {operand.dtype for operand in operands}
     if any(operand.device.type != "cpu" for operand in operands):

@@ -1,9 +1,12 @@
 """What a block gives at some positions is what it gives there when it computes all of them, and so are its gradients."""
 
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from prunus.anatomy import describe
 from prunus.calibration.blocks import enter, evaluating
@@ -48,3 +51,39 @@ def test_a_block_is_right_where_it_was_asked(family: str, gone: tuple[int, ...])
         for first, second in zip(gradients, others, strict=True):
             assert torch.allclose(first, second, atol=1e-4 * max(1.0, float(first.abs().max())))
         assert torch.equal(found()[0], whole)
+
+
+class Heard(TorchFunctionMode):
+    """How often PyTorch's own attention was asked."""
+
+    calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        self.calls += func is scaled_dot_product_attention
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("shared", [1, 3])
+def test_only_positions_that_are_asked_look_at_others(shared: int, causal: bool, dtype: torch.dtype) -> None:
+    """More of them than are computed together; and a mask of one's own is left to PyTorch."""
+    model, length = tiny_model(), 400
+    block = describe(model).blocks[0]
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, heads, length, 8, generator=generator).to(dtype).requires_grad_() for heads in (2 * shared, 2, 2)]
+    some = torch.randperm(length, generator=generator)[:200].sort().values
+    plain = scaled_dot_product_attention(*parts, is_causal=causal, enable_gqa=True)[..., some, :]
+    with Heard() as heard, at_positions(model, block, block.branches, length, some):
+        found = scaled_dot_product_attention(*parts, is_causal=causal, enable_gqa=True)
+        assert heard.calls == 0
+        scaled_dot_product_attention(*parts, attn_mask=torch.ones(length, length, dtype=torch.bool), enable_gqa=True)
+        scaled_dot_product_attention(*(part[..., :9, :] for part in parts), enable_gqa=True)
+        assert heard.calls == 2
+    assert found.dtype == dtype
+    assert not found[..., [place for place in range(length) if place not in some.tolist()], :].any()
+    near = 1e-5 if dtype == torch.float32 else 0.02
+    assert torch.allclose(found[..., some, :], plain, atol=near, rtol=near)
+    for first, second in zip(torch.autograd.grad(plain.sin().sum(), parts), torch.autograd.grad(found[..., some, :].sin().sum(), parts),
+                             strict=True):
+        assert torch.allclose(first, second, atol=near * float(first.abs().max()), rtol=near)

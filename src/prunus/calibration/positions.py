@@ -5,12 +5,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from ..sites import Block, SublayerSite
+from ..widening import computed_in, made_in
 
 __all__ = ["at_positions"]
+
+_TOGETHER = 128  # positions that look back together
+_SCORES = 1 << 24  # numbers in a layer's scores, which a backward pass keeps here: 64 MiB in float32
 
 
 @contextmanager
@@ -18,8 +25,8 @@ def at_positions(model: nn.Module, block: Block, branches: Sequence[SublayerSite
                  positions: Int[Tensor, "some"]) -> Iterator[None]:
     """Inside, `branches` of a block give at `positions` of its sequences of `length` tokens what they always give, and 0 elsewhere.
 
-    Keys and values are of every position; an MLP, and the matrix behind attention, multiply those that were asked for. So the block's
-    output is right at these positions and means nothing at others.
+    Keys and values are of every position; an MLP, the matrix behind attention and, on a processor, attention itself compute those that
+    were asked for. So the block's output is right at these positions and means nothing at others.
     """
     some = _Some(length, positions)
     with ExitStack() as stack:
@@ -27,6 +34,7 @@ def at_positions(model: nn.Module, block: Block, branches: Sequence[SublayerSite
             for path in _firsts(block, branch):
                 stack.callback(model.get_submodule(path).register_forward_pre_hook(some.enter).remove)
             stack.callback(model.get_submodule(branch.output).register_forward_hook(some.leave).remove)
+        stack.enter_context(_Looking(some))
         yield
 
 
@@ -55,3 +63,40 @@ class _Some:
         some = gave.reshape(-1, len(self.positions), gave.shape[-1])
         whole = some.new_zeros(len(some), self.length, some.shape[-1]).index_copy(1, self.positions, some)
         return whole if gave.dim() == 3 else whole.flatten(0, 1)
+
+
+class _Looking(TorchFunctionMode):
+    """Attention of some positions, on a processor: a few together look at all that the last of them can see. PyTorch's own computes those
+    of others too, and backward at a third of the speed of products of matrices; but it never keeps the scores."""
+
+    def __init__(self, some: _Some) -> None:
+        super().__init__()
+        self.some = some
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return (self._attention if func is scaled_dot_product_attention else func)(*args, **kwargs or {})
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+                   is_causal: bool = False, **named: Any) -> Tensor:
+        positions, length = self.some.positions, self.some.length
+        known = query.device.type == "cpu" and attn_mask is None and not dropout_p and query.shape[-2] == key.shape[-2] == length
+        dtype, behind = made_in(query, key, value), computed_in(query, key, value)
+        if not known or dtype is None or behind is None or query.shape[:-2].numel() * len(positions) * length > _SCORES:
+            return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **named)
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+            found = torch.cat([_looks(query, key, value, some, is_causal, named.get("scale")) for some in positions.split(_TOGETHER)], -2)
+        return found.new_zeros(*query.shape[:-1], value.shape[-1], dtype=behind).index_copy(-2, positions, found.to(behind))
+
+
+def _looks(query: Float[Tensor, "*of heads length size"], key: Float[Tensor, "*of shared length size"],
+           value: Float[Tensor, "*of shared length width"], some: Int[Tensor, "some"], causal: bool,
+           scale: float | None) -> Float[Tensor, "*of heads some width"]:
+    """What `some` positions, in their order, are given; heads that share keys and values go as positions of one head."""
+    end = int(some[-1]) + 1 if causal else key.shape[-2]
+    asked = query.index_select(-2, some) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = asked.reshape(*key.shape[:-2], -1, key.shape[-1]) @ key[..., :end, :].transpose(-1, -2)
+    if causal:
+        later = torch.arange(end) > some[:, None]
+        scores = scores.view(*asked.shape[:-1], end).masked_fill(later, -torch.inf).view_as(scores)
+    return (scores.softmax(-1) @ value[..., :end, :]).view(*asked.shape[:-1], value.shape[-1])

@@ -128,6 +128,7 @@ class _Steps:
         self._total, self._done = total, 0
         self._trained = [parameter for parameter, _ in trained]
         self._kept = [parameter != 0 for parameter in self._trained]
+        self._factors = [kept.to(parameter.dtype) for parameter, kept in zip(self._trained, self._kept, strict=True)]
         self._optimizer = torch.optim.Adam([{"params": [parameter], "lr": rate, "most": rate} for parameter, rate in trained],
                                            betas=(0.9, decay), fused=True)
         self._moments = reselection.moments(total) if reselection else frozenset()
@@ -147,8 +148,8 @@ class _Steps:
         self._optimizer.zero_grad()
         for candidate, kept in self._candidates:
             candidate.step(kept)
-        for parameter, kept in zip(self._trained, self._kept, strict=True):
-            parameter.masked_fill_(~kept, 0)  # Adam looks at each weight alone: those that stay do not know the others
+        for parameter, factor in zip(self._trained, self._factors, strict=True):
+            parameter.mul_(factor)  # Adam looks at every weight by itself: those that stay do not know what the others would become
         self._done += 1
         return math.isfinite(float(found.detach()))
 
@@ -170,6 +171,8 @@ class _Steps:
                     kept.copy_(other)
                     break
                 weight.copy_(before)
+        for factor, kept in zip(self._factors, self._kept, strict=True):
+            factor.copy_(kept)
 
 
 def sizes(trained: Sequence[Tensor]) -> list[float]:
