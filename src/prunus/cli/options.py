@@ -62,7 +62,7 @@ CalibrationText = Annotated[str | None, typer.Option(
 Samples = Annotated[int | None, typer.Option(help="Calibration sequences. [default: 128]")]
 Written = Annotated[int | None, typer.Option(
     help="Sequences beside those of the calibration text that the model writes itself. [default: 0; where matrices are pruned with "
-         "--effort balanced a third as many as --samples, with best as many]")]
+         "--effort balanced a sixth as many as --samples, with best as many]")]
 Length = Annotated[int | None, typer.Option(help="Tokens per calibration (and search) sequence. [default: 512]")]
 Space = Annotated[str | None, typer.Option(
     help="Search sub-networks by several objectives: small, medium, layer, sublayer, large, or mixed (sparse too); settings after commas: "

@@ -154,9 +154,10 @@ class _Lesson:
         return float(found.detach())
 
     def _of_predictions(self, rows: slice, hidden: Tensor, slope: Tensor | None) -> float:
-        """Logits are of a few positions at a time, and what a loss makes of them, which is twenty times as much, of fewer: those of all
+        """Logits are of a few positions at a time, and what a loss makes of them, which is many times as much, of fewer: those of all
         positions would take more memory than all else."""
         length, total = hidden.shape[1] - 1, 0.0
+        count = len(hidden) * length
         step = positions_at_once(self.model.model, len(hidden))
         for start in range(0, length, step):
             part = slice(start, min(start + step, length))
@@ -168,9 +169,9 @@ class _Lesson:
                 logits = self._logits(tokens, leaf)
             found, back = self._apart(logits, taught, following, backwards=slope is not None)
             if slope is not None:
-                slope[:, part] = torch.autograd.grad(logits, leaf, back / (len(hidden) * length))[0]
+                slope[:, part] = torch.autograd.grad(logits, leaf, back)[0] / count
             total += found
-        return total / (len(hidden) * length)
+        return total / count
 
     def _apart(self, logits: Tensor, taught: Tensor, following: Tensor, backwards: bool) -> tuple[float, Tensor]:
         """The loss of some positions, added up, and `backwards` its gradient."""
