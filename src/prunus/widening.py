@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["as_it_is", "computed_in", "made_in", "widened"]
+__all__ = ["as_it_is", "computed_in", "made_in_float32", "widened"]
 
 _FEW = 16  # rows; for fewer, widening a matrix costs more than it saves
 _PART = 1 << 22  # numbers of a matrix that are in float32 at once
@@ -103,10 +103,10 @@ def _rounded_to(inputs: Tensor, weight: Tensor, _: Tensor | None) -> torch.dtype
     return None if inputs.numel() < _FEW * inputs.shape[-1] else computed_in(inputs, weight)
 
 
-def made_in(*operands: Tensor) -> torch.dtype | None:
-    """The dtype in which products of these are made best on a processor; none where `computed_in` gives none."""
+def made_in_float32(*operands: Tensor) -> bool:
+    """Whether products of these are made in float32 on a processor: their own dtype, or one that it has no instructions for."""
     dtype = computed_in(*operands)
-    return torch.float32 if dtype in _slow_dtypes() else dtype
+    return dtype == torch.float32 or dtype in _slow_dtypes()
 
 
 def computed_in(*operands: Tensor) -> torch.dtype | None:

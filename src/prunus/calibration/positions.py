@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from ..sites import Block, SublayerSite
-from ..widening import computed_in, made_in
+from ..widening import computed_in, made_in_float32
 
 __all__ = ["at_positions"]
 
@@ -25,8 +25,8 @@ def at_positions(model: nn.Module, block: Block, branches: Sequence[SublayerSite
                  positions: Int[Tensor, "some"]) -> Iterator[None]:
     """Inside, `branches` of a block give at `positions` of its sequences of `length` tokens what they always give, and 0 elsewhere.
 
-    Keys and values are of every position; an MLP, the matrix behind attention and, on a processor, attention itself compute those that
-    were asked for. So the block's output is right at these positions and means nothing at others.
+    Keys and values are of every position; an MLP, the matrix behind attention and, where a processor makes it in float32, attention itself
+    compute those that were asked for. So the block's output is right at these positions and means nothing at others.
     """
     some = _Some(length, positions)
     with ExitStack() as stack:
@@ -66,8 +66,9 @@ class _Some:
 
 
 class _Looking(TorchFunctionMode):
-    """Attention of some positions, on a processor: a few together look at all that the last of them can see. PyTorch's own computes those
-    of others too, and backward at a third of the speed of products of matrices; but it never keeps the scores."""
+    """Attention of some positions, where a processor makes it in float32: a few together look at all that the last of them can see.
+    PyTorch's own computes those of others too, and backward at a third of the speed of products of matrices; but it never keeps the
+    scores, nor rounds them where it is in half precision."""
 
     def __init__(self, some: _Some) -> None:
         super().__init__()
@@ -79,14 +80,14 @@ class _Looking(TorchFunctionMode):
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                    is_causal: bool = False, **named: Any) -> Tensor:
         positions, length = self.some.positions, self.some.length
-        known = query.device.type == "cpu" and attn_mask is None and not dropout_p and query.shape[-2] == key.shape[-2] == length
-        dtype, behind = made_in(query, key, value), computed_in(query, key, value)
-        if not known or dtype is None or behind is None or query.shape[:-2].numel() * len(positions) * length > _SCORES:
+        plain = attn_mask is None and not dropout_p and query.shape[-2] == key.shape[-2] == length
+        if not plain or not made_in_float32(query, key, value) or query.shape[:-2].numel() * len(positions) * length > _SCORES:
             return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **named)
+        dtype = computed_in(query, key, value)
         with torch.autocast("cpu", enabled=False):
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+            query, key, value = query.float(), key.float(), value.float()
             found = torch.cat([_looks(query, key, value, some, is_causal, named.get("scale")) for some in positions.split(_TOGETHER)], -2)
-        return found.new_zeros(*query.shape[:-1], value.shape[-1], dtype=behind).index_copy(-2, positions, found.to(behind))
+        return found.new_zeros(*query.shape[:-1], value.shape[-1], dtype=dtype).index_copy(-2, positions, found.to(dtype))
 
 
 def _looks(query: Float[Tensor, "*of heads length size"], key: Float[Tensor, "*of shared length size"],
