@@ -174,8 +174,8 @@ class _Lesson:
         return total / count
 
     def _apart(self, logits: Tensor, taught: Tensor, following: Tensor, backwards: bool) -> tuple[float, Tensor]:
-        """The loss of some positions, added up, and `backwards` its gradient."""
-        total, back = 0.0, torch.zeros_like(logits) if backwards else logits
+        """The loss of some positions, added up, and its gradient, which is filled in `backwards` only."""
+        total, back = 0.0, torch.empty_like(logits)
         step = max(1, len(logits) // _PARTS)
         for start in range(0, len(logits), step):
             part = slice(start, start + step)
