@@ -18,7 +18,7 @@ from ..calibration.placement import Placement
 from ..calibration.readout import positions_at_once
 from ..calibration.teaching import check_sequences, in_small_steps, keep_best, matrices_in, steps_of
 from ..distillation import distilled_loss, streams_apart
-from ..environment import release_memory
+from ..environment import release_memory, return_memory, reuse_memory
 from ..errors import RecipeError
 from ..sites import Anatomy, SublayerSite
 from ..subnet import subnet
@@ -82,11 +82,13 @@ class Distill:
 
     def conclude(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], taught: Float[Tensor, "samples length width"],
                  tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
+        return_memory()  # tensors of many sizes come and go
         release_memory()  # holes that repairing the blocks left
         rng, count = random.Random(self.seed), max(2, round(self.share * len(tokens)))
         chosen = torch.tensor(sorted(rng.sample(range(len(tokens)), count)))
         tokens, together = tokens[chosen], in_small_steps(tokens[chosen], batch)
         with torch.no_grad(), frozen(model), evaluating(model), ExitStack() as stack:
+            stack.callback(reuse_memory)
             states = enter(model, anatomy, tokens, placement, together, stack)
             generator = torch.Generator(states.device).manual_seed(self.seed)
             lesson = _Lesson(self, Backwards(model, anatomy, gone, states, placement, generator), taught[chosen.to(taught.device)], tokens)
