@@ -38,7 +38,7 @@ def main() -> None:
     options = arguments(__doc__ or "")
     rows = [] if options.tiny else kept_rows(KEPT / "rows.jsonl")
     keys = [(family, "", "dense", 0) for family in FAMILIES]
-    keys += [(family, pattern, way, seed) for family in FAMILIES for pattern in PATTERNS for way in WAYS for seed in SEEDS]
+    keys += [(family, pattern, way, seed) for seed in SEEDS for family in FAMILIES for pattern in PATTERNS for way in WAYS]
     for key in keys[:1] + keys[-4:] if options.tiny else keys:
         if not any((row["family"], row["pattern"], row["way"], row["seed"]) == key for row in rows):
             row = _row(options.tiny, *key)

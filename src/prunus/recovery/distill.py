@@ -82,13 +82,13 @@ class Distill:
 
     def conclude(self, model: Any, anatomy: Anatomy, gone: Sequence[SublayerSite], taught: Float[Tensor, "samples length width"],
                  tokens: Int[Tensor, "samples length"], placement: Placement, batch: int, watch: Watch = unwatched) -> Sequence[str]:
-        return_memory()  # tensors of many sizes come and go
-        release_memory()  # holes that repairing the blocks left
         rng, count = random.Random(self.seed), max(2, round(self.share * len(tokens)))
         chosen = torch.tensor(sorted(rng.sample(range(len(tokens)), count)))
         tokens, together = tokens[chosen], in_small_steps(tokens[chosen], batch)
         with torch.no_grad(), frozen(model), evaluating(model), ExitStack() as stack:
+            return_memory()  # tensors of many sizes come and go
             stack.callback(reuse_memory)
+            release_memory()  # holes that repairing the blocks left
             states = enter(model, anatomy, tokens, placement, together, stack)
             generator = torch.Generator(states.device).manual_seed(self.seed)
             lesson = _Lesson(self, Backwards(model, anatomy, gone, states, placement, generator), taught[chosen.to(taught.device)], tokens)
