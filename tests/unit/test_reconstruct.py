@@ -12,6 +12,7 @@ from prunus.calibration import teaching
 from prunus.calibration.placement import Placement
 from prunus.errors import RecipeError
 from prunus.recovery import Recovery
+from prunus.recovery.distill import Distill
 from prunus.recovery.patch import Patch
 from prunus.recovery.reconstruct import Reconstruct
 from prunus.silence import silenced
@@ -80,6 +81,18 @@ def test_families_that_norm_what_is_added_are_trained_without_the_least_squares(
     recovery = Reconstruct(epochs=8, rate=0.015)
     recovery.check(model, describe(model), TOKENS, Placement(), 8)
     assert distance(model, repaired(cut, recovery, dense)) < distance(model, cut)
+
+
+@pytest.mark.parametrize("recovery", [Reconstruct(epochs=8, rate=0.015, positions=0.5), Distill(epochs=6, rate=0.03, labels=0.0)],
+                         ids=["blocks", "whole"])
+@pytest.mark.parametrize("family", ["opt", "gpt2", "bert"])
+def test_layer_norms_in_float16_are_trained_around_and_left_as_they_are(family: str, recovery: Recovery) -> None:
+    model, cut, dense = narrowed(family, dtype=torch.float16)
+    trained = repaired(cut, recovery, dense)
+    assert distance(model, trained) < 0.95 * distance(model, cut)
+    for (name, before), after in zip(cut.named_parameters(), trained.parameters(), strict=True):
+        assert after.dtype == torch.float16, name
+        assert ("norm" not in name.lower() and "ln_" not in name) or torch.equal(before, after), name
 
 
 def test_branches_that_go_are_made_up_for() -> None:

@@ -127,4 +127,5 @@ def _check_added(model: Any, block: Block, dense: States, placement: Placement) 
             added, product = (whole - none).float(), given[0].float()
             if (added - product.view_as(added)).norm() > 0.05 * product.norm():
                 raise RecipeError(f"recovery 'patch': {branch.output}: what leaves it is normed or scaled before it is added, or the sum "
-                                  "is, which this repair does not know. Leave recovery out (--recovery none).")
+                                  "is, which this repair does not know. Train blocks (--recovery reconstruct), or leave recovery out "
+                                  "(--recovery none).")
