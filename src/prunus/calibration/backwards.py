@@ -14,7 +14,7 @@ from ..silence import silenced
 from ..sites import Anatomy, Block, SublayerSite
 from .blocks import States
 from .placement import Placement
-from .teaching import precise, without_float16
+from .teaching import precise
 
 __all__ = ["Backwards"]
 
@@ -51,7 +51,7 @@ class Backwards:
         mixed = slope.dtype in (torch.bfloat16, torch.float16)
         for depth, block in reversed(list(enumerate(self.anatomy.blocks))):
             inputs = given.pop().requires_grad_(depth > 0)
-            with self._without(block) as module, precise(trained[depth], self._drawn), without_float16(module):
+            with self._without(block) as module, precise(module, trained[depth], self._drawn):
                 with torch.enable_grad(), torch.autocast(self.states.device.type, dtype=torch.bfloat16, enabled=mixed):
                     outputs = self.states.call(module, depth, inputs)
                 if outputs.requires_grad:

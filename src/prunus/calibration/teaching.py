@@ -15,8 +15,7 @@ from ..errors import RecipeError
 from ..sites import Block, SublayerSite
 from .reselection import Reselection
 
-__all__ = ["Taught", "check_sequences", "in_small_steps", "keep_best", "matrices_in", "precise", "sizes", "steps_of", "train_kept",
-           "without_float16"]
+__all__ = ["Taught", "check_sequences", "in_small_steps", "keep_best", "matrices_in", "precise", "sizes", "steps_of", "train_kept"]
 
 _HELD_OUT = 8  # of so many groups of sequences one is not trained on
 _STEP = 512  # tokens; with twice as many, and so half the steps, a block ends farther from its aim
@@ -182,31 +181,27 @@ def sizes(trained: Sequence[Tensor]) -> list[float]:
 
 
 @contextmanager
-def precise(trained: Sequence[nn.Parameter], rounded: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to) -> Iterator[None]:
-    """Parameters in float32 that ask for their gradient; afterwards as they were, `rounded` to their dtype."""
+def precise(module: nn.Module, trained: Sequence[nn.Parameter],
+            rounded: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to) -> Iterator[None]:
+    """Parameters of a module in float32 that ask for their gradient; afterwards as they were, `rounded` to their dtype.
+
+    What else it has in float16 is in float32 as well: products that are made in bfloat16 make float32 of a stream in float16, and a layer
+    norm on a processor takes no narrower parameters than what it reads.
+    """
     before = [parameter.data for parameter in trained]
     for parameter in trained:
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
+    others = [(parameter, parameter.data) for parameter in module.parameters() if parameter.dtype == torch.float16]
+    for parameter, value in others:
+        parameter.data = value.float()
     try:
         yield
     finally:
+        for parameter, value in others:
+            parameter.data = value
         for parameter, value in zip(trained, before, strict=True):
             parameter.grad = None
             value.copy_(rounded(parameter.data, value.dtype))  # where it was: else a model's weights would wander and leave holes
             parameter.data = value
             parameter.requires_grad_(False)
-
-
-@contextmanager
-def without_float16(module: nn.Module) -> Iterator[None]:
-    """What a module has in float16 is in float32 for the duration. Products that are made in bfloat16 make float32 of a stream in float16,
-    and a layer norm on a processor takes no narrower parameters than what it reads."""
-    narrow = [(parameter, parameter.data) for parameter in module.parameters() if parameter.dtype == torch.float16]
-    for parameter, value in narrow:
-        parameter.data = value.float()
-    try:
-        yield
-    finally:
-        for parameter, value in narrow:
-            parameter.data = value

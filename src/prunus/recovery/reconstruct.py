@@ -15,7 +15,7 @@ from ..calibration.placement import Placement
 from ..calibration.positions import at_positions
 from ..calibration.repair import LeastSquares
 from ..calibration.reselection import Masked, Reselection, reselection_of
-from ..calibration.teaching import check_sequences, in_small_steps, matrices_in, precise, sizes, train_kept, without_float16
+from ..calibration.teaching import check_sequences, in_small_steps, matrices_in, precise, sizes, train_kept
 from ..distillation import streams_apart
 from ..errors import RecipeError
 from ..silence import silenced
@@ -102,7 +102,7 @@ class Reconstruct:
         masked = {model.get_submodule(path): matrix for path, matrix in place.masked.items()}  # some of them are away in a moment
         said: list[str] = []
         for unit in self._units(model, place, gone):
-            with silenced(model, unit.silent), precise(unit.trained), without_float16(module):
+            with silenced(model, unit.silent), precise(module, unit.trained):
                 error = unit.error(module, place)
                 taught = train_kept(unit.trained, list(place.pruned.batches()), error, epochs=self.epochs,
                                     rates=[self.rate * size for size in sizes(unit.trained)],
