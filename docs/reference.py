@@ -225,26 +225,39 @@ def results() -> dict[str, tuple[Path, dict[str, Any]]]:
 
 
 def studied(data: dict[str, Any]) -> dict[str, Any]:
-    """Of a study: the perplexities of every recipe, their gaps to the dense model beside those of the first recipe that removes as much,
+    """Of a study: the perplexities of every recipe, their gaps to the dense model beside those of the baseline that removes as much,
     and what it took."""
     (model,) = data["models"]
     numbers = [number for number in model["numbers"] if number["unit"] == "perplexity"]
-    recipes, first = numbers[0]["recipes"], dict[str, str]()
-    for recipe, entry in recipes.items():
-        first.setdefault(entry["level"], recipe)
+    levels: dict[str, list[str]] = {}
+    base: dict[str, str] = {}
+    for one in data["study"]["recipes"]:
+        levels.setdefault(one["level"], []).append(one["name"])
+        if data["study"]["baseline"] in (one["name"], one["method"]):
+            base.setdefault(one["level"], one["name"])
     counted = any(cost.get("processor") for cost in model["costs"].values())
-    rows = [["dense", *(f"{number['dense']:.2f}" for number in numbers), *("0" for _ in numbers), "", *[""] * counted, ""]]
-    for recipe, entry in sorted(recipes.items(), key=lambda item: list(first).index(item[1]["level"])):
-        cost, other = model["costs"][recipe], first[entry["level"]]
-        means = [(number["dense"], *(number["recipes"][name]["mean"] for name in (recipe, other))) for number in numbers]
-        rows.append([recipe, *(f"{mine:.2f}" for _, mine, _ in means),
-                     *(f"{(mine - dense) / (base - dense):.2f}" for dense, mine, base in means), f"{cost['seconds']:.0f} s",
-                     *[f"{cost['processor']:.0f} s" if cost.get("processor") else ""] * counted, f"{cost['host_bytes'] / 2**20:.0f} MiB"])
+    rows = [["dense", *(f"{number['dense']:.2f}" for number in numbers), *("0" for _ in numbers), *[""] * (2 + counted)]]
+    for level, recipes in levels.items():
+        other = base.get(level, recipes[0])
+        for recipe in recipes:
+            cost = model["costs"][recipe]
+            means = [(number["dense"], *(number["recipes"][name]["mean"] for name in (recipe, other))) for number in numbers]
+            rows.append([recipe, *(_perplexity(number["recipes"][recipe]) for number in numbers),
+                         *(f"{(mine - dense) / (theirs - dense):.2f}" for dense, mine, theirs in means),
+                         f"{cost['seconds']:.0f} s",
+                         *[f"{cost['processor']:.0f} s" if cost.get("processor") else ""] * counted,
+                         f"{cost['host_bytes'] / 2**20:.0f} MiB"])
     labels = [number["label"].removesuffix(" perplexity") for number in numbers]
     return {"table": table(["", *labels, *(f"gap, {label}" for label in labels), "pruning",
                             *["of a processor"] * counted, "peak memory"], rows),
             "environment": {"machine": ", ".join(data["machines"])},
             "protocol": "; ".join(number["protocol"] for number in numbers)}
+
+
+def _perplexity(entry: dict[str, Any]) -> str:
+    """Over seeds, with their deviation where there are several."""
+    there = [value for value in (entry["mean"], entry["deviation"]) if isinstance(value, float)]  # "nan" with one seed
+    return " ± ".join(f"{value:.2f}" if value < 1e5 else f"{value:.2g}" for value in there)
 
 
 def shown(result: tuple[Path, dict[str, Any]] | None, path: Path) -> str:

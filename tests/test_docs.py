@@ -238,15 +238,18 @@ def test_a_table_of_results_fills_its_marker_and_only_that(reference: Any, tmp_p
         "Protocol: first 10 tokens.\n\n<!-- end -->\nb\n<!-- table: two -->\n<!-- end -->\n")
 
 
-def test_a_study_is_a_table_of_perplexities_and_of_gaps_beside_the_first_recipe_of_a_level(reference: Any) -> None:
-    def number(label: str, unit: str, dense: float, means: dict[str, tuple[str, float]]) -> dict[str, Any]:
-        recipes = {name: {"level": level, "mean": mean} for name, (level, mean) in means.items()}
+def test_a_study_is_a_table_of_perplexities_and_of_gaps_beside_the_baseline_of_a_level(reference: Any) -> None:
+    def number(label: str, unit: str, dense: float, means: dict[str, float]) -> dict[str, Any]:
+        recipes = {name: {"mean": mean, "deviation": 0.5 if name == "b" else "nan"} for name, mean in means.items()}
         return {"label": label, "unit": unit, "protocol": f"{label}, all of it", "dense": dense, "recipes": recipes}
 
-    means = {"a": ("half", 14.0), "b": ("half", 11.0), "c": ("2:4", 20.0)}
+    means = {"b": 11.0, "c": 20.0, "a": 14.0}
     numbers = [number("news perplexity", "perplexity", 10.0, means), number("news agreement", "share", 1.0, means)]
     costs = {name: {"seconds": 2.4, "host_bytes": 2**21} for name in means}
-    found = reference.studied({"models": [{"numbers": numbers, "costs": costs}], "machines": ["M"]})
-    assert found["table"].splitlines()[2:] == ["| dense | 10.00 | 0 |  |  |", "| a | 14.00 | 1.00 | 2 s | 2 MiB |",
-                                               "| b | 11.00 | 0.25 | 2 s | 2 MiB |", "| c | 20.00 | 1.00 | 2 s | 2 MiB |"]
+    recipes = [{"name": name, "method": name, "level": "2:4" if name == "c" else "half"} for name in means]
+    data = {"models": [{"numbers": numbers, "costs": costs}], "machines": ["M"],
+            "study": {"baseline": "a", "recipes": recipes}}
+    found = reference.studied(data)
+    assert found["table"].splitlines()[2:] == ["| dense | 10.00 | 0 |  |  |", "| b | 11.00 ± 0.50 | 0.25 | 2 s | 2 MiB |",
+                                               "| a | 14.00 | 1.00 | 2 s | 2 MiB |", "| c | 20.00 | 1.00 | 2 s | 2 MiB |"]
     assert found["protocol"] == "news perplexity, all of it"

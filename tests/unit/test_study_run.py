@@ -293,6 +293,8 @@ def test_every_form_has_every_table_and_the_charts_a_line_for_every_method(whole
     assert groups == ["", "Sparsity 50 %", "Sparsity 70 %", "Sparsity 25 %, of channel sites"]
     reached = found.models[0].reached
     assert reached["channels"].parameters < reached[""].parameters == reached["wanda 50 %"].parameters
+    assert 0 < reached["channels"].error < 1  # Wanda and magnitude have no Gram to tell it from
+    assert (reached[""].error, reached["wanda 50 %"].error) == (None, None)
 
 
 def test_an_unfinished_study_has_a_report_that_says_so(whole: State, tmp_path: Path) -> None:

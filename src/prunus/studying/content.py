@@ -26,7 +26,9 @@ __all__ = ["as_json", "lead_of", "printed", "studied_page", "write"]
 
 _LEGEND = ("Mean ± deviation over seeds. Bold: the best of the recipes that were asked to remove the same, and those that cannot be told "
            "from it. Below: beside the dense model, and beside the baseline; better or worse is said only where the tests allow it (p < "
-           "0.05 after Holm's correction), and ≈ means that this does not show a difference.")
+           "0.05 after Holm's correction), and ≈ means that this does not show a difference. Error as solved: of the outputs of matrices "
+           "beside those of the dense ones, on the inputs they were solved for, relative, squared; a mean over matrices, before what "
+           "follows the solver.")
 _TESTS = ("Recipes are tested only against recipes that were asked to remove the same. Two tests must agree: over windows or examples, of "
           "which each has its mean over seeds (random signs; McNemar's where all are right or wrong), and, where seeds decide something, "
           "Student's paired test over seeds; p is the larger one. Within each number, p-values are corrected for all recipes against the "
@@ -60,7 +62,8 @@ def lead_of(found: Gathered) -> tuple[str, ...]:
 
 def _results(found: Gathered, rows: Rows) -> Table:
     """Recipes by what they were asked to remove; the dense model first."""
-    head = ("", *(f"{number.label}, {number.better} is better" for number in rows.numbers), "sparsity, counted", "parameters")
+    head = ("", *(f"{number.label}, {number.better} is better" for number in rows.numbers), "error as solved",
+            "sparsity, counted", "parameters")
     dense = (Cell(f"{rows.model.name} (dense)"), *(_dense(number) for number in rows.numbers), *_reached(rows, ""))
     groups: list[tuple[str, tuple[tuple[Cell, ...], ...]]] = [("", (dense,))]
     for level in dict.fromkeys(one.level for one in found.study.recipes):
@@ -73,11 +76,11 @@ def _dense(number: Number) -> Cell:
     return Cell("not known" if number.dense is None else figure(number.dense.value, number.unit))
 
 
-def _reached(rows: Rows, name: str) -> tuple[Cell, Cell]:
+def _reached(rows: Rows, name: str) -> tuple[Cell, ...]:
     found = rows.reached.get(name)
     if found is None:
-        return Cell("–"), Cell("–")
-    return Cell(f"{found.sparsity:.4f}"), Cell(millions(found.parameters))
+        return (Cell("–"),) * 3
+    return known(found.error, 4), Cell(f"{found.sparsity:.4f}"), Cell(millions(found.parameters))
 
 
 def _line(found: Gathered, rows: Rows, place: int, one: Treatment) -> tuple[Cell, ...]:

@@ -27,6 +27,7 @@ class Reached:
     sparsity: float  # of all matrices of the blocks, counted in the weights
     parameters: float
     bytes: float  # of the weights in memory
+    error: float | None  # of outputs on the calibration text, relative, as solved: a mean over matrices; None where no statistics tell it
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,9 @@ def _baselines(study: Study) -> dict[str, str]:
 
 
 def _reached(found: Sequence[Mapping[str, Any]]) -> Reached:
-    return Reached(*(statistics.fmean(one[name] for one in found) for name in ("sparsity", "parameters", "bytes")))
+    errors = [site["error"] for one in found for site in one["sites"] if site["error"] is not None]
+    sparsity, parameters, size = (statistics.fmean(one[name] for one in found) for name in ("sparsity", "parameters", "bytes"))
+    return Reached(sparsity, parameters, size, statistics.fmean(errors) if errors else None)
 
 
 def _costs(took: Sequence[Mapping[str, Any]]) -> Costs:
