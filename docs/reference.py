@@ -220,7 +220,8 @@ def results() -> dict[str, tuple[Path, dict[str, Any]]]:
         data = json.loads(file.read_text(encoding="utf-8"))
         found |= {name: (file, {**data, "table": text}) for name, text in data.get("tables", {}).items()}
     for file in sorted((ROOT / "benchmarks" / "studies").glob("*/study.json")):
-        found[f"study_{file.parent.name}"] = (file, studied(json.loads(file.read_text(encoding="utf-8"))))
+        data = json.loads(file.read_text(encoding="utf-8"))
+        found |= {f"study_{file.parent.name}": (file, studied(data)), f"study_{file.parent.name}_by_level": (file, by_level(data))}
     return found
 
 
@@ -239,7 +240,7 @@ def studied(data: dict[str, Any]) -> dict[str, Any]:
     rows = [["dense", *(f"{number['dense']:.2f}" for number in numbers), *("0" for _ in numbers), *[""] * (2 + counted)]]
     for level, recipes in levels.items():
         other = base.get(level, recipes[0])
-        for recipe in recipes:
+        for recipe in filter(model["costs"].get, recipes):  # the others have no cells yet
             cost = model["costs"][recipe]
             means = [(number["dense"], *(number["recipes"][name]["mean"] for name in (recipe, other))) for number in numbers]
             rows.append([recipe, *(_perplexity(number["recipes"][recipe]) for number in numbers),
@@ -248,16 +249,33 @@ def studied(data: dict[str, Any]) -> dict[str, Any]:
                          *[f"{cost['processor']:.0f} s" if cost.get("processor") else ""] * counted,
                          f"{cost['host_bytes'] / 2**20:.0f} MiB"])
     labels = [number["label"].removesuffix(" perplexity") for number in numbers]
-    return {"table": table(["", *labels, *(f"gap, {label}" for label in labels), "pruning",
-                            *["of a processor"] * counted, "peak memory"], rows),
-            "environment": {"machine": ", ".join(data["machines"])},
+    return _of_study(data, numbers, ["", *labels, *(f"gap, {label}" for label in labels), "pruning", *["of a processor"] * counted,
+                                     "peak memory"], rows)
+
+
+def by_level(data: dict[str, Any]) -> dict[str, Any]:
+    """Of a study: the first perplexity of every method, in a column for all that recipes were asked to remove."""
+    (model,) = data["models"]
+    number = next(number for number in model["numbers"] if number["unit"] == "perplexity")
+    found = {(one["method"] or one["name"], one["level"]): number["recipes"][one["name"]] for one in data["study"]["recipes"]}
+    methods, levels = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
+    rows = [["dense", *[f"{number['dense']:.2f}"] * len(levels)]]
+    rows += [[method, *(_perplexity(found[method, level]) if (method, level) in found else "" for level in levels)] for method in methods]
+    return _of_study(data, [number], ["", *(level.rpartition(", ")[2].removeprefix("sparsity ") for level in levels)], rows)
+
+
+def _of_study(data: dict[str, Any], numbers: list[dict[str, Any]], head: list[str], rows: list[list[str]]) -> dict[str, Any]:
+    return {"table": table(head, rows), "environment": {"machine": ", ".join(data["machines"])},
             "protocol": "; ".join(number["protocol"] for number in numbers)}
 
 
 def _perplexity(entry: dict[str, Any]) -> str:
     """Over seeds, with their deviation where there are several."""
-    there = [value for value in (entry["mean"], entry["deviation"]) if isinstance(value, float)]  # "nan" with one seed
-    return " ± ".join(f"{value:.2f}" if value < 1e5 else f"{value:.2g}" for value in there)
+    mean, deviation = entry["mean"], entry["deviation"]
+    if not isinstance(mean, float):
+        return ""
+    form = ".2f" if mean < 100 else ".1f" if mean < 1000 else ".0f" if mean < 1e6 else ".3g"
+    return " ± ".join(format(value, form) for value in (mean, deviation) if isinstance(value, float))  # "nan" with one seed
 
 
 def shown(result: tuple[Path, dict[str, Any]] | None, path: Path) -> str:

@@ -252,4 +252,7 @@ def test_a_study_is_a_table_of_perplexities_and_of_gaps_beside_the_baseline_of_a
     found = reference.studied(data)
     assert found["table"].splitlines()[2:] == ["| dense | 10.00 | 0 |  |  |", "| b | 11.00 ± 0.50 | 0.25 | 2 s | 2 MiB |",
                                                "| a | 14.00 | 1.00 | 2 s | 2 MiB |", "| c | 20.00 | 1.00 | 2 s | 2 MiB |"]
+    assert reference.by_level(data)["table"].splitlines() == [
+        "|  | half | 2:4 |", "| --- | --- | --- |", "| dense | 10.00 | 10.00 |", "| b | 11.00 ± 0.50 |  |", "| c |  | 20.00 |",
+        "| a | 14.00 |  |"]
     assert found["protocol"] == "news perplexity, all of it"

@@ -51,6 +51,14 @@ def test_n_m_says_its_sparsity_by_itself_and_is_a_level_and_a_line_of_its_own() 
     assert [one.line for one in found.recipes] == ["wanda", "wanda, sparse 1:4", "wanda, in order 1:4,permute=true"]
 
 
+def test_shapes_of_a_grid_are_one_method_so_that_a_baseline_is_that_of_every_level() -> None:
+    found = of({"grid": {"solver": ["magnitude", "wanda"], "sparsity": [0.5, 0.6]}},
+               {"grid": {"granularity": ["2:4", "4:8"], "solver": ["magnitude", "wanda"]}}, baseline="wanda")
+    assert names(found)[4:] == ["2:4 magnitude", "2:4 wanda", "4:8 magnitude", "4:8 wanda"]
+    assert [one.method for one in found.recipes] == ["magnitude", "magnitude", "wanda", "wanda"] + ["magnitude", "wanda"] * 2
+    assert [one.line for one in found.recipes[3:6]] == ["wanda", "magnitude 2:4", "wanda 2:4"]
+
+
 def test_a_recipe_may_be_a_file_whose_metrics_and_seed_are_the_study_s(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(Recipe(seed=7).to_toml())

@@ -19,7 +19,7 @@ __all__ = ["Metrics", "Study", "Subject", "Treatment", "read_study", "study_of"]
 Table = Mapping[str, Any]
 _OWN = ("name", "file", "grid", "sparsity", "stage", "calibration")  # keys of a recipe in a study; others are of its one stage
 _STAGE = (*(item.name for item in fields(Stage)), "effort")
-_SIZES = ("sparsity", "budget")  # what recipes of one method differ in
+_SIZES = ("sparsity", "budget", "granularity")  # what recipes of one method differ in
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Treatment:
 
     name: str
     recipe: Recipe  # without metrics, prompts and seed, which are the study's
-    method: str = ""  # the name of what recipes of several sparsities have in common; empty: the recipe's own
+    method: str = ""  # the name of what recipes of several sparsities and shapes have in common; empty: the recipe's own
 
     @property
     def line(self) -> str:
@@ -238,7 +238,7 @@ def _label(path: str, value: Any) -> str:
 
 def _named(name: str, labels: Mapping[str, str], varied: set[str], where: str) -> str:
     """A name with the labels of its point: where it says so, and at its end where it says nothing of them. Raises RecipeError."""
-    missing = [f"{path.rpartition('.')[2]} {label}" if re.match(r"[\d-]", label) and path != "sparsity" else label
+    missing = [f"{path.rpartition('.')[2]} {label}" if re.match(r"[\d-]", label) and path not in _SIZES else label
                for path, label in labels.items() if path in varied and f"{{{path}}}" not in name]
     for path, label in labels.items():
         name = name.replace(f"{{{path}}}", label)
