@@ -30,7 +30,7 @@ DAMPING, ROWS, TOGETHER = 0.01, 24, 4096
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    samples, widths, blocks = (2, (8,), (0,)) if options.tiny else (64, (8, 12, 16, 20, 24), (3, 15, 26))
+    samples, widths, blocks = (2, (8,), (0,)) if options.tiny else (64, (8, 12, 16, 20, 24, 28), (3, 15, 26))
     model, tokenizer = model_and_tokenizer(options.tiny)
     rows = [row for views in layers(model, tokenizer, samples, 64 if options.tiny else 512, blocks, options.tiny)
             for view in views for row in _rows(view, widths)]
@@ -71,11 +71,11 @@ def _supports(width: int, pattern: str) -> Tensor:
         groups = itertools.product(itertools.combinations(range(4), 2), repeat=width // 4)
         return torch.tensor([[4 * group + place for group, pair in enumerate(pairs) for place in pair] for pairs in groups])
     kept = width - removed_count(SPARSITY[pattern], width)
-    return torch.combinations(torch.arange(width), kept)
+    return torch.tensor(list(itertools.combinations(range(width), kept)))
 
 
 def _least(weight: Tensor, gram: Tensor, supports: Tensor) -> float:
-    """The least relative error, every row on the support that suits it: on one, |L^-1 (G w)_S|^2 of its energy is kept, with L L^T = G_SS."""
+    """The least relative error, every row on the support that suits it: on S, |L^-1 (G w)_S|^2 of its energy is kept, L L^T = G_SS."""
     owed = weight @ gram
     energy = (owed * weight).sum(1)
     kept = torch.zeros_like(energy)
