@@ -265,8 +265,10 @@ def by_level(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_study(data: dict[str, Any], numbers: list[dict[str, Any]], head: list[str], rows: list[list[str]]) -> dict[str, Any]:
+    texts = {"{corpus} {split}, {samples} sequences of {length} tokens".format(**one["recipe"]["calibration"])
+             for one in data["study"]["recipes"]}
     return {"table": table(head, rows), "environment": {"machine": ", ".join(data["machines"])},
-            "protocol": "; ".join(number["protocol"] for number in numbers)}
+            "calibration": "; ".join(sorted(texts)), "protocol": "; ".join(number["protocol"] for number in numbers)}
 
 
 def _perplexity(entry: dict[str, Any]) -> str:

@@ -246,7 +246,8 @@ def test_a_study_is_a_table_of_perplexities_and_of_gaps_beside_the_baseline_of_a
     means = {"b": 11.0, "c": 20.0, "a": 14.0}
     numbers = [number("news perplexity", "perplexity", 10.0, means), number("news agreement", "share", 1.0, means)]
     costs = {name: {"seconds": 2.4, "host_bytes": 2**21} for name in means}
-    recipes = [{"name": name, "method": name, "level": "2:4" if name == "c" else "half"} for name in means]
+    text = {"corpus": "news", "split": "train", "samples": 8, "length": 64, "written": 0}
+    recipes = [{"name": name, "method": name, "level": "2:4" if name == "c" else "half", "recipe": {"calibration": text}} for name in means]
     data = {"models": [{"numbers": numbers, "costs": costs}], "machines": ["M"],
             "study": {"baseline": "a", "recipes": recipes}}
     found = reference.studied(data)
@@ -255,4 +256,4 @@ def test_a_study_is_a_table_of_perplexities_and_of_gaps_beside_the_baseline_of_a
     assert reference.by_level(data)["table"].splitlines() == [
         "|  | half | 2:4 |", "| --- | --- | --- |", "| dense | 10.00 | 10.00 |", "| b | 11.00 ± 0.50 |  |", "| c |  | 20.00 |",
         "| a | 14.00 |  |"]
-    assert found["protocol"] == "news perplexity, all of it"
+    assert (found["calibration"], found["protocol"]) == ("news train, 8 sequences of 64 tokens", "news perplexity, all of it")
