@@ -88,7 +88,7 @@ def _row(row: tuple[Cell, ...]) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    text = _words(cell) if cell.marked else escape(cell.text)
+    text = _words(cell) if cell.marked else escape(cell.text).replace(" %", "&nbsp;%")
     if cell.best:
         text = f"<strong>{text}</strong>"
     return text + "".join(f"<small>{escape(note)}</small>" for note in cell.notes)
