@@ -23,8 +23,7 @@ from prunus.stats import InputStats
 from prunus.surgery.write import read_weight
 
 SOLVERS: dict[str, Any] = {"ALPS": ALPS(damping=0.0), "swaps": Swaps(damping=0.0)}
-PATTERNS: dict[str, Granularity] = {"70 %": Unstructured("row"), "2:4": NM(2, 4)}
-SPARSITY = {"70 %": 0.7, "2:4": 0.5}
+PATTERNS: dict[str, tuple[float, Granularity]] = {"70 %": (0.7, Unstructured("row")), "2:4": (0.5, NM(2, 4))}
 DAMPING, ROWS, TOGETHER = 0.01, 24, 4096
 
 
@@ -49,9 +48,9 @@ def _rows(view: View, widths: tuple[int, ...]) -> Iterator[dict[str, Any]]:
         rows = torch.randperm(len(weight), generator=generator)[:ROWS]
         inputs = torch.randperm(len(gram), generator=generator)[:width].sort().values
         stats = _with(gram[inputs][:, inputs])
-        for pattern, granularity in PATTERNS.items():
-            problem = LayerProblem(weight[rows][:, inputs].contiguous(), stats, granularity, SPARSITY[pattern], view.site.name)
-            supports = _supports(width, pattern)
+        for pattern, (sparsity, granularity) in PATTERNS.items():
+            problem = LayerProblem(weight[rows][:, inputs].contiguous(), stats, granularity, sparsity, view.site.name)
+            supports = _supports(width, sparsity, granularity)
             best = _least(problem.weight.double(), stats.gram.double(), supports)
             found = {name: problem.error(solver.solve(problem).weight) for name, solver in SOLVERS.items()}
             yield {"site": view.site.name, "inputs": width, "pattern": pattern, "supports": len(supports), "best": best, **found}
@@ -65,12 +64,13 @@ def _with(gram: Tensor) -> InputStats:
     return stats
 
 
-def _supports(width: int, pattern: str) -> Tensor:
+def _supports(width: int, sparsity: float, granularity: Granularity) -> Tensor:
     """Those of one row, as the places that are kept."""
-    if pattern == "2:4":
-        groups = itertools.product(itertools.combinations(range(4), 2), repeat=width // 4)
-        return torch.tensor([[4 * group + place for group, pair in enumerate(pairs) for place in pair] for pairs in groups])
-    kept = width - removed_count(SPARSITY[pattern], width)
+    if isinstance(granularity, NM):
+        n, m = granularity.n, granularity.m
+        patterns = itertools.product(itertools.combinations(range(m), n), repeat=width // m)
+        return torch.tensor([[m * group + place for group, places in enumerate(each) for place in places] for each in patterns])
+    kept = width - removed_count(sparsity, width)
     return torch.tensor(list(itertools.combinations(range(width), kept)))
 
 

@@ -230,24 +230,17 @@ def studied(data: dict[str, Any]) -> dict[str, Any]:
     and what it took."""
     (model,) = data["models"]
     numbers = [number for number in model["numbers"] if number["unit"] == "perplexity"]
-    levels: dict[str, list[str]] = {}
-    base: dict[str, str] = {}
-    for one in data["study"]["recipes"]:
-        levels.setdefault(one["level"], []).append(one["name"])
-        if data["study"]["baseline"] in (one["name"], one["method"]):
-            base.setdefault(one["level"], one["name"])
+    recipes = numbers[0]["recipes"]
+    levels = list(dict.fromkeys(entry["level"] for entry in recipes.values()))
     counted = any(cost.get("processor") for cost in model["costs"].values())
     rows = [["dense", *(f"{number['dense']:.2f}" for number in numbers), *("0" for _ in numbers), *[""] * (2 + counted)]]
-    for level, recipes in levels.items():
-        other = base.get(level, recipes[0])
-        for recipe in filter(model["costs"].get, recipes):  # the others have no cells yet
-            cost = model["costs"][recipe]
-            means = [(number["dense"], *(number["recipes"][name]["mean"] for name in (recipe, other))) for number in numbers]
-            rows.append([recipe, *(_perplexity(number["recipes"][recipe]) for number in numbers),
-                         *(f"{(mine - dense) / (theirs - dense):.2f}" for dense, mine, theirs in means),
-                         f"{cost['seconds']:.0f} s",
-                         *[f"{cost['processor']:.0f} s" if cost.get("processor") else ""] * counted,
-                         f"{cost['host_bytes'] / 2**20:.0f} MiB"])
+    for recipe in sorted(filter(model["costs"].get, recipes), key=lambda name: levels.index(recipes[name]["level"])):  # those with cells
+        cost, against = model["costs"][recipe], recipes[recipe]["against"]
+        other = against["baseline"] if against else recipe
+        means = [(number["dense"], *(number["recipes"][name]["mean"] for name in (recipe, other))) for number in numbers]
+        rows.append([recipe, *(_perplexity(number["recipes"][recipe]) for number in numbers),
+                     *(f"{(mine - dense) / (theirs - dense):.2f}" for dense, mine, theirs in means), f"{cost['seconds']:.0f} s",
+                     *[f"{cost['processor']:.0f} s" if cost.get("processor") else ""] * counted, f"{cost['host_bytes'] / 2**20:.0f} MiB"])
     labels = [number["label"].removesuffix(" perplexity") for number in numbers]
     return _of_study(data, numbers, ["", *labels, *(f"gap, {label}" for label in labels), "pruning", *["of a processor"] * counted,
                                      "peak memory"], rows)

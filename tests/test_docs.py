@@ -240,7 +240,8 @@ def test_a_table_of_results_fills_its_marker_and_only_that(reference: Any, tmp_p
 
 def test_a_study_is_a_table_of_perplexities_and_of_gaps_beside_the_baseline_of_a_level(reference: Any) -> None:
     def number(label: str, unit: str, dense: float, means: dict[str, float]) -> dict[str, Any]:
-        recipes = {name: {"mean": mean, "deviation": 0.5 if name == "b" else "nan"} for name, mean in means.items()}
+        recipes = {name: {"mean": mean, "deviation": 0.5 if name == "b" else "nan", "level": "2:4" if name == "c" else "half",
+                          "against": {"baseline": "a"} if name == "b" else None} for name, mean in means.items()}
         return {"label": label, "unit": unit, "protocol": f"{label}, all of it", "dense": dense, "recipes": recipes}
 
     means = {"b": 11.0, "c": 20.0, "a": 14.0}
@@ -249,7 +250,7 @@ def test_a_study_is_a_table_of_perplexities_and_of_gaps_beside_the_baseline_of_a
     text = {"corpus": "news", "split": "train", "samples": 8, "length": 64, "written": 0}
     recipes = [{"name": name, "method": name, "level": "2:4" if name == "c" else "half", "recipe": {"calibration": text}} for name in means]
     data = {"models": [{"numbers": numbers, "costs": costs}], "machines": ["M"],
-            "study": {"baseline": "a", "recipes": recipes}}
+            "study": {"recipes": recipes}}
     found = reference.studied(data)
     assert found["table"].splitlines()[2:] == ["| dense | 10.00 | 0 |  |  |", "| b | 11.00 ± 0.50 | 0.25 | 2 s | 2 MiB |",
                                                "| a | 14.00 | 1.00 | 2 s | 2 MiB |", "| c | 20.00 | 1.00 | 2 s | 2 MiB |"]
